@@ -54,7 +54,7 @@ class Bank(_Section):
     """The prompt bank of the controlled protocol (see ``tasks.prompt_bank``)."""
 
     seed: Seed
-    pairs: int = Field(ge=8)
+    pairs: int = Field(ge=8, multiple_of=8)  # as many prompts for each of the eight templates
     smallest: int = Field(ge=2)
     largest: int = Field(ge=3)
 
@@ -72,6 +72,7 @@ class Probing(_Section):
     C: float = Field(gt=0)
     folds: int = Field(ge=3)
     shuffles: int = Field(ge=1)
+    reported_shuffles: int = Field(ge=20)
     seed: Seed
     attention_scale: float = Field(ge=0)
 

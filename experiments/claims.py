@@ -1,0 +1,27 @@
+"""Stage claims: judge every claim of paper/claims.yaml by the results; writes results/claims.json."""
+
+import argparse
+from pathlib import Path
+
+from classifier_emergence.claims import evaluate, load_claims
+from classifier_emergence.params import load_params
+from classifier_emergence.results import read_result, write_result
+from experiments.stage import RESULTS, exit_on_bad_input, result_path
+
+LEDGER = Path("paper/claims.yaml")
+STAGES = ("probing", "logit_lens")
+
+
+def run() -> None:
+    """Evaluate the ledger on the models of the paper."""
+    models = load_params().models
+    results = {stage: {model: read_result(result_path(stage, model)) for model in models} for stage in STAGES}
+    parameters = {model: read_result(result_path("fetch", model))["parameters"] for model in models}
+    ledger = load_claims(LEDGER)
+    verdicts = {key: evaluate(claim, results, models, parameters) for key, claim in ledger.items()}
+    write_result(RESULTS / "claims.json", verdicts)
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    exit_on_bad_input(run)

@@ -1,0 +1,137 @@
+"""The paper's figures, drawn from results alone: same results, same bytes. Line styles carry what colours would."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from classifier_emergence.results import write_bytes_atomic
+
+Results = Mapping[str, Mapping[str, Any]]
+"""Model -> result of one stage."""
+
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "lines.linewidth": 1.1,
+    "svg.hashsalt": "classifier-emergence",  # ids in the SVG are random without it
+    "savefig.dpi": 200,
+}
+_WIDTH = 6.3  # inches: the text width of the paper
+_STYLES = ("symbol", "word", "story")
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """Write ``stem.svg`` and ``stem.png`` atomically, without dates or versions in them."""
+    metadata: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+    for ending, entries in metadata.items():
+        buffer = io.BytesIO()
+        with mpl.rc_context(_STYLE):
+            figure.savefig(buffer, format=ending, metadata=entries)
+        write_bytes_atomic(stem.parent / f"{stem.name}.{ending}", buffer.getvalue())
+
+
+def probe_depth(probing: Results) -> Figure:
+    """Probe accuracy over depth: styles down, models across, the reported protocol beside the controlled one."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _grid(probing, height=5.2)
+        for (style, model), axis in axes.items():
+            result = probing[model]
+            x = np.arange(len(result["layers"]))
+            if style in result["reported"]:
+                axis.plot(x[1:], result["reported"][style]["accuracy"][1:], color="0.45", ls=":", marker=".", ms=3,
+                          lw=0.8, label="reported protocol, n = 16")  # fmt: skip
+            for split, ls, shade in (("held_out_operands", "-", "0.0"), ("held_out_templates", "--", "0.3")):
+                curve = result["controlled"][style][split]
+                low, high = np.transpose(curve["interval"])
+                label = f"controlled, {split.replace('_', ' ')}"
+                axis.plot(x, curve["accuracy"], color=shade, ls=ls, label=label)
+                axis.fill_between(x, low, high, color=shade, alpha=0.15, lw=0)
+            bag = result["controlled"][style]["held_out_templates"]["bag_of_tokens"]["accuracy"]
+            axis.axhline(bag, color="0.3", ls=(0, (1, 3)), lw=0.9, label="bag of tokens, held out templates")
+            axis.axhline(0.25, color="0.7", lw=0.6, zorder=0)
+            axis.set_ylim(0, 1.04)
+            _layer_axis(axis, result["layers"])
+        for style in _STYLES:
+            axes[style, next(iter(probing))].set_ylabel(f"{style} prompts\naccuracy")
+        _legend(figure, axes["symbol", next(iter(probing))])
+    return figure
+
+
+def alignment_null(logit_lens: Results) -> Figure:
+    """Mean alignment of the operation word over depth, against other words of the same unembedding norm."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _grid(logit_lens, height=5.2)
+        for (style, model), axis in axes.items():
+            result = logit_lens[model]
+            word = result["controlled"][style]["word"]
+            x = np.arange(len(result["layers"]))
+            low, high = np.clip(np.transpose(word["interval"]), 1e-12, None)
+            null = {name: np.clip(word["null"][f"alignment_{name}"], 1e-12, None) for name in ("median", "95", "max")}
+            axis.fill_between(x, null["median"], null["95"], color="0.85", lw=0, label="null words, median to 95 %")
+            axis.plot(x, null["max"], color="0.6", ls=":", label="largest null word")
+            axis.plot(x, np.clip(word["alignment"], 1e-12, None), color="0.0", label="operation word")
+            axis.fill_between(x, low, high, color="0.0", alpha=0.25, lw=0)
+            synonyms = np.clip(result["controlled"][style]["synonyms"]["alignment"], 1e-12, None)
+            axis.plot(x, synonyms, color="0.35", ls="--", lw=0.8, label="synonyms")
+            axis.set_yscale("log")
+            axis.set_ylim(1e-12, 2)
+            _layer_axis(axis, result["layers"])
+        for style in _STYLES:
+            axes[style, next(iter(logit_lens))].set_ylabel(f"{style} prompts\nmean alignment")
+        _legend(figure, axes["symbol", next(iter(logit_lens))])
+    return figure
+
+
+def lens_heatmap(logit_lens: Results) -> Figure:
+    """Alignment of each prompt's operation word by layer, for the originals' eight prompts."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 0.35 + 1.35 * len(logit_lens)), layout="constrained")
+        panels = figure.subplots(len(logit_lens), 1, squeeze=False)[:, 0]
+        for axis, (model, result) in zip(panels, logit_lens.items(), strict=True):
+            reported = result["reported"]
+            values = np.log10(np.clip(np.transpose(reported["alignment"]), 1e-12, None))
+            image = axis.imshow(values, aspect="auto", cmap="cividis", vmin=-12, vmax=0, interpolation="nearest")
+            axis.set_yticks(range(len(reported["prompts"])), [entry["prompt"] for entry in reported["prompts"]])
+            axis.set_title(model, loc="left")
+            _layer_axis(axis, result["layers"], margin=0.5)
+            # The layer that the originals read.
+            row = result["layers"].index(reported["layer"])
+            axis.axvline(row - 0.5, color="w", lw=0.6)
+            axis.axvline(row + 0.5, color="w", lw=0.6)
+        bar = figure.colorbar(image, ax=list(panels), shrink=0.6, pad=0.01)
+        bar.set_label("alignment, log₁₀")
+    return figure
+
+
+def _grid(results: Results, *, height: float) -> tuple[Figure, dict[tuple[str, str], Axes]]:
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    panels = figure.subplots(len(_STYLES), len(results), sharey=True, squeeze=False)
+    axes = {(style, model): panels[i, j] for i, style in enumerate(_STYLES) for j, model in enumerate(results)}
+    for model in results:
+        axes["symbol", model].set_title(model)
+        axes["story", model].set_xlabel("layer")
+    return figure, axes
+
+
+def _layer_axis(axis: Axes, labels: Sequence[str], *, margin: float = 0.2) -> None:
+    ticks = [0, *range(1, len(labels), max(1, round(len(labels) / 5)))]
+    if len(ticks) > 2 and ticks[1] - ticks[0] < ticks[2] - ticks[1]:
+        ticks.pop(1)  # emb and L0 would overlap
+    axis.set_xticks(ticks, [labels[i] for i in ticks])
+    axis.set_xlim(-margin, len(labels) - 1 + margin)
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=3)

@@ -1,0 +1,20 @@
+"""How layers are named and counted, in one place.
+
+A residual stream has ``n_layers + 1`` rows: row 0 is the embedding (``emb``), row i + 1 the state after block i
+(``L{i}``), so that our L-numbers equal the sources'.
+"""
+
+
+def layer_labels(n_layers: int) -> list[str]:
+    """Labels of the rows: ``emb``, ``L0`` ... ``L{n_layers - 1}``."""
+    return ["emb", *(f"L{i}" for i in range(n_layers))]
+
+
+def layer_row(layer: int) -> int:
+    """Row of the state after block ``layer`` (0-based). The only place that adds 1."""
+    return layer + 1
+
+
+def layer_at(depth: float, n_layers: int) -> int:
+    """The sources' layer at a relative depth: ``int(depth * n_layers)``."""
+    return int(depth * n_layers)

@@ -1,0 +1,95 @@
+"""The readout: final norm, then unembedding. What turns a residual stream into logits over the vocabulary."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from classifier_emergence.errors import InputError
+
+_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+_BLOCKS_NAMES = ("layers", "h", "blocks")
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Final norm and unembedding of a model: ``logits(h) = cap(W_U norm(h) + b) / s``."""
+
+    norm: nn.Module
+    weight: Tensor
+    """W_U, (vocabulary, d)."""
+    bias: Tensor | None
+    divisor: float
+    """Granite's ``logits_scaling``, else 1."""
+    softcap: float | None
+    """Gemma 2's ``final_logit_softcapping``, else None."""
+
+    def logits(self, states: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Logits of pre-norm states.
+
+        Args:
+            states: (rows, d).
+            out: (at least rows, vocabulary) buffer to write into. Fresh memory costs more than the arithmetic for
+                large vocabularies, so loops reuse one.
+
+        Returns:
+            (rows, vocabulary).
+        """
+        normed = self.norm(states)
+        logits = torch.mm(normed, self.weight.T, out=None if out is None else out[: len(states)])
+        if self.bias is not None:
+            logits += self.bias
+        if self.divisor != 1.0:
+            logits /= self.divisor
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    @property
+    def gain(self) -> Tensor:
+        """(d,) elementwise gain of the final norm, so that ``norm(h) = gain * h / rms(h)`` for an RMS norm."""
+        if isinstance(self.norm, nn.LayerNorm):
+            return self.norm.weight.detach()
+        # Families store the gain as g or as 1 + g; what the module does to the all-ones state (rms 1) is the gain.
+        return self.norm(torch.ones(1, self.weight.shape[1]))[0]
+
+
+def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The transformer blocks, in order.
+
+    Raises:
+        InputError: None found; names the model class.
+    """
+    blocks = _attribute(model.get_decoder(), _BLOCKS_NAMES)
+    if not isinstance(blocks, nn.ModuleList):
+        raise InputError(f"model {type(model).__name__}: no list of decoder blocks named {' or '.join(_BLOCKS_NAMES)}")
+    return blocks
+
+
+def find_readout(model: PreTrainedModel) -> Readout:
+    """Final norm and unembedding of a causal language model.
+
+    Raises:
+        InputError: One of them cannot be found; names the model class and the part. A guess would give a lens that
+            looks plausible and is wrong.
+    """
+    norm = _attribute(model.get_decoder(), _NORM_NAMES)
+    if not isinstance(norm, nn.Module):
+        raise InputError(f"model {type(model).__name__}: no final norm named {' or '.join(_NORM_NAMES)}")
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "weight", None) is None:
+        raise InputError(f"model {type(model).__name__}: no unembedding (get_output_embeddings() gives {head!r})")
+    config: Any = model.config.get_text_config()
+    return Readout(
+        norm=norm,
+        weight=head.weight.detach(),
+        bias=None if getattr(head, "bias", None) is None else head.bias.detach(),
+        divisor=float(getattr(config, "logits_scaling", None) or 1.0),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def _attribute(module: nn.Module, names: tuple[str, ...]) -> object:
+    return next((found for name in names if (found := getattr(module, name, None)) is not None), None)

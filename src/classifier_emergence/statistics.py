@@ -1,0 +1,185 @@
+"""Uncertainty: intervals for proportions and means, p-values, and the maximum that chance gives."""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from classifier_emergence.errors import InputError
+
+Floats = NDArray[np.float64]
+
+# Means of resamples that are held at once: 64 MiB of float64.
+_CELLS = 2**23
+
+
+def wilson(successes: int, n: int, *, confidence: float) -> tuple[float, float]:
+    """Wilson score interval of a proportion.
+
+    With p = successes / n and z the normal quantile of (1 + confidence) / 2, its ends are
+    ``(p + z²/2n ± sqrt(z²/n (p(1 - p) + z²/4n))) / (1 + z²/n)``: the proportions that a score test keeps.
+    Unlike p ± z·s it stays within [0, 1] and has a width at 0 and at n successes.
+
+    Raises:
+        InputError: ``n`` is not positive, ``successes`` not within 0..n, or ``confidence`` not within (0, 1).
+
+    Source: Wilson (1927), Probable inference, the law of succession, and statistical inference, JASA 22.
+    """
+    _check_confidence(confidence)
+    if n < 1:
+        raise InputError(f"n: a proportion of {n} examples is not defined; pass at least one")
+    if not 0 <= successes <= n:
+        raise InputError(f"successes: {successes} is not within 0..{n}; pass a count of the n examples")
+    # Closed, as scipy.stats takes longer to import than many a stage needs; a test compares the two.
+    p, z2 = successes / n, NormalDist().inv_cdf((1 + confidence) / 2) ** 2 / n
+    centre, half = p + z2 / 2, math.sqrt(z2 * (p * (1 - p) + z2 / 4))
+    low = (centre - half) / (1 + z2) if successes else 0.0
+    high = (centre + half) / (1 + z2) if successes < n else 1.0
+    return low, high
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """Accuracy with what is needed to judge it.
+
+    Attributes:
+        accuracy: Correct answers as a fraction of ``n``.
+        n: Number of examples.
+        interval: Wilson interval of ``accuracy``.
+    """
+
+    accuracy: float
+    n: int
+    interval: tuple[float, float]
+
+    @classmethod
+    def of(cls, predicted: ArrayLike, truth: ArrayLike, *, confidence: float) -> "Proportion":
+        """How often ``predicted`` (n,) equals ``truth`` (n,): class numbers or labels.
+
+        Raises:
+            InputError: The two differ in shape, or there are no examples.
+        """
+        predicted, truth = np.asarray(predicted), np.asarray(truth)
+        if predicted.shape != truth.shape:
+            raise InputError(
+                f"predicted: shape {predicted.shape} against {truth.shape} of truth; pass one for each"
+            )
+        correct, n = int(np.sum(predicted == truth)), predicted.size
+        interval = wilson(correct, n, confidence=confidence)
+        return cls(correct / n, n, interval)
+
+
+def bootstrap_mean(
+    values: ArrayLike, *, confidence: float, resamples: int, seed: int, clusters: ArrayLike | None = None
+) -> tuple[Floats, Floats]:
+    """Percentile bootstrap interval of the mean over the last axis.
+
+    Every row is resampled with the same draws, so intervals of rows (layers, words) are comparable. A
+    resample is a vector of counts that is multinomial over the groups; its mean is
+    ``sum(counts * sums) / sum(counts * sizes)`` with one group an example, or one a cluster.
+
+    Args:
+        values: (..., n).
+        confidence: Of the two-sided interval, within (0, 1).
+        resamples: Number of resamples.
+        seed: Of the draws.
+        clusters: (n,) labels of examples that belong together (an operand pair), drawn as a whole.
+
+    Returns:
+        Lower and upper ends, each (...).
+
+    Raises:
+        InputError: No values, NaN or infinity among them, no resamples, or ``clusters`` of another length.
+
+    Source: Efron and Tibshirani (1993), An introduction to the bootstrap, chapter 13; for clusters Davison
+    and Hinkley (1997), Bootstrap methods and their application, section 3.8.
+    """
+    _check_confidence(confidence)
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim == 0 or array.shape[-1] == 0:
+        raise InputError(
+            f"values: shape {array.shape} holds nothing to resample; pass (..., n) with n at least 1"
+        )
+    _check_finite("values", array)
+    if resamples < 1:
+        raise InputError(f"resamples: {resamples} gives no interval; pass at least 1, better 1000")
+    n = array.shape[-1]
+    rows = array.reshape(-1, n)
+    sizes = np.ones(n)
+    if clusters is not None:
+        rows, sizes = _sums(rows, np.asarray(clusters))
+    groups = len(sizes)
+    random = np.random.default_rng(seed)
+    counts = random.multinomial(groups, np.full(groups, 1 / groups), size=resamples).astype(np.float64)
+    weights = counts / (counts @ sizes)[:, None]
+    ends = ((1 - confidence) / 2, (1 + confidence) / 2)
+    step = max(1, _CELLS // resamples)
+    parts = [np.quantile(rows[i : i + step] @ weights.T, ends, axis=1) for i in range(0, len(rows), step)]
+    low, high = np.concatenate(parts, axis=1).reshape(2, *array.shape[:-1])
+    return low, high
+
+
+def permutation_p(observed: ArrayLike, null: ArrayLike) -> Floats:
+    """One-sided permutation p-value ``(1 + #{null >= observed}) / (1 + N)``; small if ``observed`` is large.
+
+    The 1 counts the observed arrangement itself, so that p is never 0 and the test keeps its level.
+
+    Args:
+        observed: (...) statistics.
+        null: (..., N) statistics under the null, or (N,) for all of ``observed``.
+
+    Raises:
+        InputError: No null statistics, or NaN in either.
+
+    Source: Phipson and Smyth (2010), Permutation p-values should never be zero, SAGMB 9 (1).
+    """
+    observed, null = np.asarray(observed, dtype=np.float64), np.asarray(null, dtype=np.float64)
+    if null.ndim == 0 or null.shape[-1] == 0:
+        raise InputError(f"null: shape {null.shape} holds no statistics; pass (..., N) with N at least 1")
+    _check_finite("observed", observed)
+    _check_finite("null", null)
+    reached = np.sum(null >= observed[..., None], axis=-1)
+    return np.asarray((1 + reached) / (1 + null.shape[-1]))
+
+
+def expected_max_cosine(vocabulary: int, dimension: int) -> float:
+    """What chance gives for the largest cosine between one direction and a vocabulary of random directions.
+
+    A cosine in d dimensions is about normal with variance 1/d, and the maximum of V normals is about
+    ``sqrt(2 ln V)`` deviations: ``sqrt(2 ln V / d)``. It holds for d much larger than ln V, and is a little
+    too high for finite V.
+
+    Raises:
+        InputError: One of the two is not positive.
+
+    Source: Cramér (1946), Mathematical methods of statistics, section 28.6.
+    """
+    if vocabulary < 1 or dimension < 1:
+        raise InputError(f"vocabulary, dimension: {vocabulary}, {dimension}: both must be at least 1")
+    return math.sqrt(2 * math.log(vocabulary) / dimension)
+
+
+def _sums(rows: Floats, clusters: NDArray[np.generic]) -> tuple[Floats, Floats]:
+    """Sums over clusters (rows, clusters) and sizes of clusters (clusters,)."""
+    if clusters.shape != rows.shape[-1:]:
+        raise InputError(
+            f"clusters: shape {clusters.shape}; pass one label for each of the {rows.shape[-1]} examples"
+        )
+    _, members, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
+    in_order = rows[:, np.argsort(members, kind="stable")]
+    return np.add.reduceat(in_order, np.cumsum(sizes) - sizes, axis=1), sizes.astype(np.float64)
+
+
+def _check_finite(name: str, array: Floats) -> None:
+    if not np.isfinite(array).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise InputError(
+            f"{name}: {array[where]} at {list(where)} is not a finite number; leave such examples out"
+        )
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence: {confidence} is not within (0, 1); pass for instance 0.95")

@@ -1,0 +1,404 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from pypdf import PdfReader
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.paper import build, prose_numbers
+from classifier_emergence.typeset import percent, write_table
+
+ROOT = Path(__file__).parents[1]
+PAPER = ROOT / "paper"
+SOURCES = sorted(path for path in PAPER.glob("*.typ") if path.name != "lib.typ")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A repository root with lib.typ, the parameters and a ledger of one claim."""
+    (tmp_path / "paper" / "figures").mkdir(parents=True)
+    (tmp_path / "results").mkdir()
+    shutil.copy(PAPER / "lib.typ", tmp_path / "paper")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    ledger = {"C01": {"claim": "It rains.", "reported": "50-80 %", "verdict": "holds"}}
+    (tmp_path / "results" / "claims.json").write_text(json.dumps(ledger))
+    return tmp_path
+
+
+def compiled(tree: Path, body: str) -> bytes:
+    main = tree / "paper" / "main.typ"
+    main.write_text(
+        f'#import "/paper/lib.typ": *\n#set document(title: "t", date: none)\n{body}\n', encoding="utf-8"
+    )
+    build(main, tree / "paper" / "paper.pdf", root=tree)
+    return (tree / "paper" / "paper.pdf").read_bytes()
+
+
+def text_of(pdf: Path) -> str:
+    text = "\n".join(page.extract_text() for page in PdfReader(pdf).pages)
+    return text.replace("\u00a0", " ")
+
+
+def printed(tree: Path, body: str) -> str:
+    compiled(tree, body)
+    return text_of(tree / "paper" / "paper.pdf")
+
+
+def printed_values(tree: Path, expressions: list[str]) -> list[str]:
+    lines = printed(tree, "\n\n".join(f"#{expression}" for expression in expressions)).splitlines()
+    return [line.strip() for line in lines]
+
+
+def refusal(tree: Path, body: str) -> str:
+    with pytest.raises(InputError) as error:
+        compiled(tree, body)
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(tree) not in message
+    return message
+
+
+# --- Numbers ---
+
+NUMBERS = {
+    "num(0.5, digits: 3)": "0.500",
+    "num(2)": "2.00",
+    "num(-0.0001, digits: 2)": "0.00",
+    "num(-0.126)": "−0.13",
+    "num(2.675)": "2.68",  # a tie in the JSON file, to the even digit
+    "num(0.125)": "0.12",
+    "num(0.995)": "1.00",
+    "num(9.9999)": "10.00",
+    "num(262144, digits: 0)": "262,144",
+    "num(-1234.5, digits: 1)": "−1,234.5",
+    "num(999, digits: 0)": "999",
+    "num(none)": "n/a",
+    "pct(0.8125)": "81.2 %",
+    "pct(0.4375)": "43.8 %",
+    "pct(1)": "100.0 %",
+    "pct(0)": "0.0 %",
+    "pct(0.00001)": "<0.1 %",
+    "pct(0.99999)": ">99.9 %",
+    "pct(0.95, digits: 0)": "95 %",
+    "pct(none)": "n/a",
+    "ci((0.57, 0.93412))": "[57.0, 93.4]",
+    "ci((-0.011, 1.5), digits: 2, scale: 1)": "[−0.01, 1.50]",
+    "ci(none)": "n/a",
+    "acc((accuracy: 0.8125, n: 16, interval: (0.57, 0.934)))": "81.2 % [57.0, 93.4], n = 16",
+    "acc((value: 1, n: 1000, interval: (0.996, 1)))": "100.0 % [99.6, 100.0], n = 1,000",
+    "acc((value: none, n: 0, interval: none))": "n/a",
+    "acc(none)": "n/a",
+    "sci(0.0000032)": "3.2 × 10⁻⁶",
+    "sci(0.00000997)": "1.0 × 10⁻⁵",
+    "sci(-0.000000000002)": "−2.0 × 10⁻¹²",
+    "sci(12345)": "1.2 × 10⁴",
+    "sci(0)": "0",
+    "sci(none)": "n/a",
+}
+
+
+def test_numbers_are_printed_by_one_rule(tree: Path) -> None:
+    assert printed_values(tree, list(NUMBERS)) == list(NUMBERS.values())
+
+
+def test_prose_and_tables_round_alike(tree: Path) -> None:
+    shares = (
+        [i / 16 for i in range(17)] + [i / 480 for i in range(0, 481, 7)] + [0.0005, 0.9995, 0.99949, 0.285]
+    )
+    assert printed_values(tree, [f"pct({x!r})" for x in shares]) == [percent(x) for x in shares]
+
+
+def test_parameters_and_claims_are_read(tree: Path) -> None:
+    (tree / "params.yaml").write_text("a: {whole: 1200, share: 0.95, part: 0.015625, half: 0.5}\nb: [7, 8]\n")
+    expressions = [
+        'param("a.whole")',
+        'param-pct("a.share")',
+        'param-ratio("a.part")',
+        'get(params, ("b", "1"))',
+    ]
+    assert printed_values(tree, expressions) == ["1,200", "95 %", "1/64", "8"]
+    assert printed_values(tree, ['reported("C01")', 'verdict("C01")', "claims.len()"]) == [
+        "50-80 %",
+        "holds",
+        "1",
+    ]
+    assert "a.half is no whole number" in refusal(tree, '#param("a.half")')
+
+
+def test_a_missing_value_names_itself_and_its_neighbours(tree: Path) -> None:
+    assert "no a.c; there is: b" in refusal(tree, '#get((a: (b: 1)), "a.c")')
+    assert "no a.b.c; what is above it has no parts" in refusal(tree, '#get((a: (b: 1)), "a.b.c")')
+    assert "no a.2; there are 2 items" in refusal(tree, '#get((a: (0, 1)), "a.2")')
+    assert "no C99; there is: C01" in refusal(tree, '#reported("C99")')
+
+
+# --- Tables, figures, equations ---
+
+
+def write_csv(tree: Path, columns: list[str], rows: list[list[str]]) -> None:
+    write_table(tree / "paper" / "tables" / "t", columns, rows, caption="Unused")
+
+
+def test_a_table_shows_every_cell_as_it_was_meant(tree: Path) -> None:
+    cells = [
+        "=1",
+        "'=",
+        "+",
+        "-",
+        "@x",
+        "*bold*",
+        "#num",
+        "$x$",
+        "_",
+        "<a>",
+        "ặn",
+        "Ġthe",
+        "−0.5",
+        "3.2 × 10⁻⁷",
+    ]
+    write_csv(tree, ["cell"], [[cell] for cell in cells])
+    assert printed(tree, '#data-table("t", [Caption.])').splitlines()[1:-1] == cells
+    assert printed(tree, '#data-table("t", [Caption.], tokens: ("cell",))').splitlines()[1:-1] == cells
+
+
+def test_a_table_has_a_caption_with_its_stage_and_can_be_referred_to(tree: Path) -> None:
+    write_csv(tree, ["model", "n"], [["a", "1"]])
+    text = printed(tree, 'See @tab-t.\n#data-table("t", [Caption.], labels: ("n": "count"))')
+    assert "See Table 1." in text
+    assert "Table 1: Caption. (Stage tables, experiments/tables.py.)" in text
+    assert "model count" in text
+
+
+def test_a_long_table_goes_over_pages_under_its_header(tree: Path) -> None:
+    write_csv(tree, ["claim"], [[f"row {i}"] for i in range(200)])
+    compiled(tree, '#data-table("t", [Caption.], long: true)')
+    pages = [page.extract_text() for page in PdfReader(tree / "paper" / "paper.pdf").pages]
+    assert len(pages) > 2
+    assert all(re.search(r"^claim$", page, re.MULTILINE) for page in pages)
+
+
+def test_a_renamed_column_is_refused(tree: Path) -> None:
+    write_csv(tree, ["model", "token"], [["a", "b"]])
+    message = refusal(tree, '#data-table("t", [Caption.], tokens: ("top token",))')
+    assert "table t has no column top token; it has: model, token" in message
+
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="100" height="40"><text x="5" y="20">{}</text></svg>'
+
+
+def test_a_figure_has_its_stage_and_its_script(tree: Path) -> None:
+    (tree / "paper/figures/f.svg").write_text(SVG.format("a"))
+    text = printed(tree, 'See @fig-f.\n#data-figure("f", "probing", [Caption.], alt: "A letter.")')
+    assert "See Figure 1." in text
+    assert "Figure 1: Caption. (Stage probing, experiments/probing.py.)" in text
+
+
+def test_what_cannot_be_read_out_is_refused(tree: Path) -> None:
+    (tree / "paper/figures/f.svg").write_text(SVG.format("a"))
+    assert "figure f: say in alt" in refusal(tree, '#data-figure("f", "probing", [Caption.])')
+    assert "missing alt text" in refusal(tree, "$x$")
+    compiled(tree, '#eq("x", $x$) and #eq("x is one", $ x = 1 $) <eq-x>')
+
+
+# --- Building ---
+
+
+def test_two_builds_give_the_same_bytes(tree: Path) -> None:
+    body = '#show: paper.with(title: [T], authors: ("A",))\n= One\n#pct(0.5)'
+    assert compiled(tree, body) == compiled(tree, body)
+
+
+@pytest.mark.parametrize(
+    ("body", "missing", "stage"),
+    [
+        ('#result("probing", "m")', "results/probing/m.json", "dvc repro probing@m"),
+        ('#json("/results/other.json")', "results/other.json", "dvc repro other"),
+        ('#data-table("t", [])', "paper/tables/t.csv", "dvc repro tables"),
+        ('#data-figure("f", "probing", [], alt: "a")', "paper/figures/f.svg", "dvc repro figures"),
+    ],
+)
+def test_a_missing_input_names_the_stage_that_makes_it(
+    tree: Path, body: str, missing: str, stage: str
+) -> None:
+    message = refusal(tree, body)
+    assert f"{missing} is missing" in message
+    assert message.endswith(stage)
+
+
+def test_an_error_names_file_and_line_and_leaves_the_old_paper(tree: Path) -> None:
+    before = compiled(tree, "fine")
+    assert refusal(tree, "\n#nonsense").startswith("paper/main.typ:4: unknown variable: nonsense")
+    assert (tree / "paper" / "paper.pdf").read_bytes() == before
+    assert [path.name for path in (tree / "paper").glob("*.tmp")] == []
+
+
+def test_a_warning_is_an_error(tree: Path) -> None:
+    assert "unknown font family" in refusal(tree, '#text(font: "Nonexistent")[x]')
+
+
+def test_no_source_no_paper(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such Typst source"):
+        build(tmp_path / "main.typ", tmp_path / "paper.pdf", root=tmp_path)
+
+
+# --- Characters that no font has ---
+
+
+# Typst prints an empty box for them without a warning; as PDF/UA-1 forbids that, it becomes an error.
+
+
+@pytest.mark.parametrize(
+    ("body", "character"),
+    [
+        ("你好 🙂", "你"),
+        ("🙂", "🙂"),
+        ("`가`", "가"),
+        ('#eq("x", $bold("日")$)', "日"),
+        ("plain _日_ plain", "日"),
+        ("#rotate(9deg)[日]", "日"),
+        ("#table([日])", "日"),
+    ],
+)
+def test_a_character_that_no_font_has_is_an_error(tree: Path, body: str, character: str) -> None:
+    message = refusal(tree, f"First page.\n#pagebreak()\nHere: {body}")
+    assert message.startswith("paper/main.typ")
+    assert f'the text `"{character}"` could not be displayed' in message
+    assert message.endswith("write the character as its code point")
+
+
+def test_a_character_that_no_font_has_is_an_error_in_figures_too(tree: Path) -> None:
+    (tree / "paper/figures/f.svg").write_text(SVG.format("漢"), encoding="utf-8")
+    assert "漢" in refusal(tree, '#data-figure("f", "probing", [Caption.], alt: "A letter.")')
+
+
+def test_characters_that_the_fonts_have_are_printed(tree: Path) -> None:
+    plain = "Ελληνικά, русский, ặn Rück šk → ↔ ≤ ≥ ≠ ≡ √ ∑ × − … “ ” ▁ Ġ ␣ ½ ¬"
+    assert printed(tree, f'#raw("{plain}")\n\n{plain}').splitlines() == [plain, plain]
+
+
+# --- Numbers typed by hand ---
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "It reaches 0.81.",
+        "It reaches 81 % here",
+        "It reaches 81.2% here",
+        "It reaches 81~% here",
+        "81\\% here",
+        "81 per cent",
+        "a gap of −0.5 nats",
+        "(0.25)",
+        "p < 1e-9",
+        "about 1,234.5 tokens",
+        "*0.81*",
+        "- 0.81 in a list",
+        "$x = 0.5$",
+        "#text(size: 9pt)[It reaches 0.81.]",
+        "#figure(rect(), caption: [It reaches 0.81.])",
+        '#image("f.svg", alt: "Peaks at 0.81.")',
+        "#if true [0.81] else [none]",
+        "#{ [0.81] }",
+        '"#llama" scores 0.81',
+        "`raw` 0.81",
+        "#num(0.81)",
+        "#pct( 0.81, digits: 1)",
+        "#ci((0.57, 0.93))",
+        "#let x = num(3)",
+        "It is #num(x). Then 0.81",
+        "#show: paper.with(abstract: [It reaches 0.81.])",
+        "https://example.org/a 0.81",
+    ],
+)
+def test_a_typed_number_is_found(tmp_path: Path, source: str) -> None:
+    path = tmp_path / "x.typ"
+    path.write_text(f"First line\n\n{source}\nlast line\n", encoding="utf-8")
+    assert [line for line, _ in prose_numbers(path)] == [3]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "Four operations, 26 claims, 262,144 tokens, layer L13, 7 of 8, 1/64.",
+        "SmolLM2-135M, Gemma-3-270M, Qwen2.5-Coder-1.5B-Instruct",
+        "Llama 3.2 1B, TinyLlama 1.1B, Granite~3.1~2B.",
+        "see @wilson1927probable and @sec-probes <eq-one>",
+        "prompt #raw(`0.81`) and ```0.81```",
+        "// 0.81\n/* 81 % */",
+        "#set par(leading: 0.62em)\n#set text(9.5pt)",
+        "#v(1.5em) #h(0.5cm) #block(width: 80%)[x]",
+        '#let x = 0.81\n#let y = (1.5, "a")',
+        "#pct(get(r, \"a.0.accuracy\"), digits: 1) #num(1 / x) #pct(x)",
+        "#if x > 0.05 [more] else [less]",
+        "$sqrt(2 ln V / d)$",
+        "version 1.2.3",
+    ],
+)  # fmt: skip
+def test_what_is_no_typed_number_passes(tmp_path: Path, source: str) -> None:
+    path = tmp_path / "x.typ"
+    path.write_text(source + "\n", encoding="utf-8")
+    assert prose_numbers(path) == []
+
+
+# --- The paper itself ---
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_no_number_in_the_paper_is_typed(source: Path) -> None:
+    assert prose_numbers(source) == []
+
+
+def prose() -> str:
+    return "\n".join(source.read_text(encoding="utf-8") for source in SOURCES)
+
+
+def test_the_bibliography_is_what_is_cited() -> None:
+    labels = r"(?!(?:tab|fig|sec|eq)-)"
+    cited = set(re.findall(rf"(?<!\w)@{labels}([a-z][\w-]*)", prose()))
+    listed = re.findall(r"^@\w+\{([^,]+),", (PAPER / "refs.bib").read_text(encoding="utf-8"), re.MULTILINE)
+    assert cited == set(listed)
+    assert len(listed) == len(set(listed))
+
+
+def test_every_figure_is_shown_and_every_shown_figure_is_there() -> None:
+    shown = re.findall(r'#data-figure\(\s*"([^"]+)"', prose())
+    assert sorted(shown) == sorted(path.stem for path in (PAPER / "figures").glob("*.svg"))
+
+
+def test_every_shown_table_is_there() -> None:
+    shown = re.findall(r'#data-table\(\s*"([^"]+)"', prose())
+    assert sorted(set(shown)) == sorted(shown)
+    assert set(shown) <= {path.stem for path in (PAPER / "tables").glob("*.csv")}
+
+
+def test_every_figure_and_table_is_referred_to() -> None:
+    kinds = {"figure": "fig", "table": "tab"}
+    shown = {
+        f"{kinds[kind]}-{name}" for kind, name in re.findall(r'#data-(figure|table)\(\s*"([^"]+)"', prose())
+    }
+    assert shown == set(re.findall(r"@((?:fig|tab)-[\w-]+)", prose()))
+
+
+def test_the_committed_paper_is_what_the_sources_give(tmp_path: Path) -> None:
+    build(PAPER / "main.typ", tmp_path / "paper.pdf", root=ROOT)
+    assert (tmp_path / "paper.pdf").read_bytes() == (PAPER / "paper.pdf").read_bytes()
+
+
+def test_the_committed_paper_says_who_and_what_but_not_when() -> None:
+    about = PdfReader(PAPER / "paper.pdf").metadata
+    assert about is not None
+    assert about.title == "[Re] Does training make a vocabulary-aligned classifier emerge?"
+    assert about.author == "The classifier-emergence authors"
+    assert about.creation_date is None
+    assert PdfReader(PAPER / "paper.pdf").trailer["/Root"]["/Lang"] == "en-GB"
+
+
+def test_the_committed_paper_prints_the_results() -> None:
+    text = " ".join(text_of(PAPER / "paper.pdf").split())
+    ledger = json.loads((ROOT / "results" / "claims.json").read_text(encoding="utf-8"))
+    claims = ledger.get("claims", ledger)
+    assert f"a ledger of {len(claims)} claims" in text
+    assert all(re.search(rf"\b{claim}\b", text) for claim in claims)
