@@ -34,7 +34,7 @@ def run(params: Params, key: str) -> None:
     null = null_words(lm, readout, targets, params)
     result = {
         "model": key,
-        "layers": layer_labels(len(states) - 1),
+        "layers": layer_labels(len(states["reported/lens"]) - 1),
         "reported": reported(lm, readout, states["reported/lens"], targets, params),
         "null_words": {operation: [w.word for w in words] for operation, words in null.items()},
         "controlled": {

@@ -43,7 +43,7 @@ def run(params: Params, key: str) -> None:
     """Fit every probe and write one result."""
     lm = load(key, params.registry)
     states = load_file(residuals_path(key))
-    labels = layer_labels(len(states) - 1)
+    labels = layer_labels(len(states["reported/symbol"]) - 1)
     result: dict[str, Any] = {"model": key, "layers": labels}
 
     result["reported"] = {name: reported(states[f"reported/{name}"], labelled(REPORTED[name])[1], params) for name in REPORTED}

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from classifier_emergence.errors import InputError
+from classifier_emergence.lens import check_lens
 from classifier_emergence.params import ModelSource, PathSource, source_of
 from classifier_emergence.sources import fetch
 
@@ -41,7 +41,7 @@ def load(name: str, registry: dict[str, ModelSource]) -> LanguageModel:
         InputError: The name is unknown, the weights cannot be had (see ``sources.fetch``), are quantised or
             incomplete, the architecture is unknown to transformers, or there is no token to pad with.
     """
-    if name not in registry and Path(name).is_dir():
+    if name not in registry and (Path(name).is_dir() or "/" in name):
         key, source = Path(name).resolve().name, PathSource(source="path", path=name)
         folder = fetch(key, source)
     else:
@@ -51,10 +51,10 @@ def load(name: str, registry: dict[str, ModelSource]) -> LanguageModel:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model = _model(key, folder)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = (str(error) or type(error).__name__).strip().split("\n", 1)[0]
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file makes transformers stumble in any way
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(
             f"{key}: transformers cannot load {folder} ({reason}); choose another model"
         ) from error
@@ -65,6 +65,7 @@ def load(name: str, registry: dict[str, ModelSource]) -> LanguageModel:
                 f"{key}: the tokenizer has neither a padding nor an end token; set one in {folder}"
             )
         tokenizer.pad_token = tokenizer.eos_token
+    check_lens(model, tokenizer)
     return LanguageModel(key, model, tokenizer)
 
 

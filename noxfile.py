@@ -1,0 +1,96 @@
+"""Everything that is run on this repository. ``nox`` alone runs lint, types, tests and paper.
+
+All sessions share one environment in ``.nox/env``: PyTorch alone weighs a gigabyte. It is made on the first run and
+made again when pyproject.toml, constraints.txt or the Python version changes.
+"""
+
+import hashlib
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests", "paper"]
+nox.options.default_venv_backend = "none"
+
+ROOT = Path(__file__).parent
+ENVIRONMENT = ROOT / ".nox" / "env"
+SCRIPTS = ENVIRONMENT / ("Scripts" if sys.platform == "win32" else "bin")
+TREES = ("src", "experiments", "tests", "benchmarks", "noxfile.py")
+
+
+def run(session: nox.Session, *command: str, cwd: Path = ROOT) -> None:
+    """Run a command of the shared environment."""
+    prepare(session)
+    path = f"{SCRIPTS}{':' if sys.platform != 'win32' else ';'}{session.env.get('PATH', '')}"
+    # No telemetry, no hub; and code of the tree that is run, also where that is a copy.
+    env = {"PATH": path, "HF_HUB_DISABLE_TELEMETRY": "1", "DVC_NO_ANALYTICS": "1", "PYTHONPATH": f"{cwd / 'src'}"}
+    with session.chdir(cwd):
+        session.run(str(SCRIPTS / command[0]), *command[1:], env=env, external=True)
+
+
+def prepare(session: nox.Session) -> None:
+    """Make the shared environment, unless what stands was made from the same files."""
+    sources = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
+    wanted = hashlib.sha256(b"\0".join([sys.version.encode(), str(ROOT).encode(), *sources])).hexdigest()
+    stamp = ENVIRONMENT / "made-from"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    session.log("making the environment in .nox/env (a few minutes, once)")
+    shutil.rmtree(ENVIRONMENT, ignore_errors=True)
+    # virtualenv comes with nox; the standard library's venv is a separate package on some systems.
+    session.run(sys.executable, "-m", "virtualenv", "--quiet", str(ENVIRONMENT), external=True)
+    install = ["-m", "pip", "install", "--quiet", "--constraint", "constraints.txt", "--editable", ".[dev]"]
+    with session.chdir(ROOT):
+        session.run(str(SCRIPTS / "python"), *install, external=True)
+    stamp.write_text(wanted)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    run(session, "ruff", "check", *TREES)
+    run(session, "ruff", "format", "--check", *TREES)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types."""
+    run(session, "mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run unit, pipeline, snapshot and claim tests (arguments go to pytest)."""
+    run(session, "python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def tiny(session: nox.Session) -> None:
+    """Run the whole pipeline on tiny models in a temporary copy and compare with snapshots (3 minutes)."""
+    run(session, "python", "-m", "pytest", "-m", "tiny", *session.posargs)
+
+
+@nox.session
+def verify(session: nox.Session) -> None:
+    """Check that results belong to the code; re-run one model in a clone of HEAD and compare by tolerance."""
+    run(session, "python", "-m", "experiments.fresh")
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "clone"
+        session.run("git", "clone", "--quiet", str(ROOT), str(clone), external=True)
+        picks = session.posargs or ["probing@smollm2-135m-instruct", "logit_lens@smollm2-135m-instruct"]
+        run(session, "python", "-m", "experiments.reproduce", *picks, cwd=clone)
+
+
+@nox.session
+def paper(session: nox.Session) -> None:
+    """Build paper/paper.pdf from the committed results."""
+    run(session, "python", "-m", "experiments.paper")
+
+
+@nox.session
+def reproduce(session: nox.Session) -> None:
+    """Regenerate everything from the weights: ``nox -s reproduce [-- STAGE|MODEL ...]``, ``-- --help`` for more."""
+    run(session, "python", "-m", "experiments.reproduce", *session.posargs)

@@ -1,0 +1,80 @@
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.params import load_params
+
+ROOT = Path(__file__).resolve().parents[1]
+RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def written(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    raw = copy.deepcopy(RAW)
+    change(raw)
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "params.tiny.yaml"])
+def test_the_shipped_parameters_are_valid(name: str) -> None:
+    assert load_params(ROOT / name).models
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw["probing"].update(shufles=3), "probing.shufles: unknown parameter; did you mean 'shuffles'?"),
+        (lambda raw: raw.update(modles=[]), "modles: unknown parameter; did you mean 'models'?"),
+        (lambda raw: raw["bank"].update(pairs="many"), "bank.pairs: input should be a valid integer (found 'many')"),
+        (lambda raw: raw["bank"].update(pairs=2.0), "bank.pairs: input should be a valid integer (found 2.0)"),
+        (lambda raw: raw["probing"].update(C=-1.0), "probing.C: input should be greater than 0 (found -1.0)"),
+        (lambda raw: raw["bank"].update(pairs=800), "bank: pairs is 800, but 2..13 gives 144 pairs"),
+        (lambda raw: raw["bank"].pop("seed"), "bank.seed: field required"),
+        (lambda raw: raw["models"].append("gemma-3-270"), "unknown key 'gemma-3-270'; did you mean 'gemma-3-270m'?"),
+        (
+            lambda raw: raw["registry"]["gemma-3-270m"].update(sha256="abc"),
+            "registry.gemma-3-270m.sha256: string should match pattern '^[0-9a-f]{64}$' (found 'abc')",
+        ),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(change: Callable[..., object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        load_params(written(tmp_path, change))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "models: [", ""])
+def test_a_file_that_is_no_mapping_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="params.yaml: "):
+        load_params(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing.yaml: cannot be read"):
+        load_params(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "gemma-3-270"], "error: model: unknown key 'gemma-3-270'; did you mean 'gemma-3-270m'?\n"),
+        (["--model", "gemma-3-270m", "--params", "none.yaml"], "error: none.yaml: cannot be read"),
+    ],
+)
+def test_stages_exit_with_2_and_one_line(arguments: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "experiments.probing", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.models import LanguageModel
+from classifier_emergence.tasks import OPERATIONS
+from classifier_emergence.vocabulary import matched_words, token_text, word_tokens
+
+
+def test_single_token_forms_decode_to_themselves(lm: LanguageModel) -> None:
+    tokens = word_tokens("multiply", lm.tokenizer)
+    assert tokens.forms.keys() == {"multiply", " multiply"}
+    assert all(lm.tokenizer.decode([i]) == form for form, i in tokens.forms.items())
+    assert tokens.strict_is_whole
+
+
+def test_multi_piece_forms_are_reported_not_truncated(lm: LanguageModel) -> None:
+    tokens = word_tokens("multiply", lm.tokenizer)
+    assert tokens.multi_piece.keys() == {"Multiply", " Multiply"}
+    assert all(len(pieces) > 1 for pieces in tokens.multi_piece.values())
+    unknown = word_tokens("xylophone", lm.tokenizer)
+    assert not unknown.ids
+    assert not unknown.strict_is_whole
+
+
+@pytest.mark.parametrize("word", ["", " ", "\n\t"])
+def test_an_empty_word_is_refused(lm: LanguageModel, word: str) -> None:
+    with pytest.raises(InputError, match="target word"):
+        word_tokens(word, lm.tokenizer)
+
+
+@pytest.mark.parametrize("word", ["🙂", "#", "|", "=cmd", "עברית", "\u202eabc", "a" * 5000])
+def test_hostile_words_are_looked_up_without_harm(lm: LanguageModel, word: str) -> None:
+    tokens = word_tokens(word, lm.tokenizer)
+    assert set(tokens.forms) | set(tokens.multi_piece)
+
+
+def test_null_words_match_in_forms_and_norm(lm: LanguageModel) -> None:
+    target = word_tokens("multiply", lm.tokenizer)
+    norms = torch.rand(len(lm.tokenizer) + 5, generator=torch.Generator().manual_seed(0))
+    null = matched_words(target, norms, lm.tokenizer, 20, exclude=OPERATIONS)
+    assert len({word.word for word in null}) == 20
+    assert not {word.word for word in null} & set(OPERATIONS)
+    wanted = float(norms[target.ids].mean())
+    distance = [abs(float(norms[word.ids].mean()) - wanted) for word in null]
+    assert distance == sorted(distance)
+    assert all(len(word.ids) == len(target.ids) for word in null)
+    for word in null:
+        assert word_tokens(word.word, lm.tokenizer).ids == word.ids
+
+
+def test_too_many_null_words_are_refused(lm: LanguageModel) -> None:
+    target = word_tokens("multiply", lm.tokenizer)
+    with pytest.raises(InputError, match="null_words: 99999 asked for"):
+        matched_words(target, torch.ones(len(lm.tokenizer) + 5), lm.tokenizer, 99999)
+
+
+def test_tokens_beyond_the_tokenizer_have_a_text(lm: LanguageModel) -> None:
+    assert token_text(lm.tokenizer, len(lm.tokenizer) + 2)
