@@ -26,7 +26,12 @@ def run(session: nox.Session, *command: str, cwd: Path = ROOT) -> None:
     prepare(session)
     path = f"{SCRIPTS}{':' if sys.platform != 'win32' else ';'}{session.env.get('PATH', '')}"
     # No telemetry, no hub; and code of the tree that is run, also where that is a copy.
-    env = {"PATH": path, "HF_HUB_DISABLE_TELEMETRY": "1", "DVC_NO_ANALYTICS": "1", "PYTHONPATH": f"{cwd / 'src'}"}
+    env = {
+        "PATH": path,
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "PYTHONPATH": f"{cwd / 'src'}",
+    }
     with session.chdir(cwd):
         session.run(str(SCRIPTS / command[0]), *command[1:], env=env, external=True)
 

@@ -1,0 +1,1 @@
+"""One file a stage: read parameters, call the library, write one result."""

@@ -47,7 +47,10 @@ def words(operation: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """How the vocabulary spells an operation, its synonyms and its symbols."""
     kinds = {"word": (operation,), "synonyms": SYNONYMS[operation], "symbols": SYMBOLS[operation]}
     return {
-        kind: [{**asdict(tokens := word_tokens(word, tokenizer)), "strict_is_whole": tokens.strict_is_whole} for word in group]
+        kind: [
+            {**asdict(tokens := word_tokens(word, tokenizer)), "strict_is_whole": tokens.strict_is_whole}
+            for word in group
+        ]
         for kind, group in kinds.items()
     }
 

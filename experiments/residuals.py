@@ -4,8 +4,6 @@ Writes the residual streams at the last prompt token, (n_layers + 1, prompts, d)
 ``bank/<style>``, ``reported/<set>``, ``no_causal_mask/<set>`` and ``scaled_attention/<set>``.
 """
 
-import os
-
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -41,7 +39,7 @@ def run(params: Params, key: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file({name: tensor.contiguous() for name, tensor in states.items()}, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 if __name__ == "__main__":

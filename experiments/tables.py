@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from classifier_emergence.params import load_params
 from classifier_emergence.layers import layer_at, layer_row
+from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result
 from classifier_emergence.tasks import OPERATIONS, STYLES
 from classifier_emergence.typeset import interval_text, number, percent, write_table
@@ -77,7 +77,16 @@ def _interval(item: Mapping[str, Any]) -> str:
 
 def models(fetched: Results) -> None:
     """What the models are."""
-    columns = ["Model", "Architecture", "Layers", "d", "Vocabulary", "Parameters", "Licence", "Weights (sha256)"]
+    columns = [
+        "Model",
+        "Architecture",
+        "Layers",
+        "d",
+        "Vocabulary",
+        "Parameters",
+        "Licence",
+        "Weights (sha256)",
+    ]
     rows = [
         [
             model, facts["architecture"], facts["n_layers"], facts["d_model"], number(facts["vocabulary"]),
@@ -127,7 +136,17 @@ def probing_reported(probing: Results) -> None:
 
 def probing_controlled(probing: Results) -> None:
     """Accuracy on held-out groups, with baselines."""
-    columns = ["Model", "Prompts", "Held out", "emb", "L0", "Chosen layer", "Shuffled", "Bag of tokens", "Chosen"]
+    columns = [
+        "Model",
+        "Prompts",
+        "Held out",
+        "emb",
+        "L0",
+        "Chosen layer",
+        "Shuffled",
+        "Bag of tokens",
+        "Chosen",
+    ]
     rows = []
     for model, result in probing.items():
         for style in STYLES:
@@ -196,7 +215,18 @@ def lens_reported(lens: Results) -> None:
 
 def lens_controlled(lens: Results, depth: float) -> None:
     """Alignment at the reported depth and at its best layer, against the null."""
-    columns = ["Model", "Prompts", "Layer", "Alignment", "Interval", "Median rank", "Null 95 %", "p", "Contrast p", "Choice"]
+    columns = [
+        "Model",
+        "Prompts",
+        "Layer",
+        "Alignment",
+        "Interval",
+        "Median rank",
+        "Null 95 %",
+        "p",
+        "Contrast p",
+        "Choice",
+    ]
     rows = []
     for model, result in lens.items():
         for style in STYLES:
@@ -233,7 +263,9 @@ def directions(probing: Results, depth: float) -> None:
         for style in STYLES:
             for kind in ("probe", "class_mean"):
                 part = result["directions"][style][kind]
-                cells = [f"{number(r)} (p = {number(p, 3)})" for r, p in zip(part["rank"][row], part["p"][row], strict=True)]
+                cells = [
+                    f"{number(r)} (p = {number(p, 3)})" for r, p in zip(part["rank"][row], part["p"][row], strict=True)
+                ]
                 rows.append(
                     [
                         model, style, kind.replace("_", " "), result["layers"][row], *cells,

@@ -36,7 +36,12 @@ STEPS = 20
 def corpus() -> list[str]:
     """The prompts with their answers, and every word of theirs in the forms that vocabularies know."""
     bank = load_params(ROOT / PARAMS).bank
-    compute = {"multiply": int.__mul__, "add": int.__add__, "subtract": int.__sub__, "divide": int.__floordiv__}
+    compute = {
+        "multiply": int.__mul__,
+        "add": int.__add__,
+        "subtract": int.__sub__,
+        "divide": int.__floordiv__,
+    }
     prompts = [prompt for style in STYLES for prompt in prompt_bank(style, bank)]
     lines = [f"{prompt.text} {compute[prompt.operation](*prompt.pair)}" for prompt in prompts]
     lines += [text for table in REPORTED.values() for text in labelled(table)[0]]

@@ -19,9 +19,7 @@ LEAVES = (
 )
 TREES = st.recursive(
     LEAVES,
-    lambda children: (
-        st.lists(children, max_size=4) | st.dictionaries(st.sampled_from(KEYS), children, max_size=4)
-    ),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.sampled_from(KEYS), children, max_size=4),
     max_leaves=10,
 )
 
@@ -132,9 +130,7 @@ def test_n_comes_from_the_nearest_object_around():
     other = {"n": 1000, "accuracy": {"L0": 0.502, "few": {"accuracy": 0.7, "n": 10}}}
     assert differences(tree, other) == []
     other["accuracy"]["L0"] = 0.503
-    assert [str(d) for d in differences(tree, other)] == [
-        "$.accuracy.L0: 0.5 != 0.503 (tolerance 0.002, accuracy)"
-    ]
+    assert [str(d) for d in differences(tree, other)] == ["$.accuracy.L0: 0.5 != 0.503 (tolerance 0.002, accuracy)"]
 
 
 @pytest.mark.parametrize("a", [1, 1.0, True, "1", None, [1], {"a": 1}, 0, False])

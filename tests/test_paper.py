@@ -29,9 +29,7 @@ def tree(tmp_path: Path) -> Path:
 
 def compiled(tree: Path, body: str) -> bytes:
     main = tree / "paper" / "main.typ"
-    main.write_text(
-        f'#import "/paper/lib.typ": *\n#set document(title: "t", date: none)\n{body}\n', encoding="utf-8"
-    )
+    main.write_text(f'#import "/paper/lib.typ": *\n#set document(title: "t", date: none)\n{body}\n', encoding="utf-8")
     build(main, tree / "paper" / "paper.pdf", root=tree)
     return (tree / "paper" / "paper.pdf").read_bytes()
 
@@ -104,9 +102,7 @@ def test_numbers_are_printed_by_one_rule(tree: Path) -> None:
 
 
 def test_prose_and_tables_round_alike(tree: Path) -> None:
-    shares = (
-        [i / 16 for i in range(17)] + [i / 480 for i in range(0, 481, 7)] + [0.0005, 0.9995, 0.99949, 0.285]
-    )
+    shares = [i / 16 for i in range(17)] + [i / 480 for i in range(0, 481, 7)] + [0.0005, 0.9995, 0.99949, 0.285]
     assert printed_values(tree, [f"pct({x!r})" for x in shares]) == [percent(x) for x in shares]
 
 
@@ -219,9 +215,7 @@ def test_two_builds_give_the_same_bytes(tree: Path) -> None:
         ('#data-figure("f", "probing", [], alt: "a")', "paper/figures/f.svg", "dvc repro figures"),
     ],
 )
-def test_a_missing_input_names_the_stage_that_makes_it(
-    tree: Path, body: str, missing: str, stage: str
-) -> None:
+def test_a_missing_input_names_the_stage_that_makes_it(tree: Path, body: str, missing: str, stage: str) -> None:
     message = refusal(tree, body)
     assert f"{missing} is missing" in message
     assert message.endswith(stage)
@@ -383,9 +377,7 @@ def test_every_shown_table_is_there() -> None:
 
 def test_every_figure_and_table_is_referred_to() -> None:
     kinds = {"figure": "fig", "table": "tab"}
-    shown = {
-        f"{kinds[kind]}-{name}" for kind, name in re.findall(r'#data-(figure|table)\(\s*"([^"]+)"', prose())
-    }
+    shown = {f"{kinds[kind]}-{name}" for kind, name in re.findall(r'#data-(figure|table)\(\s*"([^"]+)"', prose())}
     assert shown == set(re.findall(r"@((?:fig|tab)-[\w-]+)", prose()))
 
 

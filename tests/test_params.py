@@ -31,14 +31,26 @@ def test_the_shipped_parameters_are_valid(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda raw: raw["probing"].update(shufles=3), "probing.shufles: unknown parameter; did you mean 'shuffles'?"),
+        (
+            lambda raw: raw["probing"].update(shufles=3),
+            "probing.shufles: unknown parameter; did you mean 'shuffles'?",
+        ),
         (lambda raw: raw.update(modles=[]), "modles: unknown parameter; did you mean 'models'?"),
-        (lambda raw: raw["bank"].update(pairs="many"), "bank.pairs: input should be a valid integer (found 'many')"),
-        (lambda raw: raw["bank"].update(pairs=2.0), "bank.pairs: input should be a valid integer (found 2.0)"),
+        (
+            lambda raw: raw["bank"].update(pairs="many"),
+            "bank.pairs: input should be a valid integer (found 'many')",
+        ),
+        (
+            lambda raw: raw["bank"].update(pairs=2.0),
+            "bank.pairs: input should be a valid integer (found 2.0)",
+        ),
         (lambda raw: raw["probing"].update(C=-1.0), "probing.C: input should be greater than 0 (found -1.0)"),
         (lambda raw: raw["bank"].update(pairs=800), "bank: pairs is 800, but 2..13 gives 144 pairs"),
         (lambda raw: raw["bank"].pop("seed"), "bank.seed: field required"),
-        (lambda raw: raw["models"].append("gemma-3-270"), "unknown key 'gemma-3-270'; did you mean 'gemma-3-270m'?"),
+        (
+            lambda raw: raw["models"].append("gemma-3-270"),
+            "params.yaml: models: unknown key 'gemma-3-270'; did you mean 'gemma-3-270m'?",
+        ),
         (
             lambda raw: raw["registry"]["gemma-3-270m"].update(sha256="abc"),
             "registry.gemma-3-270m.sha256: string should match pattern '^[0-9a-f]{64}$' (found 'abc')",
@@ -56,19 +68,22 @@ def test_a_mistake_is_named_in_one_line(change: Callable[..., object], message: 
 def test_a_file_that_is_no_mapping_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match="params.yaml: "):
+    with pytest.raises(InputError, match=r"params.yaml: "):
         load_params(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing.yaml: cannot be read"):
+    with pytest.raises(InputError, match=r"nothing.yaml: cannot be read"):
         load_params(tmp_path / "nothing.yaml")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "gemma-3-270"], "error: model: unknown key 'gemma-3-270'; did you mean 'gemma-3-270m'?\n"),
+        (
+            ["--model", "gemma-3-270"],
+            "error: model: unknown key 'gemma-3-270'; did you mean 'gemma-3-270m'?\n",
+        ),
         (["--model", "gemma-3-270m", "--params", "none.yaml"], "error: none.yaml: cannot be read"),
     ],
 )

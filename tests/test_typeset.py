@@ -322,9 +322,7 @@ def test_typst_reads_the_csv_back(tmp_path):
         #table(columns: 2, ..header, ..rows.flatten())
         """
     )
-    _, warnings = typst.compile_with_warnings(
-        str(tmp_path / "main.typ"), format="pdf", ignore_system_fonts=True
-    )
+    _, warnings = typst.compile_with_warnings(str(tmp_path / "main.typ"), format="pdf", ignore_system_fonts=True)
     assert warnings == []
 
 

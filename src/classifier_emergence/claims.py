@@ -27,7 +27,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Test(_Strict):
+class Criterion(_Strict):
     """What the claim says about one number of every model's result."""
 
     what: str
@@ -48,7 +48,7 @@ class Test(_Strict):
     """Judge all models together: largest minus smallest value against the bounds, or growth with parameters."""
 
     @model_validator(mode="after")
-    def _says_something(self) -> "Test":
+    def _says_something(self) -> "Criterion":
         if self.at_least is None and self.at_most is None and self.across is None:
             raise ValueError("give at_least, at_most or across: a test without them cannot fail")
         return self
@@ -77,7 +77,7 @@ class Claim(_Strict):
     reported: str
     needs: str | None = None
     """Models that no wheel ships: the claim itself cannot be tested offline, its evidence only bears on it."""
-    tests: list[Test] = []
+    tests: list[Criterion] = []
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _verdict(claim: Claim, evidence: list[Evidence]) -> Verdict:
 
 
 def _evidence(
-    test: Test, results: Mapping[str, Any], models: Sequence[str], parameters: Mapping[str, int]
+    test: Criterion, results: Mapping[str, Any], models: Sequence[str], parameters: Mapping[str, int]
 ) -> list[Evidence]:
     found = []
     for model in models:
@@ -168,7 +168,7 @@ def _evidence(
     return [replace(item, met=_holds_across(test, found, parameters)) for item in found]
 
 
-def _holds_across(test: Test, found: Sequence[Evidence], parameters: Mapping[str, int]) -> bool:
+def _holds_across(test: Criterion, found: Sequence[Evidence], parameters: Mapping[str, int]) -> bool:
     if len(found) < 2:
         return False  # one model cannot show a difference between models
     if test.across == "spread":
@@ -180,7 +180,7 @@ def _holds_across(test: Test, found: Sequence[Evidence], parameters: Mapping[str
     return all(below < above for below, above in zip(high, low[1:], strict=False))
 
 
-def _row(test: Test, result: Mapping[str, Any]) -> str:
+def _row(test: Criterion, result: Mapping[str, Any]) -> str:
     """Suffix that picks a layer: ``.3``, or nothing for a scalar."""
     if test.at is None:
         return ""

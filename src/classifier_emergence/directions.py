@@ -44,7 +44,7 @@ def project(
     """
     directions = directions.float()
     if cosine:
-        directions = directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
+        directions = directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True).clamp(min=1e-12)
     scores = torch.empty(len(directions), len(readout.weight))
     gain = readout.gain
     for start in range(0, len(readout.weight), CHUNK_ROWS):

@@ -15,7 +15,7 @@ from classifier_emergence.results import write_bytes_atomic
 Results = Mapping[str, Mapping[str, Any]]
 """Model -> result of one stage."""
 
-_STYLE = {
+_STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 7,
     "axes.titlesize": 7.5,

@@ -84,9 +84,7 @@ def lens_scores(
             log_alignment[part] = mass.log() + best - log_total[:, None]
             advance(len(normed))
     shape = (n_layers, n_prompts)
-    return LensScores(
-        log_alignment.view(*shape, -1), rank.view(*shape, -1), top_id.view(shape), top_prob.view(shape)
-    )
+    return LensScores(log_alignment.view(*shape, -1), rank.view(*shape, -1), top_id.view(shape), top_prob.view(shape))
 
 
 def _sweep(normed: Tensor, readout: Readout, thresholds: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

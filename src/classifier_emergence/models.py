@@ -55,15 +55,11 @@ def load(name: str, registry: dict[str, ModelSource]) -> LanguageModel:
         raise
     except Exception as error:  # a damaged file makes transformers stumble in any way
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(
-            f"{key}: transformers cannot load {folder} ({reason}); choose another model"
-        ) from error
+        raise InputError(f"{key}: transformers cannot load {folder} ({reason}); choose another model") from error
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise InputError(
-                f"{key}: the tokenizer has neither a padding nor an end token; set one in {folder}"
-            )
+            raise InputError(f"{key}: the tokenizer has neither a padding nor an end token; set one in {folder}")
         tokenizer.pad_token = tokenizer.eos_token
     check_lens(model, tokenizer)
     return LanguageModel(key, model, tokenizer)
@@ -73,9 +69,7 @@ def _model(key: str, folder: Path) -> PreTrainedModel:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "quantization_config" in config:
         method = config["quantization_config"].get("quant_method", "some way")
-        raise InputError(
-            f"{key}: the weights are quantised ({method}); give a folder with unquantised weights"
-        )
+        raise InputError(f"{key}: the weights are quantised ({method}); give a folder with unquantised weights")
     pair: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32,
@@ -87,9 +81,7 @@ def _model(key: str, folder: Path) -> PreTrainedModel:
     # transformers fills missing weights with random numbers and only logs it.
     wrong = sorted(report["missing_keys"]) + sorted(str(item) for item in report["mismatched_keys"])
     if wrong:
-        raise InputError(
-            f"{key}: {folder} lacks weights that fit ({', '.join(wrong[:3])}); fetch or save it again"
-        )
+        raise InputError(f"{key}: {folder} lacks weights that fit ({', '.join(wrong[:3])}); fetch or save it again")
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
 
@@ -99,9 +91,9 @@ def _quiet() -> Iterator[None]:
     # Progress bars belong on a terminal, not in a log.
     hide = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
     if hide:
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()
     try:
         yield
     finally:
         if hide:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()

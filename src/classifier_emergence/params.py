@@ -99,11 +99,11 @@ class Params(_Section):
     @model_validator(mode="after")
     def _models_are_registered(self) -> "Params":
         for key in self.models:
-            source_of(key, self.registry)
+            source_of(key, self.registry, parameter="models")
         return self
 
 
-def source_of(key: str, registry: dict[str, ModelSource]) -> ModelSource:
+def source_of(key: str, registry: dict[str, ModelSource], *, parameter: str = "model") -> ModelSource:
     """The registry entry of a model.
 
     Raises:
@@ -113,7 +113,7 @@ def source_of(key: str, registry: dict[str, ModelSource]) -> ModelSource:
         return registry[key]
     near = difflib.get_close_matches(key, registry, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known models: {', '.join(sorted(registry))}"
-    raise InputError(f"model: unknown key {key!r}; {hint}")
+    raise InputError(f"{parameter}: unknown key {key!r}; {hint}")
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
@@ -127,7 +127,9 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); run from the repository root or pass --params") from error
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); run from the repository root or pass --params"
+        ) from error
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(raw, dict):
@@ -144,7 +146,7 @@ def _first_problem(error: ValidationError, raw: dict[str, Any]) -> str:
     kinds = {"wheel", "hub", "path"}
     # pydantic puts the union tag (the source kind) into the location; it is not part of the dotted name.
     where = [str(part) for i, part in enumerate(problem["loc"]) if not (i == 2 and part in kinds)]
-    name = ".".join(where) or "params"
+    name = ".".join(where)
     if problem["type"] == "extra_forbidden":
         siblings = _fields_at(where[:-1])
         near = difflib.get_close_matches(where[-1], siblings, n=1)
@@ -153,6 +155,8 @@ def _first_problem(error: ValidationError, raw: dict[str, Any]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     got = problem.get("input")
     shown = f" (found {got!r})" if isinstance(got, str | int | float | bool) or got is None else ""
+    if not name:  # a check over several sections names its parameter itself
+        return message
     return f"{name}: {message[:1].lower() + message[1:]}{shown}"
 
 

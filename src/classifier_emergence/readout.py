@@ -53,7 +53,8 @@ class Readout:
         if isinstance(self.norm, nn.LayerNorm):
             return self.norm.weight.detach()
         # Families store the gain as g or as 1 + g; what the module does to the all-ones state (rms 1) is the gain.
-        return self.norm(torch.ones(1, self.weight.shape[1]))[0]
+        ones: Tensor = self.norm(torch.ones(1, self.weight.shape[1]))
+        return ones[0]
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:

@@ -41,9 +41,7 @@ def plain(value: Any, *, key: str = "") -> Any:
         return int(value)
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ResultError(
-                f"{where}: {value} is not a finite number; store null and say why in a key beside it"
-            )
+            raise ResultError(f"{where}: {value} is not a finite number; store null and say why in a key beside it")
         return float(value)
     if isinstance(value, str):
         return _text(value, where)
@@ -56,9 +54,7 @@ def plain(value: Any, *, key: str = "") -> Any:
         return [plain(item, key=_join(key, i)) for i, item in enumerate(value)]
     if hasattr(value, "tolist"):
         return plain(value.tolist(), key=key)
-    raise ResultError(
-        f"{where}: {type(value).__name__} has no JSON form; convert it to numbers, text or lists"
-    )
+    raise ResultError(f"{where}: {type(value).__name__} has no JSON form; convert it to numbers, text or lists")
 
 
 def write_result(path: str | Path, payload: Any) -> None:
@@ -88,13 +84,9 @@ def read_result(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name one result file") from error
     except ValueError as error:
-        raise InputError(
-            f"{path}: not a valid result ({error}); restore it from git or rerun: dvc repro"
-        ) from error
+        raise InputError(f"{path}: not a valid result ({error}); restore it from git or rerun: dvc repro") from error
     if not isinstance(tree, dict):
-        raise InputError(
-            f"{path}: not a result (an object with names), but {_describe(tree)}; rerun: dvc repro"
-        )
+        raise InputError(f"{path}: not a result (an object with names), but {_describe(tree)}; rerun: dvc repro")
     return tree
 
 
@@ -111,11 +103,7 @@ def lookup(result: Any, dotted: str) -> Any:
         here = walked or "the result"
         if isinstance(node, dict) and part in node:
             node = node[part]
-        elif (
-            isinstance(node, list)
-            and part.removeprefix("-").isdecimal()
-            and -len(node) <= int(part) < len(node)
-        ):
+        elif isinstance(node, list) and part.removeprefix("-").isdecimal() and -len(node) <= int(part) < len(node):
             node = node[int(part)]
         else:
             raise InputError(f"{dotted}: no {part!r} in {here}, which is {_describe(node)}; correct the key")
@@ -152,9 +140,7 @@ def write_bytes_atomic(path: str | Path, data: bytes) -> None:
 def _render(value: Any, depth: int) -> str:
     pad, end = " " * (depth + 1), "\n" + " " * depth
     if isinstance(value, dict) and value:
-        lines = [
-            f"{pad}{json.dumps(k, ensure_ascii=False)}: {_render(value[k], depth + 1)}" for k in sorted(value)
-        ]
+        lines = [f"{pad}{json.dumps(k, ensure_ascii=False)}: {_render(value[k], depth + 1)}" for k in sorted(value)]
         return "{\n" + ",\n".join(lines) + end + "}"
     if isinstance(value, list):
         if any(isinstance(item, dict | list) for item in value):
@@ -182,9 +168,7 @@ def _text(text: str, where: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ResultError(
-            f"{where}: {text!a} is not valid Unicode; pass it through typeset.visible"
-        ) from error
+        raise ResultError(f"{where}: {text!a} is not valid Unicode; pass it through typeset.visible") from error
     return str(text)
 
 

@@ -169,9 +169,7 @@ def _from_hub(key: str, source: HubSource) -> Path:
         # Asked once and first: without a hub snapshot_download alone goes on retrying for half a minute.
         files = HfApi().model_info(source.repo, revision=source.revision, timeout=10).siblings or []
         if not any(file.rfilename.endswith(".safetensors") for file in files):
-            raise InputError(
-                f"{key}: {source.repo} has no safetensors; pickled weights are never read, choose another"
-            )
+            raise InputError(f"{key}: {source.repo} has no safetensors; pickled weights are never read, choose another")
         return _snapshot(source, local_files_only=False)
     except InputError:
         raise
@@ -179,20 +177,14 @@ def _from_hub(key: str, source: HubSource) -> Path:
         advice = "accept the licence on its page, then run `hf auth login` or set HF_TOKEN"
         raise InputError(f"{key}: {source.repo} is gated; {advice}") from error
     except RevisionNotFoundError as error:
-        raise InputError(
-            f"{key}: {source.repo} has no revision {source.revision}; correct registry.{key}"
-        ) from error
+        raise InputError(f"{key}: {source.repo} has no revision {source.revision}; correct registry.{key}") from error
     except RepositoryNotFoundError as error:
         advice = f"correct registry.{key}.repo, or set HF_TOKEN if it is private"
         raise InputError(f"{key}: the hub has no repository {source.repo}; {advice}") from error
-    except (
-        Exception
-    ) as error:  # the HTTP library under huggingface_hub changes: whatever it raises, there is no model
+    except Exception as error:  # the HTTP library under huggingface_hub changes: whatever it raises, there is no model
         reason = (str(error) or type(error).__name__).splitlines()[0]
         advice = "run where the hub is reachable, or choose a model whose source is wheel or path"
-        raise InputError(
-            f"{key}: {source.repo} cannot be fetched from the hub ({reason}); {advice}"
-        ) from error
+        raise InputError(f"{key}: {source.repo} cannot be fetched from the hub ({reason}); {advice}") from error
 
 
 def _snapshot(source: HubSource, *, local_files_only: bool) -> Path:

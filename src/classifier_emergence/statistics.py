@@ -63,9 +63,7 @@ class Proportion:
         """
         predicted, truth = np.asarray(predicted), np.asarray(truth)
         if predicted.shape != truth.shape:
-            raise InputError(
-                f"predicted: shape {predicted.shape} against {truth.shape} of truth; pass one for each"
-            )
+            raise InputError(f"predicted: shape {predicted.shape} against {truth.shape} of truth; pass one for each")
         correct, n = int(np.sum(predicted == truth)), predicted.size
         interval = wilson(correct, n, confidence=confidence)
         return cls(correct / n, n, interval)
@@ -99,9 +97,7 @@ def bootstrap_mean(
     _check_confidence(confidence)
     array = np.asarray(values, dtype=np.float64)
     if array.ndim == 0 or array.shape[-1] == 0:
-        raise InputError(
-            f"values: shape {array.shape} holds nothing to resample; pass (..., n) with n at least 1"
-        )
+        raise InputError(f"values: shape {array.shape} holds nothing to resample; pass (..., n) with n at least 1")
     _check_finite("values", array)
     if resamples < 1:
         raise InputError(f"resamples: {resamples} gives no interval; pass at least 1, better 1000")
@@ -164,9 +160,7 @@ def expected_max_cosine(vocabulary: int, dimension: int) -> float:
 def _sums(rows: Floats, clusters: NDArray[np.generic]) -> tuple[Floats, Floats]:
     """Sums over clusters (rows, clusters) and sizes of clusters (clusters,)."""
     if clusters.shape != rows.shape[-1:]:
-        raise InputError(
-            f"clusters: shape {clusters.shape}; pass one label for each of the {rows.shape[-1]} examples"
-        )
+        raise InputError(f"clusters: shape {clusters.shape}; pass one label for each of the {rows.shape[-1]} examples")
     _, members, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
     in_order = rows[:, np.argsort(members, kind="stable")]
     return np.add.reduceat(in_order, np.cumsum(sizes) - sizes, axis=1), sizes.astype(np.float64)
@@ -175,9 +169,7 @@ def _sums(rows: Floats, clusters: NDArray[np.generic]) -> tuple[Floats, Floats]:
 def _check_finite(name: str, array: Floats) -> None:
     if not np.isfinite(array).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise InputError(
-            f"{name}: {array[where]} at {list(where)} is not a finite number; leave such examples out"
-        )
+        raise InputError(f"{name}: {array[where]} at {list(where)} is not a finite number; leave such examples out")
 
 
 def _check_confidence(confidence: float) -> None:

@@ -50,7 +50,7 @@ def word_tokens(word: str, tokenizer: PreTrainedTokenizerBase) -> WordTokens:
             if ids[0] not in forms.values():
                 forms[form] = ids[0]
         else:
-            multi_piece[form] = tokenizer.convert_ids_to_tokens(ids)
+            multi_piece[form] = [str(piece) for piece in tokenizer.convert_ids_to_tokens(ids)]
     bare = tokenizer.encode(word, add_special_tokens=False)
     if not bare:
         raise InputError(f"target word {word!r}: tokenises to nothing in this vocabulary")
@@ -88,7 +88,6 @@ def matched_words(
     if not target.forms:
         raise InputError(f"target word {target.word!r}: no single-token form in this vocabulary, so no null matches it")
     spelling = {token.replace("▁", " ").replace("Ġ", " "): i for token, i in tokenizer.get_vocab().items()}
-    shapes = [form.replace(target.word[1:], "{}") for form in target.forms]
     banned = {target.word, *exclude}
     candidates = [
         word
@@ -100,11 +99,13 @@ def matched_words(
     matches = []
     for word in candidates:
         ids = {form: spelling[form] for form in _forms(word) if form in spelling}
-        if len(ids) == len(shapes) and all(_same_shape(a, b) for a, b in zip(ids, target.forms, strict=True)):
+        if len(ids) == len(target.forms) and all(_same_shape(a, b) for a, b in zip(ids, target.forms, strict=True)):
             distance = abs(float(norms[list(ids.values())].mean()) - target_norm)
             matches.append((distance, word, ids))
     if len(matches) < n:
-        raise InputError(f"null_words: {n} asked for, this vocabulary has {len(matches)} words spelt like {target.word!r}")
+        raise InputError(
+            f"null_words: {n} asked for, this vocabulary has {len(matches)} words spelt like {target.word!r}"
+        )
     matches.sort(key=lambda match: match[:2])
     return [WordTokens(word, ids, {}, next(iter(ids.values()))) for _, word, ids in matches[:n]]
 

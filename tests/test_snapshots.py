@@ -1,0 +1,76 @@
+"""The committed numbers, and those of the pipeline on tiny models, against their snapshots."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from syrupy.assertion import SnapshotAssertion
+
+from classifier_emergence.results import read_result
+from experiments import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMITTED = sorted(str(path.relative_to(ROOT / "results")) for path in (ROOT / "results").rglob("*.json"))
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_results(name: str, numbers: SnapshotAssertion) -> None:
+    assert key_numbers(read_result(ROOT / "results" / name)) == numbers
+
+
+def key_numbers(result: dict[str, Any]) -> dict[str, Any]:
+    """Everything but token lists: tokens of near ties flip between machines, and they are no claim."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: kept(v) for k, v in value.items() if not re.search(r"tokens$|^null_words$", k)}
+        return [kept(item) for item in value] if isinstance(value, list) else value
+
+    return {key: kept(value) for key, value in result.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the whole pipeline on tiny models in a temporary copy."""
+    folder = tmp_path_factory.mktemp("tiny") / "copy"
+    tiny.copy(folder)
+    tiny.build(folder / "models")
+    tiny.repro(folder)
+    return folder
+
+
+TINY = [f"{stage}/tiny-{name}.json" for stage in ("fetch", "probing", "logit_lens") for name in ("llama", "gemma")]
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize("name", [*TINY, "claims.json"])
+def test_tiny_results(name: str, tiny_run: Path, numbers: SnapshotAssertion) -> None:
+    result = key_numbers(read_result(tiny_run / "results" / name))
+    if name.startswith("fetch"):
+        del result["source"]  # hashes of weights that were trained just now
+    assert result == numbers
+
+
+@pytest.mark.tiny
+def test_the_tiny_run_ends_with_a_paper(tiny_run: Path) -> None:
+    assert (tiny_run / "paper" / "paper.pdf").read_bytes().startswith(b"%PDF")
+    for name in ("claims", "probing_reported", "lens_controlled"):
+        for ending in ("csv", "md", "tex"):
+            assert "tiny-llama" in (tiny_run / "paper" / "tables" / f"{name}.{ending}").read_text() or name == "claims"
+    for name in ("probe_depth", "lens_heatmap", "alignment_null"):
+        assert (tiny_run / "paper" / "figures" / f"{name}.svg").stat().st_size > 1000
+
+
+@pytest.mark.tiny
+def test_a_finished_run_has_nothing_to_do(tiny_run: Path) -> None:
+    assert "Running stage" not in tiny.repro(tiny_run)
+
+
+@pytest.mark.tiny
+def test_results_are_finite_json_without_time_or_place(tiny_run: Path) -> None:
+    for path in (tiny_run / "results").rglob("*.json"):
+        text = path.read_text()
+        json.loads(text, parse_constant=pytest.fail)
+        assert str(tiny_run) not in text
