@@ -214,13 +214,9 @@ def directions(lm: LanguageModel, readout: Readout, states: dict[str, Tensor], p
         x = states[f"bank/{style}"]
         means = torch.stack([x[:, y == o].mean(1) for o in range(len(OPERATIONS))], dim=1)
         probes = fit_probes(x, y, C=params.probing.C, standardise=True)
-        # Where all states are equal (the embedding of "=") there is no direction, and rounding must not make one up.
-        equal = (x == x[:, :1]).flatten(1).all(1).tolist()
         result[style] = {
-            name: {
-                key: _without(rows, equal) for key, rows in _alignment_of(vectors, targets, null, lm, readout).items()
-            }
-            for name, vectors in (("probe", probes.coef), ("class_mean", means))
+            "probe": _alignment_of(probes.coef, targets, null, lm, readout),
+            "class_mean": _alignment_of(means, targets, null, lm, readout),
         }
     return result
 
@@ -259,8 +255,13 @@ def _without(rows: Any, skipped: list[bool]) -> list[Any]:
 def _alignment_of(
     vectors: Tensor, targets: list[Any], null: list[list[list[int]]], lm: LanguageModel, readout: Readout
 ) -> dict[str, Any]:
-    """Cosine, rank and p of each operation word with its class's direction, for (layers, operations, d)."""
+    """Cosine, rank and p of each operation word with its class's direction, for (layers, operations, d).
+
+    None for a layer whose states do not differ between classes (the embedding of "="): rounding is no direction.
+    """
     directions = vectors - vectors.mean(1, keepdim=True)  # a softmax does not see what all classes share
+    size = directions.norm(dim=-1).amax(1)
+    skipped = (size <= 1e-6 * size.max()).tolist()
     n_layers, n_ops = directions.shape[:2]
     words = [t.ids for t in targets] + [ids for words in null for ids in words]
     projection = project(directions.flatten(0, 1), readout, words, cosine=True, top=5)
@@ -268,7 +269,7 @@ def _alignment_of(
     own = torch.arange(n_ops)
     null_score = score[:, :, n_ops:].unflatten(-1, (n_ops, -1))[:, own, own]  # (layers, operations, null words)
     p = permutation_p(score[:, own, own].numpy(), null_score.numpy())
-    return {
+    table = {
         "cosine": score[:, own, own],
         "rank": rank[:, own, own],
         "p": p,
@@ -282,6 +283,7 @@ def _alignment_of(
             for row in projection.top_ids.view(n_layers, n_ops, -1)
         ],
     }
+    return {key: _without(rows, skipped) for key, rows in table.items()}
 
 
 if __name__ == "__main__":

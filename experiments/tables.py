@@ -55,7 +55,7 @@ def claims(ledger: Mapping[str, dict[str, Any]]) -> None:
     columns = ["Claim", "Protocol", "Quantity", "Model", "Value", "Interval", "n", "Claimed", "Met"]
     rows = [
         [
-            key, item["protocol"], item["what"], item["model"], _value(item), _interval(item),
+            key, item["protocol"], item["what"], item["model"], number(item["value"], 3), _interval(item),
             number(item["n"]), item["expected"], "yes" if item["met"] else "no",
         ]
         for key, claim in ledger.items()
@@ -64,15 +64,9 @@ def claims(ledger: Mapping[str, dict[str, Any]]) -> None:
     write_table(FOLDER / "evidence", columns, rows, caption="Every number behind the verdicts.")
 
 
-def _value(item: Mapping[str, Any]) -> str:
-    if isinstance(item["value"], int):
-        return number(item["value"])
-    tiny = 0 < abs(item["value"]) < 0.001
-    return f"{item['value']:.1e}".replace("-", "−") if tiny else number(item["value"], 3)
-
-
 def _interval(item: Mapping[str, Any]) -> str:
-    return interval_text(item["interval"], 3, scale=1)
+    ends = item["interval"]
+    return "n/a" if ends is None else f"[{number(ends[0], 3)}, {number(ends[1], 3)}]"
 
 
 def models(fetched: Results) -> None:
@@ -98,7 +92,11 @@ def models(fetched: Results) -> None:
 
 
 def _pin(source: Mapping[str, Any]) -> str:
-    return str(source.get("sha256") or source.get("revision") or "local folder")[:12]
+    return (
+        str(source["sha256" if source["source"] == "wheel" else "revision"])[:12]
+        if source["source"] != "path"
+        else "local"
+    )
 
 
 def words(fetched: Results) -> None:
@@ -251,7 +249,7 @@ def _tiny(share: float) -> str:
     """A share over many orders of magnitude: percent where that reads well, else a power of ten."""
     if share >= 0.0005 or share == 0:
         return percent(share, 2)
-    return f"{share:.1e}".replace("-", "−")
+    return number(share, 1)
 
 
 def directions(probing: Results, depth: float) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = sorted(str(path.relative_to(ROOT / "results")) for path in (ROOT / "results").rglob("*.json"))
 
 
-@pytest.mark.parametrize("name", COMMITTED)
+@pytest.mark.parametrize("name", COMMITTED, ids=lambda name: name.replace("/", "-"))  # ids name the snapshot files
 def test_committed_results(name: str, numbers: SnapshotAssertion) -> None:
     assert key_numbers(read_result(ROOT / "results" / name)) == numbers
 
@@ -45,7 +45,7 @@ TINY = [f"{stage}/tiny-{name}.json" for stage in ("fetch", "probing", "logit_len
 
 
 @pytest.mark.tiny
-@pytest.mark.parametrize("name", [*TINY, "claims.json"])
+@pytest.mark.parametrize("name", [*TINY, "claims.json"], ids=lambda name: name.replace("/", "-"))
 def test_tiny_results(name: str, tiny_run: Path, numbers: SnapshotAssertion) -> None:
     result = key_numbers(read_result(tiny_run / "results" / name))
     if name.startswith("fetch"):

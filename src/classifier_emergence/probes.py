@@ -73,8 +73,11 @@ class Probes:
         return self.logits(x).softmax(-1)
 
     def predict(self, x: Tensor) -> Tensor:
-        """(layers, [sets,] n) labels for x (layers, n, d)."""
-        return self.classes[self.logits(x).argmax(-1)]
+        """(layers, [sets,] n) labels for x (layers, n, d).
+
+        Logits within 1e-6 tie, and the first class wins: where features say nothing, rounding must not decide.
+        """
+        return self.classes[(self.logits(x) * 1e6).round().argmax(-1)]
 
 
 def fit_probes(
