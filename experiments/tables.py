@@ -238,7 +238,7 @@ def lens_controlled(lens: Results, depth: float) -> None:
                         model, style, result["layers"][row] + mark, _tiny(word["alignment"][row]),
                         f"[{_tiny(low)}, {_tiny(high)}]", number(word["rank"][row], 0),
                         _tiny(word["null"]["alignment_95"][row]), number(word["null"]["p"][row], 3),
-                        number(word["null"]["contrast_p"][row], 3), accuracy(word["choice"], row),
+                        number(word["null"]["contrast_p"][row], 3), percent(word["choice"]["accuracy"][row]),
                     ]
                 )  # fmt: skip
     caption = "Alignment of the prompt's own operation word, against words matched in unembedding norm."
@@ -262,7 +262,7 @@ def directions(probing: Results, depth: float) -> None:
             for kind in ("probe", "class_mean"):
                 part = result["directions"][style][kind]
                 cells = [
-                    f"{number(r)} (p = {number(p, 3)})" for r, p in zip(part["rank"][row], part["p"][row], strict=True)
+                    f"{number(r)} ({number(p, 3)})" for r, p in zip(part["rank"][row], part["p"][row], strict=True)
                 ]
                 rows.append(
                     [
@@ -270,7 +270,9 @@ def directions(probing: Results, depth: float) -> None:
                         number(max(part["max_cosine"][row]), 3), number(result["directions"]["expected_max_cosine"], 3),
                     ]
                 )  # fmt: skip
-    caption = "Rank of each operation word in the vocabulary, seen from its class's direction; p against matched words."
+    caption = (
+        "Rank of each operation word in the vocabulary, seen from its class's direction (p against matched words)."
+    )
     write_table(FOLDER / "directions", columns, rows, caption=caption)
 
 
