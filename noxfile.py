@@ -5,6 +5,7 @@ made again when pyproject.toml, constraints.txt or the Python version changes.
 """
 
 import hashlib
+import os
 import shutil
 import sys
 import tempfile
@@ -24,7 +25,7 @@ TREES = ("src", "experiments", "tests", "benchmarks", "noxfile.py")
 def run(session: nox.Session, *command: str, cwd: Path = ROOT) -> None:
     """Run a command of the shared environment."""
     prepare(session)
-    path = f"{SCRIPTS}{':' if sys.platform != 'win32' else ';'}{session.env.get('PATH', '')}"
+    path = os.pathsep.join([str(SCRIPTS), os.environ["PATH"]])
     # No telemetry, no hub; and code of the tree that is run, also where that is a copy.
     env = {
         "PATH": path,
