@@ -6,15 +6,16 @@ Written out for one layer with rows x_i (n of them, d features) and labels y_i i
 
 the objective of scikit-learn's ``LogisticRegression(C=C)``. How it is minimised, and why it is fast:
 
-* W lies in the span of the centred rows (centring only moves b), so the features are replaced by the rows' coordinates
-  Z (n, r) in the principal axes of their Gram matrix: r < n numbers a row in place of d, computed once a layer and
-  shared by all label vectors.
+* W = sum_i a_i x_i for the centred rows (centring only moves b), so that only their Gram matrix matters. With its
+  eigenvectors V and eigenvalues s, and A = V u, the logits are V s u + b: n numbers a class in place of d, from one
+  decomposition a layer that is shared by all label vectors.
 * Newton's method with a line search; each Newton equation is solved by conjugate gradients, only as exactly as it pays
   (inexact Newton: Nocedal & Wright, Numerical Optimization, 2006, section 7.1). All label vectors and classes stand
   side by side, so that an iteration is two wide matrix products.
-* In these axes Z^T Z is diagonal, and so is the Hessian with every example's curvature p (1 - p) replaced by its mean:
+* In these coordinates the Hessian with every example's curvature p (1 - p) replaced by its mean is diagonal:
   a preconditioner for nothing, which takes the huge spread of scales in a residual stream out of the problem. It
   also lets the conjugate gradients work in float32; objective, gradient and steps are float64.
+* A few layers at a time, so that their matrices stay in the caches, and none waits for a much slower one.
 * What has not converged then (it happens where features are far from any scale) is finished with factored Hessians.
 """
 
@@ -31,6 +32,8 @@ from classifier_emergence.errors import InputError
 
 # Numbers in one array of the solver (layers x examples x classes x label vectors) that keep it within the caches.
 _BLOCK = 2**16
+# Layers that are solved together at most: all of them wait for the slowest.
+_LAYERS = 4
 # Newton iterations by conjugate gradients before what is left is solved with factored Hessians.
 _PATIENCE = 30
 # Conjugate gradients stop at this fraction of the first preconditioned residual norm.
@@ -111,18 +114,18 @@ def fit_probes(
     classes, targets = _check(x, labels, C)
     # One weight vector w in place of the pair -w/2, w/2, whose penalty would be half as large: C twice as small.
     strength, unit = (C / 2, 2.0) if len(classes) == 2 else (C, 1.0)
-    size = max(1, _BLOCK // targets.numel())
+    size = min(_LAYERS, max(1, _BLOCK // targets.numel()))
 
     def fit(start: int) -> tuple[Tensor, ...]:
         block = x[start : start + size].double()
         mean = block.mean(1, keepdim=True)
-        scale = _scale(block, mean) if standardise else torch.ones_like(mean)
-        rows = (block - mean) / scale
-        axes, z = _principal(rows)
-        w, bias, objective, iterations = _minimise(z, targets, strength, tol, max_iterations, start)
-        # (layers, r, k, sets) to (layers, sets, k, d)
-        coef = (w.permute(0, 3, 2, 1).flatten(1, 2) @ axes / scale).unflatten(1, (-1, len(classes)))
-        bias = bias.squeeze(1).mT - (coef @ mean[:, None].mT).squeeze(-1)
+        rows = block - mean
+        scale = _scale(rows, mean) if standardise else torch.ones_like(mean)
+        if standardise:
+            rows /= scale
+        dual, bias, objective, iterations = _minimise(rows @ rows.mT, targets, strength, tol, max_iterations, start)
+        coef = _times(dual, rows) / scale[:, None]
+        bias = bias.squeeze(-1) - (coef @ mean[:, None].mT).squeeze(-1)
         return coef, bias, objective * unit, iterations
 
     with _one_thread_per_block() as pool:
@@ -174,12 +177,13 @@ def _check(x: Tensor, labels: Tensor, C: float) -> tuple[Tensor, Tensor]:
     return classes, targets
 
 
-def _scale(x: Tensor, mean: Tensor) -> Tensor:
-    """Standard deviations (layers, 1, d), 1 for constant features (scikit-learn's bound on rounding)."""
-    n, epsilon = x.shape[1], torch.finfo(x.dtype).eps
-    variance = (x - mean).square().mean(1, keepdim=True)
+def _scale(rows: Tensor, mean: Tensor) -> Tensor:
+    """Standard deviations (layers, 1, d) of centred rows, 1 for constants (scikit-learn's bound on rounding)."""
+    n, epsilon = rows.shape[1], torch.finfo(rows.dtype).eps
+    variance: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True).square() / n
     constant = variance <= n * epsilon * variance + (n * epsilon * mean) ** 2
-    return variance.sqrt().masked_fill(constant, 1.0)
+    scale: Tensor = variance.sqrt().masked_fill(constant, 1.0)
+    return scale
 
 
 @contextmanager
@@ -194,121 +198,147 @@ def _one_thread_per_block() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)
 
 
-def _principal(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Principal axes (layers, n, d) of the rows, and their coordinates (layers, n, n), zero off their span."""
-    values, vectors = torch.linalg.eigh(rows @ rows.mT)
-    root = values.clamp_min(0).sqrt()
-    noise = values <= values.shape[-1] * torch.finfo(values.dtype).eps * values[:, -1:]
-    root = root.masked_fill(noise, 0.0)
-    inverse = torch.where(noise, 0.0, 1 / root)
-    return (vectors * inverse[:, None]).mT @ rows, vectors * root[:, None]
+@dataclass(frozen=True)
+class _Axes:
+    """Principal axes of the rows of every layer, with the intercept for first coordinate.
+
+    The rows are centred, so that the smallest eigenvalue is zero: its place is free.
+
+    Attributes:
+        axes: (layers, n, n) ones, and the other eigenvectors V of the Gram matrix.
+        weights: (layers, 1, 1, n) 1, and the eigenvalues s, zero where they are rounding.
+        squares: (layers, 1, 1, n) n, and s: weights times the squared norms of the axes.
+        penalty: (n,) 0, and ones.
+    """
+
+    axes: Tensor
+    weights: Tensor
+    squares: Tensor
+    penalty: Tensor
+
+    @classmethod
+    def of(cls, gram: Tensor) -> "_Axes":
+        n = gram.shape[-1]
+        values, axes = torch.linalg.eigh(gram)
+        noise = values <= n * torch.finfo(values.dtype).eps * values[:, -1:]
+        weights = values.masked_fill(noise, 0.0)[:, None, None]
+        squares, penalty = weights.clone(), weights.new_ones(n)
+        axes[..., 0], weights[..., 0], squares[..., 0], penalty[0] = 1, 1, n, 0
+        return cls(axes, weights, squares, penalty)
+
+    def float(self) -> "_Axes":
+        return _Axes(self.axes.float(), self.weights.float(), self.squares.float(), self.penalty.float())
+
+    def logits(self, u: Tensor) -> Tensor:
+        return _times(self.weights * u, self.axes.mT)
 
 
 @dataclass(frozen=True)
 class _Point:
-    """Where Newton's method stands. Axes are layers, then r or n or 1, then classes (or 1), then label vectors."""
+    """Where Newton's method stands. Axes are layers, label vectors, classes (or 1), then coordinates or examples."""
 
-    w: Tensor
-    bias: Tensor
+    u: Tensor
     logits: Tensor
     log_p: Tensor
     objective: Tensor
 
     @classmethod
-    def at(cls, y: Tensor, w: Tensor, bias: Tensor, logits: Tensor, C: float) -> "_Point":
+    def at(cls, axes: _Axes, y: Tensor, u: Tensor, logits: Tensor, C: float) -> "_Point":
         log_p = logits.log_softmax(2)
-        return cls(w, bias, logits, log_p, _total(w * w) / 2 - C * _total(y * log_p))
+        return cls(u, logits, log_p, _total(axes.penalty * axes.weights * u * u) / 2 - C * _total(y * log_p))
 
 
 def _total(a: Tensor) -> Tensor:
-    return a.sum((1, 2), keepdim=True)
+    return a.sum((2, 3), keepdim=True)
 
 
-def _times(matrix: Tensor, a: Tensor) -> Tensor:
-    """(layers, m, r) times (layers, r, k, sets)."""
-    product: Tensor = (matrix @ a.flatten(2)).unflatten(2, a.shape[2:])
+def _times(a: Tensor, matrix: Tensor) -> Tensor:
+    """(layers, sets, k, n) times (layers, n, m)."""
+    # A few rows times a matrix: several times faster here than a matrix times a few columns.
+    product: Tensor = (a.flatten(1, 2) @ matrix).unflatten(1, a.shape[1:3])
     return product
 
 
 def _minimise(
-    z: Tensor, targets: Tensor, C: float, tol: float, max_iterations: int, first_layer: int
+    gram: Tensor, y: Tensor, C: float, tol: float, max_iterations: int, first_layer: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Newton's method for every problem of a block of layers.
 
+    Args:
+        gram: (layers, n, n) products of the centred rows.
+        y: (sets, k, n) one-hot labels.
+        C: Inverse strength of the penalty.
+        tol: As in ``fit_probes``.
+        max_iterations: As in ``fit_probes``.
+        first_layer: Of the block, for error messages.
+
     Returns:
-        w (layers, r, k, sets), b (layers, 1, k, sets), objective and iterations (layers, sets).
+        A (layers, sets, k, n), b (layers, sets, k, 1), objective and iterations (layers, sets).
     """
-    y = targets.permute(2, 1, 0)[None]  # (1, n, k, sets)
-    w = z.new_zeros(len(z), z.shape[2], *y.shape[2:])
-    point = _Point.at(y, w, w[:, :1], w.new_zeros(len(z), *y.shape[1:]), C)
+    axes = _Axes.of(gram)
+    axes32 = axes.float()
+    logits = gram.new_zeros(len(gram), *y.shape)
+    point = _Point.at(axes, y, logits, logits, C)
     done = torch.zeros_like(point.objective, dtype=torch.bool)
     iterations = torch.zeros_like(done, dtype=torch.int64)
-    z32, squares = z.float(), z.square().sum(1)[..., None, None].float()  # squares: the diagonal of Z^T Z
     for _ in range(min(_PATIENCE, max_iterations)):
         iterations += ~done
         p = point.log_p.exp()
-        residual = C * (p - y)
-        gradient = point.w + _times(z.mT, residual)
-        gradient_b = residual.sum(1, keepdim=True)
-        step, step_b = _newton_step(z32, squares, C, p.float(), gradient.float(), gradient_b.float())
-        slope = _total(gradient * step) + _total(gradient_b * step_b)
-        point = _line_search(z, y, point, step, step_b, slope, done, C)
+        gradient = axes.penalty * point.u + _times(C * (p - y), axes.axes)
+        step = _newton_step(axes32, C, p.float(), gradient.float(), ~done).double()
+        slope = _total(axes.weights * gradient * step)
+        point = _line_search(axes, y, point, step, slope, done, C)
         # The quadratic model promises half the slope; a rising direction (rounding) promises nothing.
         done = done | ((slope <= 0) & (-slope / 2 <= tol * point.objective))
         if done.all():
             break
-    w, bias, objective = point.w.clone(), point.bias.clone(), point.objective[:, 0, 0].clone()
-    iterations = iterations[:, 0, 0]
+    dual, bias = _times(point.u[..., 1:], axes.axes[..., 1:].mT), point.u[..., :1].clone()
+    objective, iterations = point.objective[..., 0, 0].clone(), iterations[..., 0, 0]
     for layer in (~done).flatten(1).any(1).nonzero().flatten().tolist():
         rest = (~done[layer]).flatten().nonzero().flatten()
-        exact = _newton_exact(z[layer], targets[rest], C, tol, max_iterations, first_layer + layer)
-        w[layer, ..., rest], bias[layer, ..., rest], objective[layer, rest] = exact[:3]
+        exact = _newton_exact(gram[layer], y[rest], C, tol, max_iterations, first_layer + layer)
+        dual[layer, rest], bias[layer, rest], objective[layer, rest] = exact[:3]
         iterations[layer, rest] += exact[3]
-    return w, bias, objective, iterations
+    return dual, bias, objective, iterations
 
 
-def _newton_step(
-    z: Tensor, squares: Tensor, C: float, p: Tensor, gradient: Tensor, gradient_b: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Preconditioned conjugate gradients for ``H step = -gradient``, all in float32."""
+def _newton_step(axes: _Axes, C: float, p: Tensor, gradient: Tensor, active: Tensor) -> Tensor:
+    """Preconditioned conjugate gradients for the Newton equation of the active problems, all in float32."""
     cp = C * p
-    curvature = (cp * (1 - p)).mean((1, 2), keepdim=True)  # (layers, 1, 1, sets)
-    m, m_b = 1 / (1 + curvature * squares), 1 / (curvature * p.shape[1]).clamp_min(1e-30)
-    r, r_b = -gradient, -gradient_b
-    step, step_b = torch.zeros_like(r), torch.zeros_like(r_b)
-    d, d_b = m * r, m_b * r_b
-    rho = _total(r * d) + _total(r_b * d_b)
+    # The mean eigenvalue of C (diag(p) - p p^T), less the one that is always zero.
+    curvature = _total(cp * (1 - p)) / (p.shape[3] * (p.shape[2] - 1))
+    inverse = 1 / (axes.penalty + curvature * axes.squares).clamp_min(1e-30)
+    inverse = torch.where(axes.weights > 0, inverse, 0.0)
+    weighted = inverse * axes.weights
+    back = axes.axes.mT
+    r = -gradient
+    u, d = torch.zeros_like(r), inverse * r
+    rho = _total(r * r * weighted)
     goal = _FORCING**2 * rho
-    active = rho > 0
-    for _ in range(r.shape[1] * r.shape[2]):
-        f = _times(z, d) + d_b
-        t = cp * f
+    active = active & (rho > 0)
+    for _ in range(r.shape[2] * r.shape[3]):
+        wd = axes.weights * d
+        t = cp * _times(wd, back)
         t -= p * t.sum(2, keepdim=True)
-        h, h_b = d + _times(z.mT, t), t.sum(1, keepdim=True)
-        a = torch.where(active, rho / (_total(d * h) + _total(d_b * h_b)), 0.0)
-        step += a * d
-        step_b += a * d_b
-        r = r - a * h
-        r_b = r_b - a * h_b
-        s, s_b = m * r, m_b * r_b
-        new = _total(r * s) + _total(r_b * s_b)
+        h = axes.penalty * d + _times(t, axes.axes)
+        a = torch.where(active, rho / _total(wd * h), 0.0)
+        u += a * d
+        r -= a * h
+        new = _total(r * r * weighted)
         active = active & (new > goal)
         if not active.any():
             break
-        b = torch.where(active, new / rho, 0.0)
-        d, d_b = s + b * d, s_b + b * d_b
+        d = inverse * r + torch.where(active, new / rho, 0.0) * d
         rho = new
-    return step.double(), step_b.double()
+    return u
 
 
-def _line_search(
-    z: Tensor, y: Tensor, point: _Point, step: Tensor, step_b: Tensor, slope: Tensor, done: Tensor, C: float
-) -> _Point:
+def _line_search(axes: _Axes, y: Tensor, point: _Point, step: Tensor, slope: Tensor, done: Tensor, C: float) -> _Point:
     """Halve the step until the objective falls enough (Armijo); problems that are done stay where they are."""
-    moved = _times(z, step) + step_b
+    moved = axes.logits(step)
     t = (~done).to(slope)
     for _ in range(60):
-        new = _Point.at(y, point.w + t * step, point.bias + t * step_b, point.logits + t * moved, C)
+        new = _Point.at(axes, y, point.u + t * step, point.logits + t * moved, C)
         worse = new.objective > point.objective + 1e-4 * t * slope + 1e-12 * point.objective
         if not worse.any():
             break
@@ -317,17 +347,20 @@ def _line_search(
 
 
 def _newton_exact(
-    z: Tensor, y: Tensor, C: float, tol: float, max_iterations: int, layer: int
+    gram: Tensor, y: Tensor, C: float, tol: float, max_iterations: int, layer: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Newton's method with factored Hessians, for one layer: time grows with (k n)^3, and no conditioning can hurt.
 
-    For z (n, r) and y (sets, k, n) gives w (r, k, sets), b (1, k, sets), objective and iterations (sets,).
+    For gram (n, n) and y (sets, k, n) gives A (sets, k, n), b (sets, k, 1), objective and iterations (sets,).
 
     Raises:
         ProbeConvergenceError: ``tol`` is not reached within ``max_iterations``.
     """
     sets, k, n = y.shape
-    z = torch.cat([z, z.new_ones(n, 1)], dim=1)  # the last coordinate is the intercept
+    values, vectors = torch.linalg.eigh(gram)
+    root = values.clamp_min(0).sqrt().masked_fill(values <= n * torch.finfo(values.dtype).eps * values[-1], 0.0)
+    # The rows' coordinates in their principal axes; the last one is the intercept.
+    z = torch.cat([vectors * root, vectors.new_ones(n, 1)], dim=1)
     r = z.shape[1]
     penalty = z.new_ones(r)
     penalty[-1] = 0
@@ -359,8 +392,8 @@ def _newton_exact(
             t = torch.where(worse, t / 2, t)
         w, now, done = w + t[:, None, None] * step, new, done | (-slope / 2 <= tol * now)
         if done.all():
-            w = w.permute(2, 1, 0)
-            return w[:-1], w[-1:], now, iterations
+            dual = w[..., :-1] * torch.where(root > 0, 1 / root, 0.0) @ vectors.T
+            return dual, w[..., -1:], now, iterations
     raise ProbeConvergenceError(
         f"layer {layer}, label set {int((~done).nonzero()[0])}: no convergence to tol {tol:g} within"
         f" {max_iterations} iterations; standardise the features, lower C or raise max_iterations"
