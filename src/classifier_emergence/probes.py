@@ -37,7 +37,7 @@ _LAYERS = 4
 # Newton iterations by conjugate gradients before what is left is solved with factored Hessians.
 _PATIENCE = 30
 # Conjugate gradients stop at this fraction of the first preconditioned residual norm.
-_FORCING = 0.1
+_FORCING = 0.3
 
 
 class ProbeConvergenceError(RuntimeError):
@@ -308,29 +308,30 @@ def _newton_step(axes: _Axes, C: float, p: Tensor, gradient: Tensor, active: Ten
     # The mean eigenvalue of C (diag(p) - p p^T), less the one that is always zero.
     curvature = _total(cp * (1 - p)) / (p.shape[3] * (p.shape[2] - 1))
     inverse = 1 / (axes.penalty + curvature * axes.squares).clamp_min(1e-30)
-    inverse = torch.where(axes.weights > 0, inverse, 0.0)
-    weighted = inverse * axes.weights
-    back = axes.axes.mT
-    r = -gradient
-    u, d = torch.zeros_like(r), inverse * r
-    rho = _total(r * r * weighted)
+    # Scaled by the roots of the weights, the Hessian is symmetric.
+    root = axes.weights.sqrt()
+    z = axes.axes * root.squeeze(1)
+    r = -root * gradient
+    d = inverse * r
+    u = torch.zeros_like(r)
+    rho = _total(r * d)
     goal = _FORCING**2 * rho
     active = active & (rho > 0)
     for _ in range(r.shape[2] * r.shape[3]):
-        wd = axes.weights * d
-        t = cp * _times(wd, back)
+        t = _times(d, z.mT).mul_(cp)
         t -= p * t.sum(2, keepdim=True)
-        h = axes.penalty * d + _times(t, axes.axes)
-        a = torch.where(active, rho / _total(wd * h), 0.0)
-        u += a * d
-        r -= a * h
-        new = _total(r * r * weighted)
+        h = _times(t, z).addcmul_(axes.penalty, d)
+        a = torch.where(active, rho / _total(d * h), 0.0)
+        u.addcmul_(a, d)
+        r.addcmul_(a, h, value=-1)
+        s = inverse * r
+        new = _total(r * s)
         active = active & (new > goal)
         if not active.any():
             break
-        d = inverse * r + torch.where(active, new / rho, 0.0) * d
+        d.mul_(torch.where(active, new / rho, 0.0)).add_(s)
         rho = new
-    return u
+    return torch.where(root > 0, u / root, 0.0)
 
 
 def _line_search(axes: _Axes, y: Tensor, point: _Point, step: Tensor, slope: Tensor, done: Tensor, C: float) -> _Point:
