@@ -86,6 +86,70 @@ class LogitLens(_Section):
     seed: Seed
 
 
+Operands = Annotated[list[int], Field(min_length=2, max_length=2)]
+
+
+class DualReward(_Section):
+    """Dual-reward training and its controls (see ``training``)."""
+
+    depth: Fraction
+    class_weight: Fraction
+    rank: int = Field(ge=1)
+    rank_all_layers: int = Field(ge=1)
+    scale: float = Field(gt=0)
+    steps: int = Field(ge=1)
+    arm_steps: int = Field(ge=1)
+    further_steps: int = Field(ge=1)
+    every: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    samples: int = Field(ge=1)
+    seeds: list[Seed] = Field(min_length=1)
+    depths: list[Fraction]
+    class_weights: list[Fraction]
+    arbitrary_words: list[str] = Field(min_length=4, max_length=4)
+    operands: dict[str, Operands]
+    test_problems: int = Field(ge=1)
+    curve_problems: int = Field(ge=4)
+    random_removals: int = Field(ge=1)
+    threshold: Fraction
+    resamples: int = Field(ge=100)
+
+
+class LoraSft(_Section):
+    """Plain LoRA fine-tuning on answers (see ``training``)."""
+
+    rank: int = Field(ge=1)
+    scale: float = Field(gt=0)
+    steps: list[int] = Field(min_length=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    samples: int = Field(ge=1)
+    seeds: list[Seed] = Field(min_length=1)
+    operands: dict[str, Operands]
+    test_problems: int = Field(ge=1)
+    top: int = Field(ge=1)
+    resamples: int = Field(ge=100)
+
+
+class CotAlignment(_Section):
+    """Fine-tuning on answers and on a word before the answer (see ``training``)."""
+
+    rank: int = Field(ge=1)
+    scale: float = Field(gt=0)
+    steps: int = Field(ge=1)
+    every: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    samples: int = Field(ge=1)
+    seeds: list[Seed] = Field(min_length=1)
+    operands: dict[str, Operands]
+    test_problems: dict[str, int]
+    new_tokens: int = Field(ge=1)
+    depths: list[Fraction]
+    resamples: int = Field(ge=100)
+
+
 class Params(_Section):
     """The whole of params.yaml."""
 
@@ -94,12 +158,19 @@ class Params(_Section):
     bank: Bank
     probing: Probing
     logit_lens: LogitLens
+    trained_models: list[str] = Field(min_length=1)
+    dual_reward: DualReward
+    lora_sft: LoraSft
+    cot_alignment: CotAlignment
     confidence: Fraction
 
     @model_validator(mode="after")
     def _models_are_registered(self) -> "Params":
         for key in self.models:
             source_of(key, self.registry, parameter="models")
+        for key in self.trained_models:
+            if key not in self.models:
+                raise ValueError(f"trained_models: {key!r} is not among models, whose results it is compared with")
         return self
 
 

@@ -15,15 +15,15 @@ from rich.progress import (
 
 
 @contextmanager
-def progress(description: str | None, *, total: float) -> Iterator[Callable[[float], None]]:
-    """A progress bar on standard error; yields ``advance(amount)``. No description, no bar."""
+def progress(description: str | None, *, total: float) -> Iterator[Callable[..., None]]:
+    """A progress bar on standard error; yields ``advance(amount, status="")``. No description, no bar."""
     console = Console(stderr=True)
     if description is None:
-        yield lambda amount: None
+        yield lambda amount, status="": None
         return
     if not console.is_terminal:
         console.print(description, markup=False, highlight=False)
-        yield lambda amount: None
+        yield lambda amount, status="": None
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -32,7 +32,14 @@ def progress(description: str | None, *, total: float) -> Iterator[Callable[[flo
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}", markup=False),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda amount: bar.advance(task, amount)
+        task = bar.add_task(description, total=total, status="")
+
+        def advance(amount: float, status: str = "") -> None:
+            bar.advance(task, amount)
+            if status:
+                bar.update(task, status=status)
+
+        yield advance

@@ -1,0 +1,155 @@
+"""A step of dual-reward training against the same loss written plainly for ``transformers.Trainer``.
+
+``python -m benchmarks.training gemma-3-270m [--steps N]`` trains the main arm of params.yaml with both, from the same
+adapter on the same batches, in turns, and prints the median seconds of a step (forward, backward and optimiser) and
+their ratio. The plain loss takes the model's logits at all positions, and the lens's too: final norm and unembedding
+of the whole hidden state, of which one position is read. Both losses must agree at every step.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from classifier_emergence.layers import layer_at, layer_row
+from classifier_emergence.models import LanguageModel, load
+from classifier_emergence.params import DualReward, load_params
+from classifier_emergence.problems import sample, split
+from classifier_emergence.readout import decoder_blocks, find_readout
+from classifier_emergence.tasks import OPERATIONS
+from classifier_emergence.training import VO, Adapter, Example, LensTrainer, Objective, adapted, encode
+from classifier_emergence.vocabulary import word_tokens
+
+ROUNDS = 2
+TOLERANCE = 1e-3  # nats; float32 in another order of sums, through some steps of Adam
+
+
+class Clock(TrainerCallback):
+    """Seconds of every step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Start."""
+        self.started = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Stop."""
+        self.seconds.append(time.perf_counter() - self.started)
+
+
+class PlainTrainer(Trainer):
+    """The loss as one would write it first."""
+
+    objective: Objective
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
+        """Lens and answer from full logits."""
+        read, target = inputs.pop("read"), inputs.pop("target")
+        output = model(**inputs, output_hidden_states=True)
+        base = model.get_base_model()
+        state = output.hidden_states[layer_row(self.objective.layer)]
+        lens = base.get_output_embeddings()(find_readout(base).norm(state))
+        class_loss = functional.cross_entropy(lens[torch.arange(len(read)), read], target)
+        weight = self.objective.class_weight
+        return weight * class_loss + (1 - weight) * output.loss
+
+
+def plain_batch(batch: list[Example]) -> dict[str, Tensor]:
+    """Padded ids, mask and labels, as for any causal language model."""
+    width = max(len(example.ids) for example in batch)
+    ids, mask, labels = [], [], []
+    for example in batch:
+        rest = width - len(example.ids)
+        ids.append(example.ids + [0] * rest)
+        mask.append([1] * len(example.ids) + [0] * rest)
+        labels.append([-100] * example.prompt_length + example.ids[example.prompt_length :] + [-100] * rest)
+    return {
+        "input_ids": torch.tensor(ids),
+        "attention_mask": torch.tensor(mask),
+        "labels": torch.tensor(labels),
+        "read": torch.tensor([example.prompt_length - 1 for example in batch]),
+        "target": torch.tensor([example.target for example in batch]),
+    }
+
+
+def measure(
+    lm: LanguageModel, settings: DualReward, examples: list[Example], steps: int, *, plain: bool
+) -> tuple[list[float], list[float]]:
+    """Seconds and losses of every step of a fresh run."""
+    layer = layer_at(settings.depth, len(decoder_blocks(lm.model)))
+    objective = Objective(settings.class_weight, layer)
+    place = Adapter(VO, settings.rank, settings.scale, tuple(range(layer)))
+    with tempfile.TemporaryDirectory() as work, adapted(lm.model, place, seed=0) as wrapped:
+        arguments = TrainingArguments(
+            output_dir=work,
+            max_steps=steps,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="constant",
+            weight_decay=0.0,
+            logging_steps=1,
+            save_strategy="no",
+            seed=0,
+            data_seed=0,
+            use_cpu=True,
+            dataloader_pin_memory=False,
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            report_to="none",
+        )
+        trainer: Trainer
+        if plain:
+            trainer = PlainTrainer(wrapped, arguments, plain_batch, examples)
+            trainer.objective = objective
+        else:
+            trainer = LensTrainer(wrapped, arguments, examples, objective, lm.tokenizer, None)
+        clock = Clock()
+        trainer.add_callback(clock)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        return clock.seconds, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a key of registry in params.yaml")
+    parser.add_argument("--steps", type=int, default=8, help="steps a run, each run twice; default: %(default)s")
+    arguments = parser.parse_args()
+    params = load_params()
+    settings = params.dual_reward
+    lm = load(arguments.model, params.registry)
+    problems = split(settings.operands, dict.fromkeys(settings.operands, settings.test_problems), seed=0)
+    targets = {operation: word_tokens(operation, lm.tokenizer).strict_id for operation in OPERATIONS}
+    examples = [
+        encode(lm.tokenizer, problem.symbol, f" {problem.answer}", targets[problem.operation])
+        for problem in sample(problems.train, settings.samples, seed=0)
+    ]
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    gap = 0.0
+    for _ in range(ROUNDS):
+        losses = {}
+        for plain in (True, False):
+            found, losses[plain] = measure(lm, settings, examples, arguments.steps, plain=plain)
+            seconds[plain] += found[1:]  # the first step warms up
+        gap = max(gap, *(abs(a - b) for a, b in zip(losses[True], losses[False], strict=True)))
+    theirs, ours = statistics.median(seconds[True]), statistics.median(seconds[False])
+    print(f"{lm.key}: batches of {settings.batch_size}, {len(seconds[True])} steps each; median seconds a step")
+    print(f"  plain Trainer {theirs:7.3f}  ours {ours:7.3f}  ratio {theirs / ours:5.2f}")
+    print(f"  losses differ by at most {gap:.1e} nats")
+    if not gap <= TOLERANCE:
+        sys.exit("the losses do not agree: these are not the same training")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What the training stages share: where runs and adapters lie, runs that are done once, and summaries of effects."""
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from classifier_emergence.params import Params
+from classifier_emergence.results import plain, read_result, write_result
+from classifier_emergence.statistics import Proportion, bootstrap_mean
+from experiments.stage import result_path
+
+RUNS = Path("data/runs")
+ADAPTERS = Path("data/adapters")
+
+
+class Runs:
+    """Runs of one stage, each kept as soon as it is done: a killed stage goes on with the run that it was in.
+
+    What is kept belongs to one state of the parameters, the imported modules and the weights; another starts afresh.
+    """
+
+    def __init__(self, stage: str, model: str, params: Params) -> None:
+        self.folder = RUNS / stage / model
+        self.adapters = self.folder / "adapters"
+        self.kept = ADAPTERS / stage / model
+        self.result = result_path(stage, model)
+        ours = ("classifier_emergence.", "experiments.")
+        code = {Path(m.__file__) for name, m in sys.modules.items() if name.startswith(ours) and m.__file__}
+        state = hashlib.sha256(result_path("fetch", model).read_bytes())
+        for path in sorted(code, key=lambda path: path.name):
+            state.update(path.read_bytes())
+        settings = params.model_dump(mode="json", include={stage, "logit_lens", "registry", "confidence"})
+        state.update(json.dumps(settings, sort_keys=True).encode())
+        self.state = state.hexdigest()
+
+    def once(self, name: str, compute: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+        """The result of a run: read if it was done before, else computed (in a folder for checkpoints) and kept."""
+        file = self.folder / f"{name}.json"
+        if file.exists() and (kept := read_result(file))["state"] == self.state:
+            result: dict[str, Any] = kept["result"]
+            return result
+        done = plain(compute(self.folder / name))
+        write_result(file, {"state": self.state, "result": done})
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        return dict(read_result(file)["result"])
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the stage's result, put the adapters where they stay, and forget the runs."""
+        shutil.rmtree(self.kept, ignore_errors=True)
+        shutil.copytree(self.adapters, self.kept)
+        write_result(self.result, result)
+        shutil.rmtree(self.folder)
+
+
+def mean_of(values: ArrayLike, params: Params, resamples: int) -> dict[str, Any]:
+    """Mean over the last axis with its bootstrap interval."""
+    array = np.asarray(values, dtype=np.float64)
+    low, high = bootstrap_mean(array, confidence=params.confidence, resamples=resamples, seed=0)
+    return {"mean": array.mean(-1), "interval": np.stack([low, high], axis=-1), "n": array.shape[-1]}
+
+
+def share_of(hits: ArrayLike, params: Params) -> Proportion:
+    """Accuracy with its Wilson interval."""
+    array = np.asarray(hits, dtype=bool)
+    return Proportion.of(array, np.ones_like(array), confidence=params.confidence)
+
+
+def over_seeds(runs: Sequence[Mapping[str, Any]], path: str, params: Params) -> dict[str, Any]:
+    """A number of every seed's run: mean, least and largest.
+
+    Where the number is an accuracy or a mean with an interval, ``interval`` runs from the lowest lower end to the
+    highest upper end: as wide as the seeds and the prompts of the worst and best seed make it.
+    """
+    found = []
+    for run in runs:
+        node: Any = run
+        for part in path.split("."):
+            node = node[int(part)] if isinstance(node, list) else node[part]
+        found.append(node)
+    if isinstance(found[0], dict):
+        values = [item["accuracy"] if "accuracy" in item else item["mean"] for item in found]
+        ends = {
+            "interval": [min(i["interval"][0] for i in found), max(i["interval"][1] for i in found)],
+            "n": found[0]["n"],
+        }
+    else:
+        values, ends = found, {}
+    return {"value": float(np.mean(values)), "least": min(values), "largest": max(values), "by_seed": values, **ends}
