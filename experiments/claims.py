@@ -10,12 +10,16 @@ from experiments.stage import RESULTS, exit_on_bad_input, result_path
 
 LEDGER = Path("paper/claims.yaml")
 STAGES = ("probing", "logit_lens")
+TRAINED = ("dual_reward",)
+"""Stages that run on the trained models only."""
 
 
 def run() -> None:
     """Evaluate the ledger on the models of the paper."""
-    models = load_params().models
-    results = {stage: {model: read_result(result_path(stage, model)) for model in models} for stage in STAGES}
+    params = load_params()
+    models = params.models
+    on = dict.fromkeys(STAGES, models) | dict.fromkeys(TRAINED, params.trained_models)
+    results = {stage: {m: read_result(result_path(stage, m)) for m in chosen} for stage, chosen in on.items()}
     parameters = {model: read_result(result_path("fetch", model))["parameters"] for model in models}
     ledger = load_claims(LEDGER)
     verdicts = {key: evaluate(claim, results, models, parameters) for key, claim in ledger.items()}

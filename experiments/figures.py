@@ -7,15 +7,20 @@ from classifier_emergence import figures
 from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result
 from experiments.stage import exit_on_bad_input, result_path
+from experiments.tables import ARMS
 
 FOLDER = Path("paper/figures")
 
 
 def run() -> None:
     """Draw and write every figure."""
-    models = load_params().models
+    params = load_params()
+    models = params.models
     probing = {model: read_result(result_path("probing", model)) for model in models}
     logit_lens = {model: read_result(result_path("logit_lens", model)) for model in models}
+    dual = {model: read_result(result_path("dual_reward", model)) for model in params.trained_models}
+    figures.save(figures.dual_reward_steps(dual), FOLDER / "dual_reward_steps")
+    figures.save(figures.dual_reward_arms(dual, ARMS), FOLDER / "dual_reward_arms")
     figures.save(figures.probe_depth(probing), FOLDER / "probe_depth")
     figures.save(figures.alignment_null(logit_lens), FOLDER / "alignment_null")
     figures.save(figures.lens_heatmap(logit_lens), FOLDER / "lens_heatmap")

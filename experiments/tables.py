@@ -23,6 +23,7 @@ def run() -> None:
         {model: read_result(result_path(stage, model)) for model in params.models}
         for stage in ("fetch", "probing", "logit_lens")
     )
+    dual = {model: read_result(result_path("dual_reward", model)) for model in params.trained_models}
     claims(read_result(RESULTS / "claims.json"))
     models(fetched)
     words(fetched)
@@ -33,6 +34,10 @@ def run() -> None:
     lens_reported(lens)
     lens_controlled(lens, params.logit_lens.depth)
     directions(probing, params.logit_lens.depth)
+    dual_reward_reported(dual)
+    dual_reward_arms(dual)
+    dual_reward_reading(dual)
+    dual_reward_flaws(dual)
 
 
 def accuracy(tally: Mapping[str, Any], at: int | None = None) -> str:
@@ -274,6 +279,127 @@ def directions(probing: Results, depth: float) -> None:
         "Rank of each operation word in the vocabulary, seen from its class's direction (p against matched words)."
     )
     write_table(FOLDER / "directions", columns, rows, caption=caption)
+
+
+def dual_reward_reported(dual: Results) -> None:
+    """The originals' table: eight prompts before and after."""
+    columns = ["Model", "Layer", "Prompt", "Before", "Own word", "After", "Top", "Own word after"]
+    rows = [
+        [
+            model, result["layer"], old["prompt"], old["top_token"], _tiny(old["own_probability"]), new["top_token"],
+            percent(new["top_probability"]), percent(new["own_probability"]),
+        ]
+        for model, result in dual.items()
+        for old, new in zip(
+            result["before"]["reported"]["prompts"], result["main"]["reported"]["prompts"], strict=True
+        )
+    ]  # fmt: skip
+    caption = "Dual reward under the reported protocol: the lens at one layer, before and after training."
+    write_table(FOLDER / "dual_reward_reported", columns, rows, caption=caption, tokens=["Prompt", "Before", "After"])
+
+
+ARMS = {
+    "vo": "V and O (main)", "vo_all_layers": "V and O, all layers", "qk": "Q and K", "mlp": "MLP",
+    "all_linear": "all linear maps", "class_only": "lens alone", "answer_only": "answers alone",
+    "arbitrary_words": "arbitrary words", "shuffled_targets": "shuffled targets", "head": "separate head",
+}  # fmt: skip
+"""Arms as the paper names them; depths, weights and flaws name themselves."""
+
+
+def arm_name(key: str) -> str:
+    """What the tables and figures call an arm."""
+    kind, _, value = key.rpartition("_")
+    if kind in ("depth", "weight"):
+        return f"{kind} {int(value) / 100:g}"
+    return ARMS.get(key, key.replace("_", " "))
+
+
+def in_order(arms: Mapping[str, Any]) -> dict[str, Any]:
+    """The arms in the order of ``ARMS``, then depths and weights; flaws have a table of their own."""
+    return {key: arms[key] for key in (*ARMS, *(key for key in arms if key not in ARMS and key not in FLAWS))}
+
+
+def dual_reward_arms(dual: Results) -> None:
+    """What each arm makes and costs."""
+    columns = ["Model", "Arm", "Steps", "Seeds", "Parameters", "Symbols", "Words", "Alignment", "Exact answers",
+               "Change, nats", "KL, nats", "Steps to half"]  # fmt: skip
+    rows = []
+    for model, result in dual.items():
+        before, main = result["before"], result["main"]
+        rows.append([model, "before training", number(0), "–", "–", accuracy(before["symbol"]["top"]),
+                     percent(before["word"]["top"]["accuracy"]), _tiny(before["symbol"]["alignment"]["mean"]),
+                     accuracy(before["answers"]["exact"]), "–", "–", "–"])  # fmt: skip
+        rows.append(
+            [
+                model, ARMS["vo"], number(result["steps"]["main"]), number(1), number(main["parameters"]),
+                accuracy(main["symbol"]["top"]), percent(main["word"]["top"]["accuracy"]),
+                _tiny(main["symbol"]["alignment"]["mean"]), accuracy(main["answers"]["exact"]),
+                number(main["answers"]["change"]["mean"], 2), number(main["kl"]["mean"], 3),
+                _first([main["first_step_above_threshold"]]),
+            ]
+        )  # fmt: skip
+        for key, arm in in_order(result["arms"]).items():
+            rows.append(
+                [
+                    model, arm_name(key), number(result["steps"]["arms"]), number(arm["seeds"]),
+                    number(arm["parameters"]), _over(arm["symbol_top"]), percent(arm["word_top"]["value"]),
+                    _tiny(arm["symbol_alignment"]["value"]), _over(arm["answers_exact"]),
+                    number(arm["answers_change"]["value"], 2), number(arm["kl"]["value"], 3),
+                    _first(arm["first_step_above_threshold"]),
+                ]
+            )  # fmt: skip
+    write_table(FOLDER / "dual_reward_arms", columns, rows, caption="Dual-reward training and its controls.")
+
+
+def _over(item: Mapping[str, Any]) -> str:
+    """A share over seeds, with the interval that spans them."""
+    return f"{percent(item['value'])} {interval_text(item['interval'])}"
+
+
+def _first(steps: list[int | None]) -> str:
+    """The first step above the threshold for each seed; a dash where it was never reached."""
+    return ", ".join("–" if step is None else number(step) for step in steps)
+
+
+def dual_reward_reading(dual: Results) -> None:
+    """What answers lose without the words' directions."""
+    columns = ["Model", "Directions", "Without the words", "Without random ones", "Difference", "Interval"]
+    rows = [
+        [
+            model, number(reading["directions"]), number(reading["words"]["mean"], 3),
+            number(reading["random"]["mean"], 3), number(reading["difference"]["mean"], 3),
+            f"[{number(reading['difference']['interval'][0], 3)}, {number(reading['difference']['interval'][1], 3)}]",
+        ]
+        for model, reading in ((model, result["main"]["reading"]) for model, result in dual.items())
+    ]  # fmt: skip
+    caption = "Change of the answers' log-probability, in nats, when directions are removed at the classifier layer."
+    write_table(FOLDER / "dual_reward_reading", columns, rows, caption=caption)
+
+
+def dual_reward_flaws(dual: Results) -> None:
+    """What each flaw of the originals does to the main arm."""
+    columns = ["Model", "Flaw", "Eight prompts", "Symbols", "Answer loss in training", "Exact answers"]
+    rows = []
+    for model, result in dual.items():
+        main = result["main"]
+        arms = {"none": result["arms"]["vo"], **{key: result["arms"][key] for key in FLAWS}}
+        for key, arm in arms.items():
+            rows.append(
+                [
+                    model, FLAWS.get(key, "none"), percent(arm["reported_top"]["value"]), _over(arm["symbol_top"]),
+                    number(arm["final_losses"][0]["answer_loss"], 4), _over(arm["answers_exact"]),
+                ]
+            )  # fmt: skip
+        for key, name in (("lone_space", "read at a lone space"), ("without_o", "reloaded without O")):
+            rows.append([model, f"{name} (main)", percent(main[key]["top"]["accuracy"]), "–", "–", "–"])
+    write_table(FOLDER / "dual_reward_flaws", columns, rows, caption="Flaws of the originals, switched on one by one.")
+
+
+FLAWS = {
+    "unshifted_answers": "answer labels not shifted",
+    "read_after_answer": "lens trained after the answer",
+    "bare_targets": "targets without a space",
+}
 
 
 if __name__ == "__main__":

@@ -38,10 +38,8 @@ def logits(lm: LanguageModel, text: str) -> Tensor:
 def generated(lm: LanguageModel, prompt: str, n: int) -> list[int]:
     """Greedily, by ``generate``."""
     ids = torch.tensor([lm.tokenizer(prompt)["input_ids"]])
-    mask, pad = torch.ones_like(ids), lm.tokenizer.pad_token_id
-    out = lm.model.generate(
-        ids, attention_mask=mask, max_new_tokens=n, do_sample=False, eos_token_id=-1, pad_token_id=pad
-    )
+    never = {"eos_token_id": -1, "pad_token_id": lm.tokenizer.pad_token_id}
+    out = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False, **never)
     return out[0, ids.shape[1] :].tolist()
 
 
@@ -242,8 +240,13 @@ def test_random_directions_follow_their_seed(seeded) -> None:
 def test_nothing_stays_removed(lm: LanguageModel) -> None:
     basis = word_basis(words(lm), find_readout(lm.model))
     before, hooks = logits(lm, PROMPTS[0]), len(decoder_blocks(lm.model)[1]._forward_hooks)
-    with pytest.raises(KeyboardInterrupt), removed(lm.model, 1, basis):
-        assert not torch.equal(logits(lm, PROMPTS[0]), before)
-        raise KeyboardInterrupt
+
+    def break_off() -> None:
+        with removed(lm.model, 1, basis):
+            assert not torch.equal(logits(lm, PROMPTS[0]), before)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        break_off()
     assert torch.equal(logits(lm, PROMPTS[0]), before)
     assert len(decoder_blocks(lm.model)[1]._forward_hooks) == hooks

@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -5,20 +6,28 @@ from matplotlib.figure import Figure
 
 from classifier_emergence import figures
 from classifier_emergence.results import read_result
+from experiments.tables import ARMS
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
     ("name", "stage"),
-    [("probe_depth", "probing"), ("alignment_null", "logit_lens"), ("lens_heatmap", "logit_lens")],
+    [
+        ("probe_depth", "probing"),
+        ("alignment_null", "logit_lens"),
+        ("lens_heatmap", "logit_lens"),
+        ("dual_reward_steps", "dual_reward"),
+        ("dual_reward_arms", "dual_reward"),
+    ],
 )
 def test_the_committed_figures_are_what_the_results_give(name: str, stage: str, tmp_path: Path) -> None:
     import yaml
 
-    models = yaml.safe_load((ROOT / "params.yaml").read_text())["models"]
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    models = params["trained_models" if stage == "dual_reward" else "models"]
     results = {model: read_result(ROOT / "results" / stage / f"{model}.json") for model in models}
-    draw = getattr(figures, name)
+    draw = partial(getattr(figures, name), **({"names": ARMS} if name == "dual_reward_arms" else {}))
     figures.save(draw(results), tmp_path / name)  # warnings are errors: a missing glyph fails here
     figures.save(draw(results), tmp_path / "again")
     assert (tmp_path / f"{name}.svg").read_bytes() == (tmp_path / "again.svg").read_bytes()

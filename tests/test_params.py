@@ -52,6 +52,14 @@ def test_the_shipped_parameters_are_valid(name: str) -> None:
             "params.yaml: models: unknown key 'gemma-3-270'; did you mean 'gemma-3-270m'?",
         ),
         (
+            lambda raw: raw["trained_models"].append("olmoe-1b-7b"),
+            "trained_models: 'olmoe-1b-7b' is not among models",
+        ),
+        (
+            lambda raw: raw["dual_reward"].update(clas_weight=0.3),
+            "dual_reward.clas_weight: unknown parameter; did you mean 'class_weight'?",
+        ),
+        (
             lambda raw: raw["registry"]["gemma-3-270m"].update(sha256="abc"),
             "registry.gemma-3-270m.sha256: string should match pattern '^[0-9a-f]{64}$' (found 'abc')",
         ),

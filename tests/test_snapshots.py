@@ -42,6 +42,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TINY = [f"{stage}/tiny-{name}.json" for stage in ("fetch", "probing", "logit_lens") for name in ("llama", "gemma")]
+TINY.append("dual_reward/tiny-gemma.json")  # a training study on one model: seconds count here
 
 
 @pytest.mark.tiny
@@ -59,7 +60,7 @@ def test_the_tiny_run_ends_with_a_paper(tiny_run: Path) -> None:
     for name in ("claims", "probing_reported", "lens_controlled"):
         for ending in ("csv", "md", "tex"):
             assert "tiny-llama" in (tiny_run / "paper" / "tables" / f"{name}.{ending}").read_text() or name == "claims"
-    for name in ("probe_depth", "lens_heatmap", "alignment_null"):
+    for name in ("probe_depth", "lens_heatmap", "alignment_null", "dual_reward_steps", "dual_reward_arms"):
         assert (tiny_run / "paper" / "figures" / f"{name}.svg").stat().st_size > 1000
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from classifier_emergence.models import LanguageModel, load
 from classifier_emergence.readout import Readout, find_readout
 from classifier_emergence.tasks import OPERATIONS
 from classifier_emergence.training import (
-    HEAD,
     QKVO,
     VO,
     Adapter,
@@ -271,12 +270,11 @@ def test_cross_entropy_is_torchs_for_any_blocks(
         assert_is_torchs(readout, seeded(rows, 8, seed=seed + 1), target, seeded(rows, seed=seed + 2))
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_cross_entropy_survives_extreme_logits(seeded, order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+def test_cross_entropy_survives_extreme_logits(seeded, sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "BLOCK_TOKENS", 7)
     # Logits from -1e4 to 1e4, so that the running maximum rises in every block, or in none.
-    weight = torch.linspace(-1e4, 1e4, 40)[::order, None] if order == 1 else torch.linspace(1e4, -1e4, 40)[:, None]
-    readout = Readout(nn.Identity(), weight, None, 1.0, None)
+    readout = Readout(nn.Identity(), sign * torch.linspace(-1e4, 1e4, 40)[:, None], None, 1.0, None)
     assert_is_torchs(readout, torch.ones(3, 1), torch.tensor([0, 20, 39]), seeded(3))
 
 
@@ -304,22 +302,22 @@ def test_the_lens_reads_the_last_token_of_prompt_or_answer() -> None:
     assert prompt["target"].tolist() == answer["target"].tolist() == [7, 8]
 
 
-@objectives
-@pytest.mark.parametrize("read", ["prompt", "answer"])
-def test_padding_cannot_change_the_loss(lm: LanguageModel, objective: Objective, read: Any) -> None:
+@pytest.mark.parametrize("pad", [1, 99])
+@pytest.mark.parametrize(
+    "objective",
+    [PLAIN, Objective(1.0, 2), Objective(1.0, 2, read="answer"), Objective(1.0, 2, classes=4)],
+    ids=["answer", "lens", "late lens", "head"],
+)
+def test_padding_cannot_change_the_loss(lm: LanguageModel, objective: Objective, pad: int) -> None:
     batch = examples(lm, objective)[:2]
     assert len(batch[0].ids) != len(batch[1].ids)
+    # A batch's loss is the mean over its answers' tokens or over its classes.
+    sizes = [1 if objective.class_weight else len(example.ids) - example.prompt_length for example in batch]
     with adapted(lm.model, ADAPTER, seed=0, classes=objective.classes) as wrapped:
         shake(wrapped)
-        for weight in {objective.class_weight, float(objective.class_weight > 0)}:
-            chosen = replace(objective, class_weight=weight, read=read)
-            together = batch_loss(wrapped, lm, batch, chosen, pad=1)
-            torch.testing.assert_close(batch_loss(wrapped, lm, batch, chosen, pad=99), together)
-        # A class is one token of each text; an answer has as many as it has, with the end-of-text token.
-        chosen = replace(chosen, class_weight=float(objective.class_weight > 0))
-        parts = [len(e.ids) - e.prompt_length if chosen.class_weight == 0 else 1 for e in batch]
-        alone = [n * batch_loss(wrapped, lm, [e], chosen, pad=1) for n, e in zip(parts, batch, strict=True)]
-        torch.testing.assert_close(torch.stack(alone).sum() / sum(parts), batch_loss(wrapped, lm, batch, chosen, pad=1))
+        alone = [batch_loss(wrapped, lm, [example], objective, pad) for example in batch]
+        mean = sum(size * loss for size, loss in zip(sizes, alone, strict=True)) / sum(sizes)
+        torch.testing.assert_close(batch_loss(wrapped, lm, batch, objective, pad), mean)
 
 
 @pytest.mark.parametrize("read", ["prompt", "answer"])
@@ -558,7 +556,7 @@ def test_a_loss_far_above_a_guess_is_called_divergence(
 
 
 @pytest.fixture
-def elsewhere(tiny_models: Path) -> Iterator[Callable[[Path], Trained]]:
+def elsewhere(tiny_models: Path) -> Callable[[Path], Trained]:
     """``run`` with its defaults in a new process."""
 
     def start(work: Path) -> Trained:
@@ -567,7 +565,7 @@ def elsewhere(tiny_models: Path) -> Iterator[Callable[[Path], Trained]]:
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
         return Trained(**json.loads(done.stdout))
 
-    yield start
+    return start
 
 
 @ONE_MODEL

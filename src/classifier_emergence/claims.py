@@ -118,7 +118,8 @@ def evaluate(claim: Claim, results: Results, models: Sequence[str], parameters: 
 
     Args:
         claim: An entry of the ledger.
-        results: Stage -> model -> result; a stage that is absent has not been built yet.
+        results: Stage -> model -> result; a stage that is absent has not been built yet, and a model that is absent
+            from a stage is not judged by it.
         models: The models to judge.
         parameters: Number of parameters of each model.
     """
@@ -138,6 +139,8 @@ def evaluate(claim: Claim, results: Results, models: Sequence[str], parameters: 
 def _verdict(claim: Claim, evidence: list[Evidence]) -> Verdict:
     if claim.needs:
         return "not testable offline"
+    # What a flaw gives explains a reported number; it is no evidence for the claim.
+    evidence = [item for item in evidence if item.protocol != "flaw ablation"]
     if not evidence:
         return "not tested yet"
     met = sum(item.met for item in evidence)
@@ -150,7 +153,7 @@ def _evidence(
     test: Criterion, results: Mapping[str, Any], models: Sequence[str], parameters: Mapping[str, int]
 ) -> list[Evidence]:
     found = []
-    for model in models:
+    for model in (model for model in models if model in results):
         suffix = _row(test, results[model])
         key = test.key + suffix
         value = lookup(results[model], key)

@@ -114,6 +114,76 @@ def lens_heatmap(logit_lens: Results) -> Figure:
     return figure
 
 
+def dual_reward_steps(dual: Results) -> Figure:
+    """Alignment by layer and step of the main arm, beside its losses."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 1.75 * len(dual)), layout="constrained")
+        panels = figure.subplots(len(dual), 2, squeeze=False, width_ratios=(1.6, 1))
+        for (heat, line), (model, result) in zip(panels, dual.items(), strict=True):
+            watched = result["main"]["watched"]
+            values = np.array([entry["by_layer"] for entry in watched]).T
+            steps = [entry["step"] for entry in watched]
+            half = (steps[1] - steps[0]) / 2
+            image = heat.imshow(
+                values, aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=1, interpolation="nearest",
+                extent=(-half, steps[-1] + half, -0.5, len(values) - 0.5),
+            )  # fmt: skip
+            labels = result["layers"]
+            ticks = sorted({0, labels.index(result["layer"]), len(labels) - 1})
+            heat.set_yticks(ticks, [labels[i] for i in ticks])
+            heat.set_title(model, loc="left")
+            for name, ls, shade in (("class_loss", "-", "0.0"), ("answer_loss", "--", "0.35")):
+                losses = result["main"]["losses"]
+                line.plot([e["step"] for e in losses], [e[name] for e in losses], ls=ls, color=shade,
+                          label=f"{name.split('_')[0]} loss")  # fmt: skip
+            line.set_yscale("log")
+            line.set_ylabel("loss, nats")
+            line.set_xlim(0, steps[-1])
+        for axis in panels[-1]:
+            axis.set_xlabel("step")
+        panels[0, 1].legend(loc="upper right")
+        bar = figure.colorbar(image, ax=list(panels[:, 0]), shrink=0.7, pad=0.01)
+        bar.set_label("alignment")
+    return figure
+
+
+def dual_reward_arms(dual: Results, names: Mapping[str, str]) -> Figure:
+    """What each arm makes (top token on held-out symbols and on words) and costs (exact answers)."""
+    arms = [key for key in names if all(key in result["arms"] for result in dual.values())]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 0.9 + 0.17 * len(arms)), layout="constrained")
+        panels = figure.subplots(1, 2 * len(dual), sharey=True, squeeze=False)[0]
+        y = np.arange(len(arms))[::-1]
+        for i, (model, result) in enumerate(dual.items()):
+            lens, answers = panels[2 * i], panels[2 * i + 1]
+            for key, marker, face, shift, label in (
+                ("symbol_top", "o", "0.0", 0.15, "symbols"), ("word_top", "s", "white", -0.15, "words"),
+            ):  # fmt: skip
+                _dots(lens, [result["arms"][arm][key] for arm in arms], y + shift, marker, face, label)
+            _dots(answers, [result["arms"][arm]["answers_exact"] for arm in arms], y, "o", "0.0", "after training")
+            answers.axvline(result["before"]["answers"]["exact"]["accuracy"], color="0.5", ls=":", label="before")
+            lens.set_title(model, loc="left")
+            lens.set_xlabel("lens says the word")
+            answers.set_xlabel("exact answers")
+            for axis in (lens, answers):
+                axis.set_xlim(-0.03, 1.03)
+                axis.set_xticks([0, 0.5, 1], ["0", "½", "1"])
+        panels[0].set_yticks(y, [names[arm] for arm in arms])
+        handles, labels = panels[0].get_legend_handles_labels()
+        more, others = panels[1].get_legend_handles_labels()
+        figure.legend(handles + more, labels + others, loc="outside upper center", ncols=4)
+    return figure
+
+
+def _dots(axis: Axes, items: Sequence[Mapping[str, Any]], y: Any, marker: str, face: str, label: str) -> None:
+    values = np.array([item["value"] for item in items])
+    low, high = np.array([item["interval"] for item in items]).T
+    bars = np.clip([values - low, high - values], 0, None)
+    axis.errorbar(
+        values, y, xerr=bars, fmt=marker, ms=3, mfc=face, mec="0.0", ecolor="0.4", elinewidth=0.7, label=label
+    )
+
+
 def _grid(results: Results, *, height: float) -> tuple[Figure, dict[tuple[str, str], Axes]]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     panels = figure.subplots(len(_STYLES), len(results), sharey=True, squeeze=False)

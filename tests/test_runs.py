@@ -1,0 +1,80 @@
+"""What the training stages share: runs that are done once, and numbers over seeds."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from classifier_emergence.params import load_params
+from classifier_emergence.results import read_result, write_result
+from experiments.training import Runs, over_seeds, share_of
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMS = load_params(ROOT / "params.tiny.yaml")
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    monkeypatch.chdir(tmp_path)
+    write_result("results/fetch/m.json", {"sha256": "a"})
+    return Runs("dual_reward", "m", PARAMS)
+
+
+def test_a_run_is_done_once(runs: Runs) -> None:
+    assert runs.once("a", lambda _: {"x": 1}) == {"x": 1}
+    assert runs.once("a", lambda _: {"x": 2}) == {"x": 1}
+
+
+def test_a_result_is_the_same_whether_computed_or_kept(runs: Runs) -> None:
+    computed = runs.once("a", lambda _: {"x": 1 / 3, "pair": (1, 2)})
+    assert computed == runs.once("a", lambda _: {})
+
+
+def test_a_failed_run_leaves_no_result_but_its_checkpoints(runs: Runs) -> None:
+    def fails(work: Path) -> dict[str, Any]:
+        work.mkdir(parents=True)
+        (work / "checkpoint").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.once("a", fails)
+    assert (runs.folder / "a" / "checkpoint").exists()
+    assert not (runs.folder / "a.json").exists()
+    runs.once("a", lambda work: {"resumed": (work / "checkpoint").exists()})
+    assert not (runs.folder / "a").exists()
+
+
+@pytest.mark.parametrize("changed", ["weights", "parameters"])
+def test_runs_of_other_weights_or_parameters_are_done_again(runs: Runs, changed: str) -> None:
+    runs.once("a", lambda _: {"x": 1})
+    params = PARAMS
+    if changed == "weights":
+        write_result("results/fetch/m.json", {"sha256": "b"})
+    else:
+        params = PARAMS.model_copy(update={"dual_reward": PARAMS.dual_reward.model_copy(update={"steps": 99})})
+    assert Runs("dual_reward", "m", params).once("a", lambda _: {"x": 2}) == {"x": 2}
+
+
+def test_finishing_writes_the_result_and_keeps_only_the_adapters(runs: Runs) -> None:
+    runs.once("a", lambda _: {"x": 1})
+    (runs.adapters / "seed-0").mkdir(parents=True)
+    runs.finish({"x": 1})
+    assert read_result(runs.result) == {"x": 1}
+    assert (runs.kept / "seed-0").is_dir()
+    assert not runs.folder.exists()
+
+
+def test_an_accuracy_over_seeds_spans_the_seeds_intervals() -> None:
+    seeds = [{"part": {"top": vars(share_of(hits, PARAMS))}} for hits in ([1, 1, 0, 1], [1, 0, 0, 0])]
+    found = over_seeds(seeds, "part.top", PARAMS)
+    assert (found["value"], found["least"], found["largest"], found["n"]) == (0.5, 0.25, 0.75, 4)
+    low, high = found["interval"]
+    assert low == seeds[1]["part"]["top"]["interval"][0]
+    assert high == seeds[0]["part"]["top"]["interval"][1]
+
+
+def test_names_of_arms_are_plain_file_names() -> None:
+    from experiments.dual_reward import all_arms
+
+    assert all(re.fullmatch(r"[a-z0-9_]+", name) for name in all_arms(PARAMS))
