@@ -55,7 +55,7 @@ def run(params: Params, key: str) -> None:
             runs.once(f"{name}-{seed}", one_run(lm, name, problems, before, params, seed, runs.adapters))
             for seed in settings.seeds
         ]
-        after[name] = {**summary(seeds, params), "by_seed": seeds}
+        after[name] = {**summary(seeds), "by_seed": seeds}
     result = {
         "model": key,
         "layers": layer_labels(len(decoder_blocks(lm.model))),
@@ -197,14 +197,14 @@ def flaws(lm: LanguageModel, wrapped: PeftModel, problems: Split, params: Params
     }
 
 
-def summary(runs: Sequence[dict[str, Any]], params: Params) -> dict[str, Any]:
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The numbers over seeds."""
     paths = (
         "reported.answers", "reported.score", "answers.exact", "answers.change", "writes_word", "alignment.inner_peak",
         "alignment.last", "alignment.last_top", "alignment.at_classifier", "flaws.reloaded_q_and_v.exact",
         "flaws.reloaded_q_and_v.reported.answers", "flaws.lone_space.last_top",
     )  # fmt: skip
-    return {path.replace(".", "_"): over_seeds(runs, path, params) for path in paths}
+    return {path.replace(".", "_"): over_seeds(runs, path) for path in paths}
 
 
 if __name__ == "__main__":

@@ -124,9 +124,7 @@ def run(params: Params, key: str) -> None:
     arms = {}
     for name, arm in all_arms(params).items():
         chosen = settings.seeds if arm.several_seeds else settings.seeds[:1]
-        arms[name] = summary(
-            [runs.once(f"{name}-{seed}", short_arm(study, name, arm, seed)) for seed in chosen], params
-        )
+        arms[name] = summary([runs.once(f"{name}-{seed}", short_arm(study, name, arm, seed)) for seed in chosen])
     result = {
         "model": key,
         "layers": layer_labels(study.n_layers),
@@ -399,13 +397,13 @@ def reading(study: Study, layer: int) -> dict[str, Any]:
     }
 
 
-def summary(runs: Sequence[dict[str, Any]], params: Params) -> dict[str, Any]:
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The numbers of an arm over its seeds."""
     paths = ["reported.top", "reported.least_probability", "reported.largest_probability", "answers.exact",
              "answers.log_prob", "answers.loss", "answers.change", "kl"]  # fmt: skip
     paths += [f"{style}.{what}" for style in STYLES for what in ("alignment", "top", "choice") if style in runs[0]]
     paths += ["head.symbol", "head.word"] if "head" in runs[0] else []
-    found = {path.replace(".", "_"): over_seeds(runs, path, params) for path in paths}
+    found = {path.replace(".", "_"): over_seeds(runs, path) for path in paths}
     return {
         "seeds": len(runs),
         "parameters": runs[0]["parameters"],

@@ -53,7 +53,7 @@ def run(params: Params, key: str) -> None:
             {
                 "step": at["step"],
                 **{
-                    path.replace(".", "_"): over_seeds([seed["measured"][i] for seed in seeds], path, params)
+                    path.replace(".", "_"): over_seeds([seed["measured"][i] for seed in seeds], path)
                     for path in ("reported.score", "reported.control", "symbol.peak", "word.peak", "answers.exact",
                                  "answers.log_prob")
                 },

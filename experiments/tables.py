@@ -321,30 +321,46 @@ def in_order(arms: Mapping[str, Any]) -> dict[str, Any]:
 
 def dual_reward_arms(dual: Results) -> None:
     """What each arm makes and costs."""
-    columns = ["Model", "Arm", "Steps", "Seeds", "Parameters", "Symbols", "Words", "Alignment", "Exact answers",
-               "Change, nats", "KL, nats", "Steps to half"]  # fmt: skip
+    columns = [
+        "Model",
+        "Arm",
+        "Steps",
+        "Parameters",
+        "Symbols",
+        "Words",
+        "Alignment",
+        "Answers",
+        "Change",
+        "KL",
+        "Half at",
+    ]
     rows = []
     for model, result in dual.items():
         before, main = result["before"], result["main"]
-        rows.append([model, "before training", number(0), "–", "–", accuracy(before["symbol"]["top"]),
-                     percent(before["word"]["top"]["accuracy"]), _tiny(before["symbol"]["alignment"]["mean"]),
-                     accuracy(before["answers"]["exact"]), "–", "–", "–"])  # fmt: skip
         rows.append(
             [
-                model, ARMS["vo"], number(result["steps"]["main"]), number(1), number(main["parameters"]),
+                model, "before training", number(0), "–", accuracy(before["symbol"]["top"]),
+                percent(before["word"]["top"]["accuracy"]), _tiny(before["symbol"]["alignment"]["mean"]),
+                accuracy(before["answers"]["exact"]), "–", "–", "–",
+            ]
+        )  # fmt: skip
+        rows.append(
+            [
+                model, ARMS["vo"], number(result["steps"]["main"]), number(main["parameters"]),
                 accuracy(main["symbol"]["top"]), percent(main["word"]["top"]["accuracy"]),
                 _tiny(main["symbol"]["alignment"]["mean"]), accuracy(main["answers"]["exact"]),
-                number(main["answers"]["change"]["mean"], 2), number(main["kl"]["mean"], 3),
+                number(main["answers"]["change"]["mean"], 2), number(main["kl"]["mean"], 2),
                 _first([main["first_step_above_threshold"]]),
             ]
         )  # fmt: skip
         for key, arm in in_order(result["arms"]).items():
+            seeds = f" × {number(arm['seeds'])}" if arm["seeds"] > 1 else ""
             rows.append(
                 [
-                    model, arm_name(key), number(result["steps"]["arms"]), number(arm["seeds"]),
-                    number(arm["parameters"]), _over(arm["symbol_top"]), percent(arm["word_top"]["value"]),
+                    model, arm_name(key), number(result["steps"]["arms"]) + seeds, number(arm["parameters"]),
+                    _over(arm["symbol_top"]), percent(arm["word_top"]["value"]),
                     _tiny(arm["symbol_alignment"]["value"]), _over(arm["answers_exact"]),
-                    number(arm["answers_change"]["value"], 2), number(arm["kl"]["value"], 3),
+                    number(arm["answers_change"]["value"], 2), number(arm["kl"]["value"], 2),
                     _first(arm["first_step_above_threshold"]),
                 ]
             )  # fmt: skip
@@ -357,8 +373,9 @@ def _over(item: Mapping[str, Any]) -> str:
 
 
 def _first(steps: list[int | None]) -> str:
-    """The first step above the threshold for each seed; a dash where it was never reached."""
-    return ", ".join("–" if step is None else number(step) for step in steps)
+    """The first step above the threshold for each seed, once if they agree; a dash where it was never reached."""
+    shown = ["–" if step is None else number(step) for step in steps]
+    return ", ".join(shown) if len(set(shown)) > 1 else shown[0]
 
 
 def dual_reward_reading(dual: Results) -> None:

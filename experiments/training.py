@@ -31,8 +31,10 @@ class Runs:
         self.adapters = self.folder / "adapters"
         self.kept = ADAPTERS / stage / model
         self.result = result_path(stage, model)
+        # By its spec, as the stage itself runs under the name __main__.
+        specs = [module.__spec__ for module in list(sys.modules.values()) if getattr(module, "__spec__", None)]
         ours = ("classifier_emergence.", "experiments.")
-        code = {Path(m.__file__) for name, m in sys.modules.items() if name.startswith(ours) and m.__file__}
+        code = {Path(spec.origin) for spec in specs if spec and spec.name.startswith(ours) and spec.origin}
         state = hashlib.sha256(result_path("fetch", model).read_bytes())
         for path in sorted(code, key=lambda path: path.name):
             state.update(path.read_bytes())
@@ -72,7 +74,7 @@ def share_of(hits: ArrayLike, params: Params) -> Proportion:
     return Proportion.of(array, np.ones_like(array), confidence=params.confidence)
 
 
-def over_seeds(runs: Sequence[Mapping[str, Any]], path: str, params: Params) -> dict[str, Any]:
+def over_seeds(runs: Sequence[Mapping[str, Any]], path: str) -> dict[str, Any]:
     """A number of every seed's run: mean, least and largest.
 
     Where the number is an accuracy or a mean with an interval, ``interval`` runs from the lowest lower end to the

@@ -67,7 +67,7 @@ def test_finishing_writes_the_result_and_keeps_only_the_adapters(runs: Runs) -> 
 
 def test_an_accuracy_over_seeds_spans_the_seeds_intervals() -> None:
     seeds = [{"part": {"top": vars(share_of(hits, PARAMS))}} for hits in ([1, 1, 0, 1], [1, 0, 0, 0])]
-    found = over_seeds(seeds, "part.top", PARAMS)
+    found = over_seeds(seeds, "part.top")
     assert (found["value"], found["least"], found["largest"], found["n"]) == (0.5, 0.25, 0.75, 4)
     low, high = found["interval"]
     assert low == seeds[1]["part"]["top"]["interval"][0]
