@@ -53,8 +53,8 @@ def claims(ledger: Mapping[str, dict[str, Any]]) -> None:
     columns = ["Id", "Claim", "Reported", "Verdict", "Evidence met"]
     rows: list[list[Any]] = []
     for key, claim in ledger.items():
-        met = sum(item["met"] for item in claim["evidence"])
-        tally = f"{met} of {len(claim['evidence'])}" if claim["evidence"] else "–"
+        counted = [item["met"] for item in claim["evidence"] if item["protocol"] != "flaw ablation"]
+        tally = f"{sum(counted)} of {len(counted)}" if counted else "–"
         rows.append([key, claim["claim"], claim["reported"], claim["verdict"], tally])
     write_table(FOLDER / "claims", columns, rows, caption="The claims of the sources and our verdicts.")
     columns = ["Claim", "Protocol", "Quantity", "Model", "Value", "Interval", "n", "Claimed", "Met"]
