@@ -268,7 +268,8 @@ def project_routers(
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-12)
+    unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-12)
+    return unit
 
 
 def _sparse_layers(config: dict[str, Any]) -> list[int]:
