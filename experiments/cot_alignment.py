@@ -62,6 +62,7 @@ def run(params: Params, key: str) -> None:
         "steps": settings.steps,
         "before": before,
         **after,
+        "chain_against_direct": against(after["chain_of_thought"], after["direct"], params),
     }
     runs.finish(result)
 
@@ -124,8 +125,11 @@ def measure(
     if before is not None:
         change = np.subtract(right, np.array(before["answers"]["correct"], dtype=float))
         answers["change"] = mean_of(change, params, settings.resamples)
+    table = reported(lm, params)
+    if before is not None:
+        table["change"] = table["answers"].accuracy - before["reported"]["answers"]["accuracy"]
     return {
-        "reported": reported(lm, params),
+        "reported": table,
         "answers": answers,
         "writes_word": share_of(writes, params),
         "alignment": {
@@ -180,6 +184,15 @@ def reported(lm: LanguageModel, params: Params) -> dict[str, Any]:
     }
 
 
+def against(chain: Mapping[str, Any], direct: Mapping[str, Any], params: Params) -> dict[str, Any]:
+    """Accuracy after one format minus that after the other: on the nine prompts, and paired by test problem."""
+    right = [np.mean([run["answers"]["correct"] for run in runs["by_seed"]], axis=0) for runs in (chain, direct)]
+    return {
+        "reported": chain["reported_answers"]["value"] - direct["reported_answers"]["value"],
+        "exact": mean_of(right[0] - right[1], params, params.cot_alignment.resamples),
+    }
+
+
 def flaws(lm: LanguageModel, wrapped: PeftModel, problems: Split, params: Params) -> dict[str, Any]:
     """What two flaws of the originals do: a reloaded adapter that lost modules, and reading at a lone space."""
     settings = params.cot_alignment
@@ -190,19 +203,19 @@ def flaws(lm: LanguageModel, wrapped: PeftModel, problems: Split, params: Params
         reloaded = {"reported": reported(lm, params), "exact": share_of(right, params)}
     words = [word_tokens(operation, lm.tokenizer) for operation in OPERATIONS]
     own = [OPERATIONS.index(problem.operation) for problem in problems.test]
-    spaced = alignment(lm.model, lm.tokenizer, [f"{problem.symbol} " for problem in problems.test], own, words)
-    return {
-        "reloaded_q_and_v": reloaded,
-        "lone_space": {"by_layer": spaced.own.mean(-1), "last_top": share_of(spaced.is_top[-1], params)},
-    }
+    prompts = [f"{problem.symbol} " for problem in problems.test]
+    last = [layer_row(len(decoder_blocks(lm.model)) - 1)]
+    spaced = alignment(lm.model, lm.tokenizer, prompts, own, words, rows=last)
+    return {"reloaded_q_and_v": reloaded, "lone_space": {"last_top": share_of(spaced.is_top[0], params)}}
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The numbers over seeds."""
     paths = (
-        "reported.answers", "reported.score", "answers.exact", "answers.change", "writes_word", "alignment.inner_peak",
-        "alignment.last", "alignment.last_top", "alignment.at_classifier", "flaws.reloaded_q_and_v.exact",
-        "flaws.reloaded_q_and_v.reported.answers", "flaws.lone_space.last_top",
+        "reported.answers", "reported.change", "reported.score", "reported.special", "answers.exact",
+        "answers.change", "writes_word", "alignment.inner_peak", "alignment.last", "alignment.last_top",
+        "alignment.at_classifier", "flaws.reloaded_q_and_v.exact", "flaws.reloaded_q_and_v.reported.answers",
+        "flaws.lone_space.last_top",
     )  # fmt: skip
     return {path.replace(".", "_"): over_seeds(runs, path) for path in paths}
 

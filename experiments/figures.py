@@ -7,7 +7,7 @@ from classifier_emergence import figures
 from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result
 from experiments.stage import exit_on_bad_input, result_path
-from experiments.tables import ARMS
+from experiments.training_tables import ARMS, FORMATS
 
 FOLDER = Path("paper/figures")
 
@@ -19,6 +19,9 @@ def run() -> None:
     probing = {model: read_result(result_path("probing", model)) for model in models}
     logit_lens = {model: read_result(result_path("logit_lens", model)) for model in models}
     dual = {model: read_result(result_path("dual_reward", model)) for model in params.trained_models}
+    plain = {model: read_result(result_path("lora_sft", model)) for model in params.trained_models}
+    chain = {model: read_result(result_path("cot_alignment", model)) for model in params.trained_models}
+    figures.save(figures.fine_tuning_depth(plain, chain, FORMATS), FOLDER / "fine_tuning_depth")
     figures.save(figures.dual_reward_steps(dual), FOLDER / "dual_reward_steps")
     figures.save(figures.dual_reward_arms(dual, ARMS), FOLDER / "dual_reward_arms")
     figures.save(figures.probe_depth(probing), FOLDER / "probe_depth")

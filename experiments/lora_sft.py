@@ -4,11 +4,11 @@ Reported protocol: any of the lens's top tokens at any layer that contains a wor
 alignment of the operation word at every layer, on operands never trained on.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from classifier_emergence.effects import alignment, answers
@@ -19,9 +19,8 @@ from classifier_emergence.problems import COT_REPORTED, Problem, Split, sample, 
 from classifier_emergence.readout import decoder_blocks, find_readout
 from classifier_emergence.residuals import residual_stream
 from classifier_emergence.results import plain
-from classifier_emergence.tasks import N_TEMPLATES
 from classifier_emergence.training import MLP, QKVO, Adapter, Objective, Schedule, adapted, encode, train
-from classifier_emergence.vocabulary import WordTokens, token_text, word_tokens
+from classifier_emergence.vocabulary import token_text, word_tokens
 from experiments.stage import main
 from experiments.training import Runs, mean_of, over_seeds, share_of
 
@@ -36,36 +35,30 @@ SUBSTRINGS = {
 
 
 def run(params: Params, key: str) -> None:
-    """Train, measure after so many steps and write one result."""
+    """Train, measure on the way and after it and write one result."""
     lm = load(key, params.registry)
     settings = params.lora_sft
     runs = Runs("lora_sft", key, params)
     reserved = [Problem.parse(text) for text in PROMPTS]
     problems = split(settings.operands, dict.fromkeys(SUBSTRINGS, settings.test_problems), seed=0, reserved=reserved)
-    seeds = [runs.once(f"seed-{seed}", one_run(lm, problems, params, seed, runs.adapters)) for seed in settings.seeds]
+    before = runs.once("before", lambda _: measure(lm, problems, params))
+    seeds = [
+        runs.once(f"seed-{seed}", one_run(lm, problems, before, params, seed, runs.adapters)) for seed in settings.seeds
+    ]
     result = {
         "model": key,
         "layers": layer_labels(len(decoder_blocks(lm.model))),
         "parameters": seeds[0]["parameters"],
-        "steps": [0, *settings.steps],
+        "before": before,
+        "by_step": [by_step([seed["watched"][i] for seed in seeds]) for i in range(len(seeds[0]["watched"]))],
+        "final": final([seed["final"] for seed in seeds]),
         "by_seed": seeds,
-        "over_seeds": [
-            {
-                "step": at["step"],
-                **{
-                    path.replace(".", "_"): over_seeds([seed["measured"][i] for seed in seeds], path)
-                    for path in ("reported.score", "reported.control", "symbol.peak", "word.peak", "answers.exact",
-                                 "answers.log_prob")
-                },
-            }
-            for i, at in enumerate(seeds[0]["measured"])
-        ],
-    }  # fmt: skip
+    }
     runs.finish(result)
 
 
 def one_run(
-    lm: LanguageModel, problems: Split, params: Params, seed: int, adapters: Path
+    lm: LanguageModel, problems: Split, before: Mapping[str, Any], params: Params, seed: int, adapters: Path
 ) -> Callable[[Path], dict[str, Any]]:
     """One seed: the constant learning rate makes the first steps of a long run those of a short one."""
     settings = params.lora_sft
@@ -75,43 +68,45 @@ def one_run(
         trained_on = sample(problems.train, settings.samples, seed=seed)
         data = [encode(lm.tokenizer, problem.symbol, f" {problem.answer}", 0) for problem in trained_on]
         place = Adapter((*QKVO, *MLP), settings.rank, settings.scale, tuple(range(n_layers)))
-        every = math.gcd(*settings.steps)
-        schedule = Schedule(max(settings.steps), settings.batch_size, settings.learning_rate, seed, every)
+        schedule = Schedule(settings.steps, settings.batch_size, settings.learning_rate, seed, settings.every)
+        title = f"plain LoRA of {lm.key}: seed {seed}"
         with adapted(lm.model, place, seed=seed) as wrapped:
             trained = train(
-                wrapped,
-                lm.tokenizer,
-                data,
-                Objective(0.0),
-                schedule,
-                work=work,
-                watch=lambda: plain(measure(lm, problems, params)),
-                description=f"plain LoRA of {lm.key}: seed {seed}",
-            )
+                wrapped, lm.tokenizer, data, Objective(0.0), schedule, work=work, description=title,
+                watch=lambda: plain(watch(lm, problems, params)),
+            )  # fmt: skip
             wrapped.save_pretrained(str(adapters / f"seed-{seed}"))
-        wanted = (0, *settings.steps)
+            after = measure(lm, problems, params)
+        for style in ("symbol", "word"):
+            after[style]["growth"] = after[style]["peak"]["mean"] - before[style]["peak"]["mean"]
         return {
             "parameters": trained.parameters,
             "losses": trained.losses,
-            "measured": [entry for entry in trained.watched if entry["step"] in wanted],
+            "watched": trained.watched,
+            "final": after,
         }
 
     return compute
 
 
-def measure(lm: LanguageModel, problems: Split, params: Params) -> dict[str, Any]:
-    """The reported and the controlled metric, and the answers."""
+def watch(lm: LanguageModel, problems: Split, params: Params) -> dict[str, Any]:
+    """Both metrics on the way, the controlled one on fewer problems."""
     settings = params.lora_sft
-    words = [word_tokens(operation, lm.tokenizer) for operation in SUBSTRINGS]
-    operations = list(SUBSTRINGS)
-    own = [operations.index(problem.operation) for problem in problems.test]
-    symbols = [problem.symbol for problem in problems.test]
-    texts = [problem.prompt("word", i // len(operations) % N_TEMPLATES) for i, problem in enumerate(problems.test)]
-    found = answers(lm.model, lm.tokenizer, symbols, [f" {problem.answer}" for problem in problems.test])
     return {
         "reported": reported(lm, settings.top),
-        "symbol": by_layer(lm, symbols, own, words, params),
-        "word": by_layer(lm, texts, own, words, params),
+        "symbol": read(lm, "symbol", problems.test[: settings.curve_problems], params),
+    }
+
+
+def measure(lm: LanguageModel, problems: Split, params: Params) -> dict[str, Any]:
+    """Both metrics, on every test problem, and the answers."""
+    settings = params.lora_sft
+    wanted = [f" {problem.answer}" for problem in problems.test]
+    found = answers(lm.model, lm.tokenizer, [problem.symbol for problem in problems.test], wanted)
+    return {
+        "reported": reported(lm, settings.top),
+        "symbol": read(lm, "symbol", problems.test, params),
+        "word": read(lm, "word", problems.test, params),
         "answers": {
             "exact": share_of(found.exact, params),
             "log_prob": mean_of(found.log_prob, params, settings.resamples),
@@ -119,20 +114,43 @@ def measure(lm: LanguageModel, problems: Split, params: Params) -> dict[str, Any
     }
 
 
-def by_layer(
-    lm: LanguageModel, prompts: Sequence[str], own: Sequence[int], words: Sequence[WordTokens], params: Params
-) -> dict[str, Any]:
+def read(lm: LanguageModel, style: str, problems: Sequence[Problem], params: Params) -> dict[str, Any]:
     """Mean alignment at every layer, its peak (from L0 on), and how often the word is the top token there."""
+    operations = list(SUBSTRINGS)
+    words = [word_tokens(operation, lm.tokenizer) for operation in operations]
+    own = [operations.index(problem.operation) for problem in problems]
+    # Problems of the operations stand in turn: one template serves one of each.
+    prompts = [
+        problem.symbol if style == "symbol" else problem.prompt(style, i // len(operations))
+        for i, problem in enumerate(problems)
+    ]
     scores = alignment(lm.model, lm.tokenizer, prompts, own, words)
     means = scores.own.mean(-1)
     peak = 1 + int(means[1:].argmax())
-    labels = layer_labels(len(means) - 1)
     return {
-        "alignment": means,
+        "by_layer": means,
         "peak": mean_of(scores.own[peak], params, params.lora_sft.resamples),
-        "peak_layer": labels[peak],
+        "peak_layer": layer_labels(len(means) - 1)[peak],
         "peak_top": share_of(scores.is_top[peak], params),
     }
+
+
+def by_step(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One point of the curves, over seeds."""
+    paths = ("reported.score", "reported.control", "symbol.peak")
+    return {
+        "step": seeds[0]["step"],
+        **{path.replace(".", "_"): over_seeds(seeds, path) for path in paths},
+        "peak_layers": [seed["symbol"]["peak_layer"] for seed in seeds],
+        "by_layer": np.mean([seed["symbol"]["by_layer"] for seed in seeds], axis=0),
+    }
+
+
+def final(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The numbers after training, over seeds."""
+    paths = ("reported.score", "reported.control", "reported.excess", "symbol.peak", "symbol.growth", "word.peak",
+             "word.growth", "answers.exact", "answers.log_prob")  # fmt: skip
+    return {path.replace(".", "_"): over_seeds(seeds, path) for path in paths}
 
 
 @torch.no_grad()
@@ -161,9 +179,12 @@ def reported(lm: LanguageModel, top: int) -> dict[str, Any]:
     other = [best[i, op][0] for i, problem in enumerate(problems) for op in SUBSTRINGS
              if op != problem.operation and (i, op) in best]  # fmt: skip
     found = [hit[0] for hit in own if hit]
+    score = sum(found) / len(found) if found else 0.0
+    control = sum(other) / len(other) if other else 0.0
     return {
-        "score": sum(found) / len(found) if found else 0.0,
-        "control": sum(other) / len(other) if other else 0.0,
+        "score": score,
+        "control": control,
+        "excess": score - control,
         "prompts_with_hit": len(found),
         "hits": [
             {"prompt": problem.symbol, "layer": hit[1] if hit else None, "hit_token": hit[2] if hit else None,

@@ -2,18 +2,16 @@
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from classifier_emergence.layers import layer_at, layer_row
 from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result
 from classifier_emergence.tasks import OPERATIONS, STYLES
-from classifier_emergence.typeset import interval_text, number, percent, write_table
+from classifier_emergence.typeset import accuracy_text, number, percent, small_share, write_table
+from experiments import training_tables
 from experiments.stage import RESULTS, exit_on_bad_input, result_path
-
-FOLDER = Path("paper/tables")
-Results = Mapping[str, dict[str, Any]]
+from experiments.training_tables import FOLDER, Results
 
 
 def run() -> None:
@@ -23,7 +21,10 @@ def run() -> None:
         {model: read_result(result_path(stage, model)) for model in params.models}
         for stage in ("fetch", "probing", "logit_lens")
     )
-    dual = {model: read_result(result_path("dual_reward", model)) for model in params.trained_models}
+    dual, long, plain, chain = (
+        {model: read_result(result_path(stage, model)) for model in params.trained_models}
+        for stage in ("dual_reward", "dual_reward_long", "lora_sft", "cot_alignment")
+    )
     claims(read_result(RESULTS / "claims.json"))
     models(fetched)
     words(fetched)
@@ -34,18 +35,13 @@ def run() -> None:
     lens_reported(lens)
     lens_controlled(lens, params.logit_lens.depth)
     directions(probing, params.logit_lens.depth)
-    dual_reward_reported(dual)
-    dual_reward_arms(dual)
-    dual_reward_reading(dual)
-    dual_reward_flaws(dual)
-
-
-def accuracy(tally: Mapping[str, Any], at: int | None = None) -> str:
-    """An accuracy with its interval: ``81.2 % [57.0, 93.4]``."""
-    value, interval = tally["accuracy"], tally["interval"]
-    if at is not None:
-        value, interval = value[at], interval[at]
-    return f"{percent(value)} {interval_text(interval)}"
+    training_tables.dual_reward_reported(dual)
+    training_tables.dual_reward_arms(dual)
+    training_tables.dual_reward_long(long)
+    training_tables.dual_reward_reading(long)
+    training_tables.dual_reward_flaws(dual)
+    training_tables.lora_sft(plain)
+    training_tables.cot_alignment(chain)
 
 
 def claims(ledger: Mapping[str, dict[str, Any]]) -> None:
@@ -130,7 +126,7 @@ def probing_reported(probing: Results) -> None:
             rows.append(
                 [
                     model, name.replace("_", " "), percent(curve["accuracy"][1]),
-                    f"{percent(curve['accuracy'][low])} at {result['layers'][low]}", accuracy(peak), peak["layer"],
+                    f"{percent(curve['accuracy'][low])} at {result['layers'][low]}", accuracy_text(peak), peak["layer"],
                     percent(peak["shuffled_accuracy_95"]), number(peak["p"], 3),
                 ]
             )  # fmt: skip
@@ -159,7 +155,7 @@ def probing_controlled(probing: Results) -> None:
                 rows.append(
                     [
                         model, style, split, percent(part["accuracy"][0]), percent(part["accuracy"][1]),
-                        accuracy(selected), percent(selected["shuffled_accuracy"]),
+                        accuracy_text(selected), percent(selected["shuffled_accuracy"]),
                         percent(part["bag_of_tokens"]["accuracy"]), ", ".join(selected["layers"]),
                     ]
                 )  # fmt: skip
@@ -195,7 +191,7 @@ def flaws(probing: Results) -> None:
                 rows.append(
                     [
                         model, name, flaw.replace("_", " "), percent(curve["accuracy"][1]),
-                        percent(curve["accuracy"][-1]), accuracy(curve["peak"]), curve["peak"]["layer"],
+                        percent(curve["accuracy"][-1]), accuracy_text(curve["peak"]), curve["peak"]["layer"],
                     ]
                 )  # fmt: skip
     write_table(FOLDER / "flaws", columns, rows, caption="Flaw ablations under the reported protocol, n = 16.")
@@ -207,7 +203,7 @@ def lens_reported(lens: Results) -> None:
     rows = [
         [
             model, result["reported"]["layer"], entry["prompt"], entry["top_token"],
-            percent(entry["top_probability"]), *(_tiny(entry["probability"][op]) for op in OPERATIONS),
+            percent(entry["top_probability"]), *(small_share(entry["probability"][op]) for op in OPERATIONS),
         ]
         for model, result in lens.items()
         for entry in result["reported"]["prompts"]
@@ -240,21 +236,14 @@ def lens_controlled(lens: Results, depth: float) -> None:
                 low, high = word["interval"][row]
                 rows.append(
                     [
-                        model, style, result["layers"][row] + mark, _tiny(word["alignment"][row]),
-                        f"[{_tiny(low)}, {_tiny(high)}]", number(word["rank"][row], 0),
-                        _tiny(word["null"]["alignment_95"][row]), number(word["null"]["p"][row], 3),
+                        model, style, result["layers"][row] + mark, small_share(word["alignment"][row]),
+                        f"[{small_share(low)}, {small_share(high)}]", number(word["rank"][row], 0),
+                        small_share(word["null"]["alignment_95"][row]), number(word["null"]["p"][row], 3),
                         number(word["null"]["contrast_p"][row], 3), percent(word["choice"]["accuracy"][row]),
                     ]
                 )  # fmt: skip
     caption = "Alignment of the prompt's own operation word, against words matched in unembedding norm."
     write_table(FOLDER / "lens_controlled", columns, rows, caption=caption)
-
-
-def _tiny(share: float) -> str:
-    """A share over many orders of magnitude: percent where that reads well, else a power of ten."""
-    if share >= 0.0005 or share == 0:
-        return percent(share, 2)
-    return number(share, 1)
 
 
 def directions(probing: Results, depth: float) -> None:
@@ -279,144 +268,6 @@ def directions(probing: Results, depth: float) -> None:
         "Rank of each operation word in the vocabulary, seen from its class's direction (p against matched words)."
     )
     write_table(FOLDER / "directions", columns, rows, caption=caption)
-
-
-def dual_reward_reported(dual: Results) -> None:
-    """The originals' table: eight prompts before and after."""
-    columns = ["Model", "Layer", "Prompt", "Before", "Own word", "After", "Top", "Own word after"]
-    rows = [
-        [
-            model, result["layer"], old["prompt"], old["top_token"], _tiny(old["own_probability"]), new["top_token"],
-            percent(new["top_probability"]), percent(new["own_probability"]),
-        ]
-        for model, result in dual.items()
-        for old, new in zip(
-            result["before"]["reported"]["prompts"], result["main"]["reported"]["prompts"], strict=True
-        )
-    ]  # fmt: skip
-    caption = "Dual reward under the reported protocol: the lens at one layer, before and after training."
-    write_table(FOLDER / "dual_reward_reported", columns, rows, caption=caption, tokens=["Prompt", "Before", "After"])
-
-
-ARMS = {
-    "vo": "V and O (main)", "vo_all_layers": "V and O, all layers", "qk": "Q and K", "mlp": "MLP",
-    "all_linear": "all linear maps", "class_only": "lens alone", "answer_only": "answers alone",
-    "arbitrary_words": "arbitrary words", "shuffled_targets": "shuffled targets", "head": "separate head",
-}  # fmt: skip
-"""Arms as the paper names them; depths, weights and flaws name themselves."""
-
-
-def arm_name(key: str) -> str:
-    """What the tables and figures call an arm."""
-    kind, _, value = key.rpartition("_")
-    if kind in ("depth", "weight"):
-        return f"{kind} {int(value) / 100:g}"
-    return ARMS.get(key, key.replace("_", " "))
-
-
-def in_order(arms: Mapping[str, Any]) -> dict[str, Any]:
-    """The arms in the order of ``ARMS``, then depths and weights; flaws have a table of their own."""
-    return {key: arms[key] for key in (*ARMS, *(key for key in arms if key not in ARMS and key not in FLAWS))}
-
-
-def dual_reward_arms(dual: Results) -> None:
-    """What each arm makes and costs."""
-    columns = [
-        "Model",
-        "Arm",
-        "Steps",
-        "Parameters",
-        "Symbols",
-        "Words",
-        "Alignment",
-        "Answers",
-        "Change",
-        "KL",
-        "Half at",
-    ]
-    rows = []
-    for model, result in dual.items():
-        before, main = result["before"], result["main"]
-        rows.append(
-            [
-                model, "before training", number(0), "–", accuracy(before["symbol"]["top"]),
-                percent(before["word"]["top"]["accuracy"]), _tiny(before["symbol"]["alignment"]["mean"]),
-                accuracy(before["answers"]["exact"]), "–", "–", "–",
-            ]
-        )  # fmt: skip
-        rows.append(
-            [
-                model, ARMS["vo"], number(result["steps"]["main"]), number(main["parameters"]),
-                accuracy(main["symbol"]["top"]), percent(main["word"]["top"]["accuracy"]),
-                _tiny(main["symbol"]["alignment"]["mean"]), accuracy(main["answers"]["exact"]),
-                number(main["answers"]["change"]["mean"], 2), number(main["kl"]["mean"], 2),
-                _first([main["first_step_above_threshold"]]),
-            ]
-        )  # fmt: skip
-        for key, arm in in_order(result["arms"]).items():
-            seeds = f" × {number(arm['seeds'])}" if arm["seeds"] > 1 else ""
-            rows.append(
-                [
-                    model, arm_name(key), number(result["steps"]["arms"]) + seeds, number(arm["parameters"]),
-                    _over(arm["symbol_top"]), percent(arm["word_top"]["value"]),
-                    _tiny(arm["symbol_alignment"]["value"]), _over(arm["answers_exact"]),
-                    number(arm["answers_change"]["value"], 2), number(arm["kl"]["value"], 2),
-                    _first(arm["first_step_above_threshold"]),
-                ]
-            )  # fmt: skip
-    write_table(FOLDER / "dual_reward_arms", columns, rows, caption="Dual-reward training and its controls.")
-
-
-def _over(item: Mapping[str, Any]) -> str:
-    """A share over seeds, with the interval that spans them."""
-    return f"{percent(item['value'])} {interval_text(item['interval'])}"
-
-
-def _first(steps: list[int | None]) -> str:
-    """The first step above the threshold for each seed, once if they agree; a dash where it was never reached."""
-    shown = ["–" if step is None else number(step) for step in steps]
-    return ", ".join(shown) if len(set(shown)) > 1 else shown[0]
-
-
-def dual_reward_reading(dual: Results) -> None:
-    """What answers lose without the words' directions."""
-    columns = ["Model", "Directions", "Without the words", "Without random ones", "Difference", "Interval"]
-    rows = [
-        [
-            model, number(reading["directions"]), number(reading["words"]["mean"], 3),
-            number(reading["random"]["mean"], 3), number(reading["difference"]["mean"], 3),
-            f"[{number(reading['difference']['interval'][0], 3)}, {number(reading['difference']['interval'][1], 3)}]",
-        ]
-        for model, reading in ((model, result["main"]["reading"]) for model, result in dual.items())
-    ]  # fmt: skip
-    caption = "Change of the answers' log-probability, in nats, when directions are removed at the classifier layer."
-    write_table(FOLDER / "dual_reward_reading", columns, rows, caption=caption)
-
-
-def dual_reward_flaws(dual: Results) -> None:
-    """What each flaw of the originals does to the main arm."""
-    columns = ["Model", "Flaw", "Eight prompts", "Symbols", "Answer loss in training", "Exact answers"]
-    rows = []
-    for model, result in dual.items():
-        main = result["main"]
-        arms = {"none": result["arms"]["vo"], **{key: result["arms"][key] for key in FLAWS}}
-        for key, arm in arms.items():
-            rows.append(
-                [
-                    model, FLAWS.get(key, "none"), percent(arm["reported_top"]["value"]), _over(arm["symbol_top"]),
-                    number(arm["final_losses"][0]["answer_loss"], 4), _over(arm["answers_exact"]),
-                ]
-            )  # fmt: skip
-        for key, name in (("lone_space", "read at a lone space"), ("without_o", "reloaded without O")):
-            rows.append([model, f"{name} (main)", percent(main[key]["top"]["accuracy"]), "–", "–", "–"])
-    write_table(FOLDER / "dual_reward_flaws", columns, rows, caption="Flaws of the originals, switched on one by one.")
-
-
-FLAWS = {
-    "unshifted_answers": "answer labels not shifted",
-    "read_after_answer": "lens trained after the answer",
-    "bare_targets": "targets without a space",
-}
 
 
 if __name__ == "__main__":

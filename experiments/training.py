@@ -23,10 +23,11 @@ ADAPTERS = Path("data/adapters")
 class Runs:
     """Runs of one stage, each kept as soon as it is done: a killed stage goes on with the run that it was in.
 
-    What is kept belongs to one state of the parameters, the imported modules and the weights; another starts afresh.
+    What is kept belongs to one state of the parameters (the section named as the stage, and ``sections``), the imported
+    modules and the weights; another starts afresh.
     """
 
-    def __init__(self, stage: str, model: str, params: Params) -> None:
+    def __init__(self, stage: str, model: str, params: Params, *sections: str) -> None:
         self.folder = RUNS / stage / model
         self.adapters = self.folder / "adapters"
         self.kept = ADAPTERS / stage / model
@@ -38,7 +39,7 @@ class Runs:
         state = hashlib.sha256(result_path("fetch", model).read_bytes())
         for path in sorted(code, key=lambda path: path.name):
             state.update(path.read_bytes())
-        settings = params.model_dump(mode="json", include={stage, "logit_lens", "registry", "confidence"})
+        settings = params.model_dump(mode="json", include={stage, "logit_lens", "registry", "confidence", *sections})
         state.update(json.dumps(settings, sort_keys=True).encode())
         self.state = state.hexdigest()
 

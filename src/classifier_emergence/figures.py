@@ -175,6 +175,37 @@ def dual_reward_arms(dual: Results, names: Mapping[str, str]) -> Figure:
     return figure
 
 
+def fine_tuning_depth(plain: Results, chain: Results, names: Mapping[str, str]) -> Figure:
+    """Mean alignment over depth: plain fine-tuning by step, and training with and without a word before the answer."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 4.4), layout="constrained")
+        panels = figure.subplots(2, len(plain), sharey=True, squeeze=False)
+        for (above, below), model in zip(panels.T, plain, strict=True):
+            labels = plain[model]["layers"]
+            x = np.arange(len(labels))
+            points = plain[model]["by_step"]
+            for i, point in enumerate(points):
+                shade, ls = f"{0.75 * (1 - i / (len(points) - 1)):.2f}", ":" if i == 0 else "-"
+                above.plot(x, np.clip(point["by_layer"], 1e-9, None), color=shade, ls=ls, label=f"step {point['step']}")
+            for (key, name), ls, shade in zip(names.items(), (":", "--", "-"), ("0.5", "0.3", "0.0"), strict=True):
+                result = chain[model][key]
+                curves = [run["alignment"]["by_layer"] for run in result.get("by_seed", [result])]
+                ends = np.array([curve["interval"] for curve in curves])
+                below.plot(x, np.clip(np.mean([c["mean"] for c in curves], axis=0), 1e-9, None), color=shade, ls=ls,
+                           label=name)  # fmt: skip
+                low, high = ends[..., 0].min(0), ends[..., 1].max(0)
+                below.fill_between(x, np.clip(low, 1e-9, None), high, color=shade, alpha=0.15, lw=0)
+            above.set_title(model)
+            for axis in (above, below):
+                axis.set_yscale("log")
+                axis.set_ylim(1e-9, 2)
+                _layer_axis(axis, labels)
+        for axis, name in zip(panels[:, 0], ("plain fine-tuning", "by what is trained on"), strict=True):
+            axis.set_ylabel(f"{name}\nmean alignment")
+            axis.legend(loc="upper left", fontsize=6)
+    return figure
+
+
 def _dots(axis: Axes, items: Sequence[Mapping[str, Any]], y: Any, marker: str, face: str, label: str) -> None:
     values = np.array([item["value"] for item in items])
     low, high = np.array([item["interval"] for item in items]).T

@@ -116,18 +116,26 @@ class DualReward(_Section):
     resamples: int = Field(ge=100)
 
 
+class DualRewardLong(_Section):
+    """Dual-reward runs at full length beside the first seed's."""
+
+    seeds: list[Seed] = Field(min_length=1)
+
+
 class LoraSft(_Section):
     """Plain LoRA fine-tuning on answers (see ``training``)."""
 
     rank: int = Field(ge=1)
     scale: float = Field(gt=0)
-    steps: list[int] = Field(min_length=1)
+    steps: int = Field(ge=1)
+    every: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     samples: int = Field(ge=1)
     seeds: list[Seed] = Field(min_length=1)
     operands: dict[str, Operands]
     test_problems: int = Field(ge=1)
+    curve_problems: int = Field(ge=3)
     top: int = Field(ge=1)
     resamples: int = Field(ge=100)
 
@@ -160,6 +168,7 @@ class Params(_Section):
     logit_lens: LogitLens
     trained_models: list[str] = Field(min_length=1)
     dual_reward: DualReward
+    dual_reward_long: DualRewardLong
     lora_sft: LoraSft
     cot_alignment: CotAlignment
     confidence: Fraction

@@ -10,9 +10,10 @@ import io
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.ft2font import FT2Font
@@ -93,6 +94,21 @@ def interval_text(interval: Sequence[float] | None, digits: int = 1, *, scale: i
         return NONE
     low, high = interval
     return f"[{_fixed(low, digits, scale=scale)}, {_fixed(high, digits, scale=scale)}]"
+
+
+def accuracy_text(tally: Mapping[str, Any], at: int | None = None) -> str:
+    """An accuracy with its interval: ``81.2 % [57.0, 93.4]``; ``at`` picks a row of arrays over layers."""
+    value, interval = tally["accuracy"], tally["interval"]
+    if at is not None:
+        value, interval = value[at], interval[at]
+    return f"{percent(value)} {interval_text(interval)}"
+
+
+def small_share(share: float) -> str:
+    """A share over many orders of magnitude: percent where that reads well, else a power of ten."""
+    if share >= 0.0005 or share == 0:
+        return percent(share, 2)
+    return number(share, 1)
 
 
 def write_table(
