@@ -81,7 +81,7 @@ def one_run(
 
     def compute(work: Path) -> dict[str, Any]:
         trained_on = sample(problems.train, settings.samples, seed=seed)
-        data = [encode(lm.tokenizer, problem.symbol, FORMATS[name](problem), 0) for problem in trained_on]
+        data = [encode(lm.tokenizer, problem.symbol, FORMATS[name](problem)) for problem in trained_on]
         place = Adapter(QKVO, settings.rank, settings.scale, tuple(range(len(decoder_blocks(lm.model)))))
         schedule = Schedule(settings.steps, settings.batch_size, settings.learning_rate, seed, settings.every)
         title = f"fine-tuning of {lm.key}: {name.replace('_', ' ')}, seed {seed}"

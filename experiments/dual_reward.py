@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ class Arm:
     all_layers: bool = False
     targets: str = "words"
     """``words``, ``bare`` (first token of the bare word), ``arbitrary`` (other words) or ``shuffled``."""
-    read: Any = "prompt"
+    read: Literal["prompt", "answer"] = "prompt"
     answer_shifted: bool = True
     head: bool = False
     several_seeds: bool = False

@@ -66,7 +66,7 @@ def one_run(
     def compute(work: Path) -> dict[str, Any]:
         n_layers = len(decoder_blocks(lm.model))
         trained_on = sample(problems.train, settings.samples, seed=seed)
-        data = [encode(lm.tokenizer, problem.symbol, f" {problem.answer}", 0) for problem in trained_on]
+        data = [encode(lm.tokenizer, problem.symbol, f" {problem.answer}") for problem in trained_on]
         place = Adapter((*QKVO, *MLP), settings.rank, settings.scale, tuple(range(n_layers)))
         schedule = Schedule(settings.steps, settings.batch_size, settings.learning_rate, seed, settings.every)
         title = f"plain LoRA of {lm.key}: seed {seed}"

@@ -100,7 +100,7 @@ def test_a_longer_number_is_no_exact_answer(lm: LanguageModel, monkeypatch: pyte
 def test_answers_follow_the_order_of_their_prompts(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     order = [3, 0, 4, 2, 1]
     whole = answers(lm.model, lm.tokenizer, PROMPTS, WANTED)
-    monkeypatch.setattr("classifier_emergence.effects.BATCH_TOKENS", 20)  # several batches
+    monkeypatch.setattr("classifier_emergence.residuals.BATCH_TOKENS", 20)  # several batches
     permuted = answers(lm.model, lm.tokenizer, [PROMPTS[i] for i in order], [WANTED[i] for i in order])
     torch.testing.assert_close(permuted.log_prob, whole.log_prob[order], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(permuted.per_token, whole.per_token[order], atol=1e-5, rtol=1e-4)
@@ -148,7 +148,6 @@ def test_alignment_is_a_sum_of_the_lens_probabilities(lm: LanguageModel) -> None
     every = torch.stack([probability[..., word.ids].sum(-1) for word in words(lm)], dim=-1)
     for prompt, k in enumerate(OWN):
         torch.testing.assert_close(found.own[:, prompt], every[:, prompt, k])
-        torch.testing.assert_close(found.strict[:, prompt], probability[:, prompt, words(lm)[k].strict_id])
     assert torch.equal(found.choice, every.argmax(-1))
     assert torch.equal(found.top_id, probability.argmax(-1))
     torch.testing.assert_close(found.top_probability, probability.amax(-1))
@@ -169,7 +168,6 @@ def test_alignment_follows_the_order_of_the_prompts(lm: LanguageModel) -> None:
     whole = alignment(lm.model, lm.tokenizer, PROMPTS, OWN, words(lm))
     permuted = alignment(lm.model, lm.tokenizer, [PROMPTS[i] for i in order], [OWN[i] for i in order], words(lm))
     torch.testing.assert_close(permuted.own, whole.own[:, order], atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(permuted.strict, whole.strict[:, order], atol=1e-6, rtol=1e-4)
     assert torch.equal(permuted.top_id, whole.top_id[:, order])
     assert torch.equal(permuted.choice, whole.choice[:, order])
 

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Trainer, TrainingArguments
 
+from classifier_emergence import cross_entropy as cross_entropy_module
 from classifier_emergence import training
+from classifier_emergence.cross_entropy import cross_entropy
 from classifier_emergence.effects import alignment
 from classifier_emergence.errors import InputError
 from classifier_emergence.models import LanguageModel, load
@@ -38,7 +40,6 @@ from classifier_emergence.training import (
     Trained,
     adapted,
     collate,
-    cross_entropy,
     encode,
     train,
 )
@@ -265,14 +266,14 @@ def test_cross_entropy_is_torchs_for_any_blocks(
 
     target = torch.randint(vocabulary, (rows,), generator=torch.Generator().manual_seed(seed))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "BLOCK_TOKENS", block)
+        patch.setattr(cross_entropy_module, "BLOCK_TOKENS", block)
         readout = made_up(seeded, vocabulary, bias=bias, divisor=divisor)
         assert_is_torchs(readout, seeded(rows, 8, seed=seed + 1), target, seeded(rows, seed=seed + 2))
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_cross_entropy_survives_extreme_logits(seeded, sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "BLOCK_TOKENS", 7)
+    monkeypatch.setattr(cross_entropy_module, "BLOCK_TOKENS", 7)
     # Logits from -1e4 to 1e4, so that the running maximum rises in every block, or in none.
     readout = Readout(nn.Identity(), sign * torch.linspace(-1e4, 1e4, 40)[:, None], None, 1.0, None)
     assert_is_torchs(readout, torch.ones(3, 1), torch.tensor([0, 20, 39]), seeded(3))

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from classifier_emergence.errors import InputError
 from classifier_emergence.lens import lens_scores
 from classifier_emergence.readout import Readout, decoder_blocks, find_readout
-from classifier_emergence.residuals import BATCH_TOKENS, residual_stream
+from classifier_emergence.residuals import batches, residual_stream
+from classifier_emergence.training import encode
 from classifier_emergence.vocabulary import WordTokens
 
 GENERATED_TOGETHER = 50  # prompts in a batch
@@ -26,8 +27,6 @@ class Alignment:
 
     own: Tensor
     """Alignment of the prompt's own word: total probability of its single-token forms."""
-    strict: Tensor
-    """Probability of the first token of the bare own word, as the originals score."""
     top_id: Tensor
     """The most probable token."""
     top_probability: Tensor
@@ -58,20 +57,18 @@ def alignment(
     """
     states = residual_stream(model, tokenizer, prompts)
     states = states if rows is None else states[list(rows)]
-    groups = [word.ids for word in words] + [[word.strict_id] for word in words]
-    scores = lens_scores(states, find_readout(model), groups, ranked=[[0]] * len(prompts))
-    n, index = len(words), torch.tensor(own)
+    scores = lens_scores(states, find_readout(model), [word.ids for word in words], ranked=[[0]] * len(prompts))
+    index = torch.tensor(own)
     at = torch.arange(len(prompts))
     forms = torch.zeros(len(words), int(scores.top_id.max()) + 1, dtype=torch.bool)
     for k, word in enumerate(words):
         forms[k, [i for i in word.ids if i < forms.shape[1]]] = True
     return Alignment(
         own=scores.log_alignment[:, at, index].exp(),
-        strict=scores.log_alignment[:, at, n + index].exp(),
         top_id=scores.top_id,
         top_probability=scores.top_prob,
         is_top=forms[index.expand_as(scores.top_id), scores.top_id],
-        choice=scores.log_alignment[..., :n].argmax(-1),
+        choice=scores.log_alignment.argmax(-1),
     )
 
 
@@ -105,14 +102,10 @@ def answers(
     Raises:
         InputError: A prompt is split in another way when the answer follows.
     """
-    texts: list[tuple[list[int], int]] = []
-    for prompt, answer in zip(prompts, wanted, strict=True):
-        start, ids = len(tokenizer(prompt)["input_ids"]), tokenizer(prompt + answer)["input_ids"]
-        if ids[:start] != tokenizer(prompt)["input_ids"]:
-            raise InputError(f"prompt {prompt!r}: the tokenizer splits it in another way when {answer!r} follows")
-        texts.append((ids, start))
+    examples = [encode(tokenizer, prompt, answer) for prompt, answer in zip(prompts, wanted, strict=True)]
+    texts = [(example.ids[:-1], example.prompt_length) for example in examples]  # without the end-of-text token
     rows, owner, target = [], [], []
-    for batch in _batches([len(ids) for ids, _ in texts]):
+    for batch in batches([len(ids) for ids, _ in texts]):
         states = _last_block([texts[i][0] for i in batch], model, tokenizer.pad_token_id or 0)
         for row, i in enumerate(batch):
             ids, start = texts[i]
@@ -242,13 +235,3 @@ def _last_block(batch: list[list[int]], model: PreTrainedModel, pad: int) -> Ten
     finally:
         handle.remove()
     return kept[0].float().cpu()
-
-
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and lengths[i] * (len(batch) + 1) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(i)
-    yield batch

@@ -42,10 +42,9 @@ def residual_stream(
         InputError: A prompt tokenises to nothing, or a state is not finite.
     """
     encoded = [_encode(tokenizer, prompt) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     rows: Tensor | None = None
     with progress(description, total=sum(map(len, encoded))) as advance:
-        for batch in _batches(order, encoded):
+        for batch in batches([len(ids) for ids in encoded]):
             states = _forward([encoded[i] for i in batch], model, tokenizer, causal=causal)
             if rows is None:
                 rows = states.new_empty(len(states), len(prompts), states.shape[-1])
@@ -66,10 +65,11 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return ids
 
 
-def _batches(order: list[int], encoded: list[list[int]]) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of texts, by ascending length, in batches of at most ``BATCH_TOKENS`` with their padding."""
     batch: list[int] = []
-    for i in order:  # ascending length: the newest prompt is the longest of its batch
-        if batch and len(encoded[i]) * (len(batch) + 1) > BATCH_TOKENS:
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and lengths[i] * (len(batch) + 1) > BATCH_TOKENS:  # the newest is the longest of its batch
             yield batch
             batch = []
         batch.append(i)
