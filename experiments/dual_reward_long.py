@@ -4,7 +4,7 @@ The main arm at full length with more seeds; Q and K at full length, since they 
 directions from the model before training, which tells what reads them anyway from what training made read them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def long_qk(study: Study, seed: int) -> Callable[[Path], dict[str, Any]]:
     return compute
 
 
-def over_all(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def over_all(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The main arm over its seeds, with the alignment of every seed at every layer and step."""
     paths = ("lone_space.top", "without_o.top", "further.symbol.alignment", "reading.words", "reading.random",
              "reading.difference")  # fmt: skip
