@@ -1,35 +1,37 @@
-from functools import partial
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
 from classifier_emergence import figures
+from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result
-from experiments.tables import ARMS
+from experiments.training_tables import ARMS, FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
-    ("name", "stage"),
+    ("name", "stages", "names"),
     [
-        ("probe_depth", "probing"),
-        ("alignment_null", "logit_lens"),
-        ("lens_heatmap", "logit_lens"),
-        ("dual_reward_steps", "dual_reward"),
-        ("dual_reward_arms", "dual_reward"),
+        ("probe_depth", ["probing"], None),
+        ("alignment_null", ["logit_lens"], None),
+        ("lens_heatmap", ["logit_lens"], None),
+        ("dual_reward_steps", ["dual_reward"], None),
+        ("dual_reward_arms", ["dual_reward"], ARMS),
+        ("fine_tuning_depth", ["lora_sft", "cot_alignment"], FORMATS),
     ],
 )
-def test_the_committed_figures_are_what_the_results_give(name: str, stage: str, tmp_path: Path) -> None:
-    import yaml
-
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    models = params["trained_models" if stage == "dual_reward" else "models"]
-    results = {model: read_result(ROOT / "results" / stage / f"{model}.json") for model in models}
-    draw = partial(getattr(figures, name), **({"names": ARMS} if name == "dual_reward_arms" else {}))
-    figures.save(draw(results), tmp_path / name)  # warnings are errors: a missing glyph fails here
-    figures.save(draw(results), tmp_path / "again")
+def test_the_committed_figures_are_what_the_results_give(
+    name: str, stages: list[str], names: dict[str, str] | None, tmp_path: Path
+) -> None:
+    params = load_params(ROOT / "params.yaml")
+    models = params.models if stages[0] in ("probing", "logit_lens") else params.trained_models
+    results = [{model: read_result(ROOT / "results" / stage / f"{model}.json") for model in models} for stage in stages]
+    draw = getattr(figures, name)
+    arguments = [*results, *([] if names is None else [names])]
+    figures.save(draw(*arguments), tmp_path / name)  # warnings are errors: a missing glyph fails here
+    figures.save(draw(*arguments), tmp_path / "again")
     assert (tmp_path / f"{name}.svg").read_bytes() == (tmp_path / "again.svg").read_bytes()
     assert (tmp_path / f"{name}.svg").read_bytes() == (ROOT / "paper" / "figures" / f"{name}.svg").read_bytes()
 
