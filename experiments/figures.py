@@ -22,6 +22,7 @@ def run() -> None:
     plain = {model: read_result(result_path("lora_sft", model)) for model in params.trained_models}
     chain = {model: read_result(result_path("cot_alignment", model)) for model in params.trained_models}
     figures.save(figures.fine_tuning_depth(plain, chain, FORMATS), FOLDER / "fine_tuning_depth")
+    figures.save(figures.fine_tuning_answers(chain, FORMATS), FOLDER / "fine_tuning_answers")
     figures.save(figures.dual_reward_steps(dual), FOLDER / "dual_reward_steps")
     figures.save(figures.dual_reward_arms(dual, ARMS), FOLDER / "dual_reward_arms")
     figures.save(figures.probe_depth(probing), FOLDER / "probe_depth")

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
         ("lens_heatmap", ["logit_lens"], None),
         ("dual_reward_steps", ["dual_reward"], None),
         ("dual_reward_arms", ["dual_reward"], ARMS),
+        ("fine_tuning_answers", ["cot_alignment"], FORMATS),
         ("fine_tuning_depth", ["lora_sft", "cot_alignment"], FORMATS),
     ],
 )

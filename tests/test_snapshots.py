@@ -62,7 +62,7 @@ def test_the_tiny_run_ends_with_a_paper(tiny_run: Path) -> None:
         for ending in ("csv", "md", "tex"):
             assert "tiny-llama" in (tiny_run / "paper" / "tables" / f"{name}.{ending}").read_text() or name == "claims"
     for name in ("probe_depth", "lens_heatmap", "alignment_null", "dual_reward_steps", "dual_reward_arms",
-                 "fine_tuning_depth"):  # fmt: skip
+                 "fine_tuning_depth", "fine_tuning_answers"):  # fmt: skip
         assert (tiny_run / "paper" / "figures" / f"{name}.svg").stat().st_size > 1000
 
 

@@ -206,6 +206,35 @@ def fine_tuning_depth(plain: Results, chain: Results, names: Mapping[str, str]) 
     return figure
 
 
+def fine_tuning_answers(chain: Results, names: Mapping[str, str]) -> Figure:
+    """Right answers before and after fine-tuning: on held-out operands, and on the nine prompts of the write-up."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 1.5), layout="constrained")
+        panels = figure.subplots(1, len(chain), sharey=True, squeeze=False)[0]
+        y = np.arange(len(names))[::-1]
+        for axis, (model, result) in zip(panels, chain.items(), strict=True):
+            many, nine = [], []
+            for key in names:
+                found = result[key]
+                if "by_seed" in found:
+                    many.append(found["answers_exact"])
+                    nine.append(found["reported_answers"])
+                else:
+                    tallies = found["answers"]["exact"], found["reported"]["answers"]
+                    many.append({**tallies[0], "value": tallies[0]["accuracy"]})
+                    nine.append({**tallies[1], "value": tallies[1]["accuracy"]})
+            _dots(axis, many, y + 0.15, "o", "0.0", f"held-out operands, n = {many[0]['n']}")
+            _dots(axis, nine, y - 0.15, "s", "white", f"the originals' prompts, n = {nine[0]['n']}")
+            axis.set_title(model, loc="left")
+            axis.set_xlim(-0.03, 1.03)
+            axis.set_xticks([0, 0.5, 1], ["0", "½", "1"])
+            axis.set_xlabel("right answers")
+        panels[0].set_yticks(y, list(names.values()))
+        panels[0].set_ylim(-0.5, len(names) - 0.5)
+        _legend(figure, panels[0])
+    return figure
+
+
 def _dots(axis: Axes, items: Sequence[Mapping[str, Any]], y: Any, marker: str, face: str, label: str) -> None:
     values = np.array([item["value"] for item in items])
     low, high = np.array([item["interval"] for item in items]).T
