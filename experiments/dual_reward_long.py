@@ -1,19 +1,17 @@
-"""Stage dual_reward_long@model: what the dual reward's short runs and its single long seed leave open.
+"""Stage dual_reward_long@model: what the dual reward's single seed at full length leaves open.
 
-The main arm at full length with more seeds; Q and K at full length, since they learn slowly; and removing the words'
-directions from the model before training, which tells what reads them anyway from what training made read them.
+The main arm at full length with more seeds; and removing the words' directions from the model before training, which
+tells what reads them anyway from what training made read them.
 """
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from classifier_emergence.layers import layer_labels, layer_row
 from classifier_emergence.models import load
 from classifier_emergence.params import Params
 from classifier_emergence.results import read_result
-from classifier_emergence.training import QK, adapted
-from experiments.dual_reward import Arm, Study, adapter, curve, examples, fit, main_arm, measure, reading, summary
+from experiments.dual_reward import Study, main_arm, reading, summary
 from experiments.stage import main, result_path
 from experiments.training import Runs, over_seeds
 
@@ -28,7 +26,6 @@ def run(params: Params, key: str) -> None:
 
     seeds = params.dual_reward_long.seeds
     more = [runs.once(f"main-{seed}", main_arm(study, seed, runs.adapters / f"seed-{seed}")) for seed in seeds]
-    qk = runs.once("qk", long_qk(study, params.dual_reward.seeds[0]))
     result = {
         "model": key,
         "layers": layer_labels(study.n_layers),
@@ -36,25 +33,8 @@ def run(params: Params, key: str) -> None:
         "steps": params.dual_reward.steps,
         "reading_before": before,
         "main": over_all([first["main"], *more]),
-        "qk": qk,
     }
     runs.finish(result)
-
-
-def long_qk(study: Study, seed: int) -> Callable[[Path], dict[str, Any]]:
-    """Q and K for as many steps as the main arm."""
-
-    def compute(work: Path) -> dict[str, Any]:
-        arm, settings = Arm(QK), study.settings
-        with adapted(study.lm.model, adapter(study, arm), seed=seed) as wrapped:
-            data = examples(study, arm, seed)
-            trained = fit(study, wrapped, data, arm, seed, settings.steps, work, f"Q and K, seed {seed}")
-            return {
-                **curve(trained, settings.threshold),
-                **measure(study, wrapped, study.layer, study.words, full=False),
-            }
-
-    return compute
 
 
 def over_all(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
