@@ -148,6 +148,7 @@ def test_alignment_is_a_sum_of_the_lens_probabilities(lm: LanguageModel) -> None
     every = torch.stack([probability[..., word.ids].sum(-1) for word in words(lm)], dim=-1)
     for prompt, k in enumerate(OWN):
         torch.testing.assert_close(found.own[:, prompt], every[:, prompt, k])
+        torch.testing.assert_close(found.strict[:, prompt], probability[:, prompt, words(lm)[k].strict_id])
     assert torch.equal(found.choice, every.argmax(-1))
     assert torch.equal(found.top_id, probability.argmax(-1))
     torch.testing.assert_close(found.top_probability, probability.amax(-1))
@@ -168,6 +169,7 @@ def test_alignment_follows_the_order_of_the_prompts(lm: LanguageModel) -> None:
     whole = alignment(lm.model, lm.tokenizer, PROMPTS, OWN, words(lm))
     permuted = alignment(lm.model, lm.tokenizer, [PROMPTS[i] for i in order], [OWN[i] for i in order], words(lm))
     torch.testing.assert_close(permuted.own, whole.own[:, order], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(permuted.strict, whole.strict[:, order], atol=1e-6, rtol=1e-4)
     assert torch.equal(permuted.top_id, whole.top_id[:, order])
     assert torch.equal(permuted.choice, whole.choice[:, order])
 

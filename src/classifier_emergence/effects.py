@@ -27,6 +27,8 @@ class Alignment:
 
     own: Tensor
     """Alignment of the prompt's own word: total probability of its single-token forms."""
+    strict: Tensor
+    """Probability of the first token of the bare own word, as the originals score."""
     top_id: Tensor
     """The most probable token."""
     top_probability: Tensor
@@ -57,18 +59,20 @@ def alignment(
     """
     states = residual_stream(model, tokenizer, prompts)
     states = states if rows is None else states[list(rows)]
-    scores = lens_scores(states, find_readout(model), [word.ids for word in words], ranked=[[0]] * len(prompts))
-    index = torch.tensor(own)
+    groups = [word.ids for word in words] + [[word.strict_id] for word in words]
+    scores = lens_scores(states, find_readout(model), groups, ranked=[[0]] * len(prompts))
+    n, index = len(words), torch.tensor(own)
     at = torch.arange(len(prompts))
     forms = torch.zeros(len(words), int(scores.top_id.max()) + 1, dtype=torch.bool)
     for k, word in enumerate(words):
         forms[k, [i for i in word.ids if i < forms.shape[1]]] = True
     return Alignment(
         own=scores.log_alignment[:, at, index].exp(),
+        strict=scores.log_alignment[:, at, n + index].exp(),
         top_id=scores.top_id,
         top_probability=scores.top_prob,
         is_top=forms[index.expand_as(scores.top_id), scores.top_id],
-        choice=scores.log_alignment.argmax(-1),
+        choice=scores.log_alignment[..., :n].argmax(-1),
     )
 
 
