@@ -21,9 +21,9 @@ def run() -> None:
         {model: read_result(result_path(stage, model)) for model in params.models}
         for stage in ("fetch", "probing", "logit_lens")
     )
-    dual, long, plain, chain = (
+    dual, plain, chain = (
         {model: read_result(result_path(stage, model)) for model in params.trained_models}
-        for stage in ("dual_reward", "dual_reward_long", "lora_sft", "cot_alignment")
+        for stage in ("dual_reward", "lora_sft", "cot_alignment")
     )
     claims(read_result(RESULTS / "claims.json"))
     models(fetched)
@@ -37,8 +37,7 @@ def run() -> None:
     directions(probing, params.logit_lens.depth)
     training_tables.dual_reward_reported(dual)
     training_tables.dual_reward_arms(dual)
-    training_tables.dual_reward_long(long)
-    training_tables.dual_reward_reading(long)
+    training_tables.dual_reward_reading(dual)
     training_tables.dual_reward_flaws(dual)
     training_tables.lora_sft(plain)
     training_tables.cot_alignment(chain)
