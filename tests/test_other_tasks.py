@@ -15,9 +15,9 @@ from classifier_emergence.layers import layer_row
 from classifier_emergence.models import LanguageModel
 from classifier_emergence.params import load_params
 from classifier_emergence.readout import find_readout
-from classifier_emergence.results import plain
+from classifier_emergence.results import plain, read_result
 from classifier_emergence.vocabulary import word_tokens
-from experiments.other_tasks import NAMES, PARTS, Study, examples, labels, lens, probing, prompts, trained, whole
+from experiments.other_tasks import NAMES, PARTS, Study, examples, labels, lens, probing, prompts, run, trained, whole
 from experiments.training import Runs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,5 +159,12 @@ def test_a_stopped_study_goes_on_where_it_was(
     runs = Runs("other_tasks", "m", params)
     full = whole(Study(lm, params, task), runs)
     (runs.folder / "places-shuffled_targets-0.json").unlink()  # as if it had been stopped there
-    assert whole(Study(lm, params, replace(task)), runs) == full
-    assert full["dual_reward"]["held_out_groups"]["top"]["n"] == 3 * params.other_tasks.test_items
+    assert whole(Study(lm, params, task), runs) == full
+    monkeypatch.setattr("experiments.other_tasks.load", lambda key, registry: lm)
+    monkeypatch.setattr("experiments.other_tasks.NAMES", ("places",))
+    run(params, "m")
+    result = read_result("results/other_tasks/m.json")
+    assert result["places"]["dual_reward"]["held_out_groups"]["top"]["n"] == 3 * params.other_tasks.test_items
+    assert len(result["places"]["lens"]["alignment"]["mean"]) == len(result["layers"])
+    assert Path("data/adapters/other_tasks/m/places/adapter_model.safetensors").exists()
+    assert not runs.folder.exists()

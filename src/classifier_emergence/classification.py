@@ -219,7 +219,7 @@ def load_task(path: str | Path) -> Task:
     words: dict[str, str] = {}
     labels, groups, templates = _Numbers(), _Numbers(), _Numbers()
     first: dict[str, tuple[str, Item]] = {}
-    items = []
+    items: list[Item] = []
     columns: set[str] = set()
     for where, row in readers[path.suffix.lower()](path, text):
         _check(row, where)
