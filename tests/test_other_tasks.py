@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from classifier_emergence.classification import Item, Task, balanced, get_task
+from classifier_emergence.classification import Item, balanced, get_task
 from classifier_emergence.errors import InputError
 from classifier_emergence.layers import layer_row
 from classifier_emergence.models import LanguageModel
@@ -154,7 +154,7 @@ def test_a_stopped_study_goes_on_where_it_was(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results" / "fetch").mkdir(parents=True)
     (tmp_path / "results" / "fetch" / "m.json").write_text("{}")
-    task: Task = get_task("places")
+    task = get_task("places")
     params = PARAMS.model_copy(update={"other_tasks": PARAMS.other_tasks.model_copy(update={"seeds": [0]})})
     runs = Runs("other_tasks", "m", params)
     full = whole(Study(lm, params, task), runs)

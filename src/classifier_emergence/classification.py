@@ -68,12 +68,12 @@ def arithmetic() -> Task:
 _COMPARISON_FRAMES = (
     "max({a}, {b}) =",
     "The maximum of {a} and {b} is",
-    "Two bids came in, {a} and {b}. The highest was",
-    "Q: What is the maximum of {a} and {b}? A:",
-    "Ann has {a} points, Ben has {b}. The winner has",
+    "Bids: {a} and {b}. The highest was",
+    "Q: maximum of {a} and {b}? A:",
+    "Ann has {a}, Ben {b}. The winner has",
     "{a} or {b}, whichever is the most:",
     "sorted([{a}, {b}])[-1] =",
-    "Monday {a} degrees, Tuesday {b} degrees, peak:",
+    "Monday {a}, Tuesday {b}, peak:",
 )
 
 
