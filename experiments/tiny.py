@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from classifier_emergence.classification import TASKS, get_task
 from classifier_emergence.errors import InputError
 from classifier_emergence.params import load_params
 from classifier_emergence.tasks import OPERATIONS, REPORTED, STYLES, SYNONYMS, labelled, prompt_bank
@@ -47,6 +48,7 @@ def corpus() -> list[str]:
     lines += [text for table in REPORTED.values() for text in labelled(table)[0]]
     words = {word for line in lines for word in re.findall(r"[a-z]{3,}", line)}
     words |= {*OPERATIONS, *(word for group in SYNONYMS.values() for word in group)}
+    words |= {word for name in TASKS for word in get_task(name).words}
     return lines + [f"{word} {word}" for word in sorted(words) for _ in range(3)]
 
 

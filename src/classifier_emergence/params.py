@@ -152,6 +152,28 @@ class CotAlignment(_Section):
     resamples: int = Field(ge=100)
 
 
+class OtherTasks(_Section):
+    """Probes, lens and dual reward on tasks other than arithmetic (see ``classification``)."""
+
+    items: int = Field(ge=8)
+    folds: int = Field(ge=3)
+    C: float = Field(gt=0)
+    shuffles: int = Field(ge=1)
+    null_words: int = Field(ge=20)
+    depth: Fraction
+    class_weight: Fraction
+    rank: int = Field(ge=1)
+    scale: float = Field(gt=0)
+    steps: int = Field(ge=1)
+    every: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    seeds: list[Seed] = Field(min_length=1)
+    arbitrary_words: list[str] = Field(min_length=3, max_length=3)
+    test_items: int = Field(ge=1)
+    resamples: int = Field(ge=100)
+
+
 class Params(_Section):
     """The whole of params.yaml."""
 
@@ -164,6 +186,7 @@ class Params(_Section):
     dual_reward: DualReward
     lora_sft: LoraSft
     cot_alignment: CotAlignment
+    other_tasks: OtherTasks
     confidence: Fraction
 
     @model_validator(mode="after")
