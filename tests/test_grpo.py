@@ -35,7 +35,6 @@ from classifier_emergence.layers import layer_row
 from classifier_emergence.models import LanguageModel
 from classifier_emergence.readout import find_readout
 from classifier_emergence.residuals import residual_stream
-from classifier_emergence.tasks import OPERATIONS
 from classifier_emergence.training import QKVO, Adapter, Schedule, adapted
 from classifier_emergence.vocabulary import word_tokens
 

@@ -17,7 +17,9 @@ ZEROS = "0٠०๐０𝟎"  # ASCII, Arabic-Indic, Devanagari, Thai, full-width,
 words = st.text(alphabet=st.characters(categories=["Lu", "Ll", "Zs"]), max_size=12)
 # Something that cannot belong to a number, so that what stands before or after is text.
 before = st.sampled_from(["", " ", "The answer is ", "answer: ", "= ", "$", "(", "**", "\n \n", "'", "≈"])
-after = st.sampled_from(["", ".", " apples", "apples", "!", ")", " (of course)", "\nNext: 5 + 5 = 10", ", or so", " 99"])
+after = st.sampled_from(
+    ["", ".", " apples", "apples", "!", ")", " (of course)", "\nNext: 5 + 5 = 10", ", or so", " 99"]
+)
 
 
 def grouped(digits: str, separator: str) -> str:

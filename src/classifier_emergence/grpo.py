@@ -114,8 +114,8 @@ STATISTICS = {
     "completions/clipped_ratio": "truncated",
     "class_loss": "class_loss",
 }
-"""Names in the log of the trainer -> ours. ``reward`` is a mean; ``zero_variance`` the share of groups whose rewards are
-all equal; ``kl`` k3 and ``entropy`` means a token in nats, on the completions; ``truncated`` the share of completions
+"""Names in the log of the trainer -> ours. ``reward`` is a mean; ``zero_variance`` the share of groups whose rewards
+are all equal; ``kl`` k3 and ``entropy`` means a token in nats, on the completions; ``truncated`` the share of completions
 that were cut; ``class_loss`` nats. What a run does not have is missing."""
 
 
@@ -382,7 +382,13 @@ class GrpoWithLens(GRPOTrainer):  # type: ignore[misc]
         return {"prompt_ids": [encoded[row] for row in rows], "completion_ids": completions, "logprobs": None}
 
     def _get_per_token_logps_and_entropies(
-        self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The same numbers as the method that it overrides, from fewer tokens."""
         if not self.share_prompts:
@@ -522,9 +528,7 @@ def _completion_states(model: PreTrainedModel, ids: Tensor, mask: Tensor, start:
 
 
 def _decode(decoder: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any = None) -> Any:
-    return decoder(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-    )
+    return decoder(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
 
 
 def _distinct(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -533,9 +537,7 @@ def _distinct(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return both[:, : ids.shape[1]], both[:, ids.shape[1] :], rows
 
 
-def _log_probs(
-    normed: Tensor, readout: Readout, target: Tensor, *, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
+def _log_probs(normed: Tensor, readout: Readout, target: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Log-probability of target tokens and entropy of the distribution, (rows,) each, in nats."""
     log_probs, entropy, *_ = ChunkedLogProbFunction.apply(
         normed,

@@ -150,6 +150,36 @@ class CotAlignment(_Section):
     resamples: int = Field(ge=100)
 
 
+class ReportedGrpo(_Section):
+    """Settings of the originals, where they are known."""
+
+    learning_rate: float = Field(gt=0)
+    kl_weight: float = Field(ge=0)
+    statements: int = Field(ge=10, multiple_of=2)
+    trials: int = Field(ge=2)
+
+
+class Grpo(_Section):
+    """Reinforcement learning on answers (see ``grpo``)."""
+
+    depth: Fraction
+    probe_depth: Fraction
+    steps: int = Field(ge=1)
+    prompts: int = Field(ge=1)
+    group: int = Field(ge=2)
+    new_tokens: int = Field(ge=1)
+    temperature: float = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    kl_weight: float = Field(ge=0)
+    every: int = Field(ge=1)
+    seeds: list[Seed] = Field(min_length=1)
+    shots: list[str]
+    operands: dict[str, Operands]
+    test_problems: int = Field(ge=1)
+    reported: ReportedGrpo
+    resamples: int = Field(ge=100)
+
+
 class Params(_Section):
     """The whole of params.yaml."""
 
@@ -162,6 +192,7 @@ class Params(_Section):
     dual_reward: DualReward
     lora_sft: LoraSft
     cot_alignment: CotAlignment
+    grpo: Grpo
     confidence: Fraction
 
     @model_validator(mode="after")
