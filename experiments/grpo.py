@@ -43,7 +43,7 @@ from classifier_emergence.residuals import residual_stream
 from classifier_emergence.results import write_result
 from classifier_emergence.rewards import exact, parse_answer, parse_reported
 from classifier_emergence.statistics import expected_max_cosine
-from classifier_emergence.tasks import SIGNS, prompt_bank, rotations
+from classifier_emergence.tasks import LENS, SIGNS, labelled, prompt_bank, rotations
 from classifier_emergence.training import Schedule
 from classifier_emergence.vocabulary import WordTokens, token_text, word_tokens
 from experiments.logit_lens import controlled as alignment_of_bank
@@ -93,6 +93,7 @@ class Study:
         self.targets = {operation: word_tokens(operation, self.lm.tokenizer) for operation in SIGNS}
         # What the lens is read on is not trained on either.
         reserved = [Problem("add", *prompt.pair) for prompt in prompt_bank("symbol", self.params.bank)]
+        reserved += [Problem.parse(text) for text in labelled(LENS)[0]]
         tested = dict.fromkeys(self.operations, self.settings.test_problems)
         self.problems = split(self.settings.operands, tested, seed=0, reserved=reserved)
 
@@ -377,11 +378,14 @@ def first_token(study: Study, problems: Sequence[Problem]) -> dict[str, Any]:
     """Rank and probability of the first token of the right answer after the originals' prompts."""
     lm, params, settings = study.lm, study.params, study.settings
     prompts = [reported_prompt(problem) for problem in problems]
-    wanted = [lm.tokenizer(f"{p}{q.answer}")["input_ids"] for p, q in zip(prompts, problems, strict=True)]
-    lengths = [len(lm.tokenizer(prompt)["input_ids"]) for prompt in prompts]
-    ids = torch.tensor([row[length] for row, length in zip(wanted, lengths, strict=True)])
+    found = []
+    for prompt, problem in zip(prompts, problems, strict=True):
+        ids = lm.tokenizer(prompt)["input_ids"]
+        full = lm.tokenizer(f"{prompt}{problem.answer}")["input_ids"]
+        # Where the answer changes how the prompt is split (its lone space), the changed token is the answer's first.
+        found.append(full[next((i for i, (a, b) in enumerate(zip(ids, full, strict=False)) if a != b), len(ids))])
     states = residual_stream(lm.model, lm.tokenizer, prompts)[-1:]
-    tokens, column = ids.unique(return_inverse=True)
+    tokens, column = torch.tensor(found).unique(return_inverse=True)
     scores = lens_scores(
         states, find_readout(lm.model), [[int(i)] for i in tokens], ranked=[[int(c)] for c in column]
     )  # fmt: skip

@@ -67,7 +67,8 @@ class PolicyObjective:
     """0-based block after which the lens reads; may be None if w is 0."""
     signed_kl: bool = False
     """A flaw of the originals: in place of k3 add ``log pi - log pi_ref``, summed over prompt and response. It has a
-    sign and, on prompts, which the policy did not draw, no lower bound: minimising it lowers their probability."""
+    sign and, on prompts, which the policy did not draw, no lower bound: minimising it lowers their probability. With
+    an adapter ``pi_ref`` is the model without it."""
     entropy_bonus: float = 0.0
     """Subtract so much of the entropy of the batch's mean lens distribution from the loss on the lens."""
 
@@ -115,8 +116,8 @@ STATISTICS = {
     "class_loss": "class_loss",
 }
 """Names in the log of the trainer -> ours. ``reward`` is a mean; ``zero_variance`` the share of groups whose rewards
-are all equal; ``kl`` k3 and ``entropy`` means a token in nats, on the completions; ``truncated`` the share of completions
-that were cut; ``class_loss`` nats. What a run does not have is missing."""
+are all equal; ``kl`` (k3) and ``entropy`` are means over the completions' tokens, in nats; ``truncated`` is the share of
+completions that were cut; ``class_loss`` is in nats. What a run does not have is missing."""
 
 
 @contextmanager
@@ -471,6 +472,9 @@ def sample(
 
     Returns:
         Token ids of each completion, drawn with torch's global generator.
+
+    Raises:
+        InputError: The model's logits are not finite.
     """
     decoder, readout, device = model.get_decoder(), find_readout(model), model.device
     width, at = max(map(len, prompts)), torch.tensor(rows, device=device)
@@ -485,6 +489,8 @@ def sample(
     drawn: list[Tensor] = []
     while True:
         logits = readout.unembed(state).float() / temperature
+        if not logits.isfinite().all():
+            raise InputError("model: its logits are not finite; if it is in training, choose a smaller learning_rate")
         token = torch.multinomial(logits.softmax(-1), 1)
         drawn.append(token)
         done |= torch.isin(token[:, 0], ends)

@@ -180,6 +180,22 @@ class Grpo(_Section):
     resamples: int = Field(ge=100)
 
 
+class Collapse(_Section):
+    """GRPO together with a loss on the lens (see ``grpo``); what is not here is as in section grpo."""
+
+    class_weight: Fraction
+    steps: int = Field(ge=1)
+    every: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    vo_learning_rate: float = Field(gt=0)
+    rank: int = Field(ge=1)
+    scale: float = Field(gt=0)
+    curve_problems: int = Field(ge=3)
+    modal_share: Fraction
+    reported_group: int = Field(ge=2)
+    reported_steps: list[int] = Field(min_length=3, max_length=3)
+
+
 class Params(_Section):
     """The whole of params.yaml."""
 
@@ -193,6 +209,7 @@ class Params(_Section):
     lora_sft: LoraSft
     cot_alignment: CotAlignment
     grpo: Grpo
+    collapse: Collapse
     confidence: Fraction
 
     @model_validator(mode="after")
