@@ -1,8 +1,8 @@
 """Stage collapse@model: what collapses when GRPO and a loss on the lens are trained together?
 
-Reported protocol: the five attempts of the originals, with their flaws, scored on six prompts. Controlled: whole model or
-V/O adapter, GRPO, the loss on the lens or both, several seeds, scored on operands never trained on; then one flaw of the
-originals at a time. A model has collapsed if nearly all prompts get one class; thresholds were chosen beforehand.
+Reported protocol: the five attempts of the originals, with their flaws, scored on six prompts. Controlled: whole model
+or V/O adapter, GRPO, the loss on the lens or both, several seeds, scored on operands never trained on; then one flaw of
+the originals at a time. A model has collapsed if nearly all prompts get one class; the threshold was chosen beforehand.
 """
 
 import shutil

@@ -522,5 +522,5 @@ def test_an_objective_that_makes_no_sense_is_refused(settings: dict[str, Any], m
 @ONE_MODEL
 def test_a_loss_that_is_not_finite_names_its_step(lm: LanguageModel, tmp_path: Path) -> None:
     schedule = replace(SCHEDULE, learning_rate=1e20)
-    with pytest.raises(InputError, match="not finite.*learning_rate|learning_rate.*not finite"):
+    with pytest.raises(InputError, match=r"not finite.*learning_rate|learning_rate.*not finite"):
         run(lm, tmp_path, schedule=schedule)

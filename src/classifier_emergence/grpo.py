@@ -116,8 +116,8 @@ STATISTICS = {
     "class_loss": "class_loss",
 }
 """Names in the log of the trainer -> ours. ``reward`` is a mean; ``zero_variance`` the share of groups whose rewards
-are all equal; ``kl`` (k3) and ``entropy`` are means over the completions' tokens, in nats; ``truncated`` is the share of
-completions that were cut; ``class_loss`` is in nats. What a run does not have is missing."""
+are all equal; ``kl`` (k3) and ``entropy`` are means over the completions' tokens, in nats; ``truncated`` is the share
+of completions that were cut; ``class_loss`` is in nats. What a run does not have is missing."""
 
 
 @contextmanager
