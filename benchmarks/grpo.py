@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.grpo smollm2-135m-instruct [--steps N]`` trains the whole model with both, from the same weights
 on the same prompts, in turns, and prints the median seconds of an iteration (draw, reward, loss, gradient, optimiser)
-and their ratio. What defines the task is the same for both: prompts, group, length and ends of completions, temperature,
-learning rate, weight of the divergence, seed. The rest of the peer is as it comes: bfloat16 autocast and activations
-that are computed again for the gradient. The same peer in float32 without autocast stands beside it; it draws the very
+and their ratio. What defines the task is the same for both: prompts, group, length and ends of completions,
+temperature, learning rate, weight of the divergence, seed. The rest of the peer is as it comes: bfloat16 autocast and
+activations that are computed again for the gradient. The same peer in float32 stands beside it; it draws the very
 same completions, which is checked.
 """
 

@@ -24,7 +24,7 @@ from classifier_emergence.params import Params
 from classifier_emergence.problems import Problem
 from classifier_emergence.results import write_result
 from classifier_emergence.rewards import exact, parse_answer, parse_reported
-from classifier_emergence.tasks import LENS, OPERATIONS, labelled
+from classifier_emergence.tasks import LENS, labelled
 from classifier_emergence.training import VO, Adapter, Schedule, adapted
 from classifier_emergence.vocabulary import token_text
 from experiments.grpo import Study as GrpoStudy
@@ -134,7 +134,8 @@ def all_arms(params: Params) -> dict[str, Arm]:
 
 def reported_arms(params: Params) -> dict[str, Arm]:
     """The five attempts; weight of the divergence of the first three is that of the originals' default."""
-    kl, short, middle, long = params.grpo.reported.kl_weight, *params.collapse.reported_steps
+    kl = params.grpo.reported.kl_weight
+    short, middle, long = params.collapse.reported_steps
     first = Arm(0.4, kl, 1e-5, short, reported=True, balanced=False, shared_target=True, signed_kl=True, half=True)
     own = replace(first, balanced=True, shared_target=False)
     return {
@@ -219,9 +220,7 @@ def tasks(study: Study, arm: Arm, seed: int) -> list[Task]:
 
 def measure(study: Study) -> dict[str, Any]:
     """Classes and rewards on held-out problems, and the originals' table."""
-    prompts, labels = labelled(LENS)
-    problems = [Problem.parse(prompt) for prompt, label in zip(prompts, labels, strict=True) if label < len(CLASSES)]
-    assert [OPERATIONS[label] for label in labels[: len(problems)]] == [problem.operation for problem in problems]
+    problems = [problem for problem in map(Problem.parse, labelled(LENS)[0]) if problem.operation in CLASSES]
     found = study.read(problems, [problem.symbol for problem in problems])
     return {
         "classes": study.classes(study.problems.test),
@@ -229,8 +228,13 @@ def measure(study: Study) -> dict[str, Any]:
         "sampled_reward": sampled_reward(study),
         "reported": {
             "prompts": [
-                {"prompt": p.symbol, "top_token": token_text(study.lm.tokenizer, int(i)), "probability": q}
-                for p, i, q in zip(problems, found.top_id[0], found.strict[0], strict=True)
+                {
+                    "prompt": problem.symbol,
+                    "top_token": token_text(study.lm.tokenizer, int(found.top_id[0, i])),
+                    "top_probability": found.top_probability[0, i],
+                    "own_probability": found.strict[0, i],
+                }
+                for i, problem in enumerate(problems)
             ],
             "score": share_of(found.is_top[0], study.params),
         },

@@ -254,7 +254,7 @@ def sampled_reward(study: Study) -> dict[str, Any]:
     lm, test, how = study.lm, study.problems.test, sampling(study)
     encoded = lm.tokenizer([study.prompt(problem) for problem in test])["input_ids"]
     stop = [int(lm.tokenizer.eos_token_id), *line_ends(lm.tokenizer)]
-    hits = []
+    hits: list[float] = []
     torch.manual_seed(0)
     for start in range(0, len(test), study.settings.prompts):
         part = encoded[start : start + study.settings.prompts]
