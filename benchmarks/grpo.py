@@ -59,7 +59,7 @@ def measure(
         drawn.extend(completions)
         return exact(parse_answer)(prompts, completions, answers)
 
-    with tempfile.TemporaryDirectory() as work, whole(lm.model) as model, grpo._as_found(model, lm.tokenizer):
+    with tempfile.TemporaryDirectory() as work, whole(lm.model) as model, grpo.borrowed(model, lm.tokenizer):
         dataset = Dataset.from_list([asdict(task) for task in tasks])
         if kind == "ours":
             objective = PolicyObjective(kl_weight)

@@ -177,6 +177,7 @@ def trained(study: Study, name: str, arm: Arm, seed: int) -> Callable[[Path], di
         with prepared(study, arm, seed, dtype) as model:
             found = train_grpo(
                 model, lm.tokenizer, tasks(study, arm, seed), reward, objective, how, schedule, work=work, watch=watch,
+                checkpoint_every=settings.checkpoint_every,
                 description=f"collapse of {lm.key}: {name.replace('_', ' ')}, seed {seed}",
             )  # fmt: skip
             cast(lm.model, torch.float32)

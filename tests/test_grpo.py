@@ -126,7 +126,7 @@ def made(
     lm: LanguageModel, model: Any, work: Path, objective: PolicyObjective, schedule: Schedule = SCHEDULE
 ) -> Iterator[GrpoWithLens]:
     """The trainer as it is in the middle of training."""
-    with grpo._as_found(model, lm.tokenizer):
+    with grpo.borrowed(model, lm.tokenizer):
         settings = arguments(objective, SAMPLING, schedule, work)
         trainer = GrpoWithLens(model, settings, tasks(lm, schedule), reward, objective, lm.tokenizer)
         trainer.current_gradient_accumulation_steps = 1
@@ -155,7 +155,7 @@ def test_class_weight_zero_is_plain_grpo_bit_for_bit(
             trainer.train()
         ours = weights(model)
     monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda **_: None)
-    with trainable(lm, kind) as model, grpo._as_found(model, lm.tokenizer):
+    with trainable(lm, kind) as model, grpo.borrowed(model, lm.tokenizer):
         dataset = Dataset.from_list([asdict(task) for task in tasks(lm, schedule)])
         GRPOTrainer(
             model,

@@ -158,6 +158,7 @@ def train_grpo(
     *,
     work: Path,
     watch: Callable[[], dict[str, Any]] | None = None,
+    checkpoint_every: int | None = None,
     description: str | None = None,
 ) -> Grpo:
     """Train; resume from the last checkpoint in ``work`` if it belongs to this very run.
@@ -173,6 +174,8 @@ def train_grpo(
         schedule: How long and how fast; one step is one draw of completions and one update.
         work: Folder for checkpoints; what lies there from a run with other settings is deleted.
         watch: Measured before the first step and every ``schedule.every`` steps.
+        checkpoint_every: Steps between checkpoints, ``schedule.every`` if None; one of a whole model is three times
+            the model's size.
         description: Shown with the progress bar.
 
     Raises:
@@ -188,10 +191,9 @@ def train_grpo(
     if objective.layer is not None and not 0 <= objective.layer < len(decoder_blocks(base)):
         raise InputError(f"layer: {objective.layer}: the model has blocks 0 to {len(decoder_blocks(base)) - 1}")
     _claim(work, model, tasks, objective, sampling, schedule)
-    with _as_found(model, tokenizer):
-        trainer = GrpoWithLens(
-            model, arguments(objective, sampling, schedule, work), tasks, reward, objective, tokenizer, watch
-        )
+    with borrowed(model, tokenizer):
+        settings = arguments(objective, sampling, schedule, work, checkpoint_every)
+        trainer = GrpoWithLens(model, settings, tasks, reward, objective, tokenizer, watch)
         with torch.no_grad():  # the checkpoint is not loaded yet: on resuming, too, this is where the run started
             before = [] if watch is None else [{"step": 0, **watch()}]
         with progress(description, total=schedule.steps) as advance:
@@ -205,7 +207,9 @@ def train_grpo(
     return Grpo(steps, before + watched, trained)
 
 
-def arguments(objective: PolicyObjective, sampling: Sampling, schedule: Schedule, work: Path) -> GRPOConfig:
+def arguments(
+    objective: PolicyObjective, sampling: Sampling, schedule: Schedule, work: Path, checkpoint_every: int | None = None
+) -> GRPOConfig:
     """Every setting of the trainer that matters, none left at a default that a release may change."""
     return GRPOConfig(
         output_dir=str(work),
@@ -253,7 +257,7 @@ def arguments(objective: PolicyObjective, sampling: Sampling, schedule: Schedule
         logging_nan_inf_filter=False,
         eval_strategy="steps",
         eval_steps=schedule.every,
-        save_steps=schedule.every,
+        save_steps=checkpoint_every or schedule.every,
         save_total_limit=1,
         dataloader_pin_memory=False,
         remove_unused_columns=False,
@@ -584,8 +588,8 @@ def _kept(block: nn.Module | None, kept: list[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def _as_found(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """Let completions end at line breaks; afterwards take off what the trainer leaves on the model."""
+def borrowed(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """A model to give to a trainer: completions end at line breaks; what the trainer leaves on it is taken off."""
     base: Any = _base(model)
     config = base.config.get_text_config()
     forward, generation, pad = vars(base).get("forward"), base.generation_config, config.pad_token_id

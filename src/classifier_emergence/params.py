@@ -186,6 +186,7 @@ class Collapse(_Section):
     class_weight: Fraction
     steps: int = Field(ge=1)
     every: int = Field(ge=1)
+    checkpoint_every: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     vo_learning_rate: float = Field(gt=0)
     rank: int = Field(ge=1)
