@@ -439,11 +439,11 @@ def test_a_killed_run_ends_with_the_numbers_of_an_unbroken_one(lm: LanguageModel
         run(lm, tmp_path / "b", kind, schedule=schedule, watch=Watch(lm, stop=2))
     assert [path.name for path in (tmp_path / "b").glob("checkpoint-*")] == ["checkpoint-2"]
     resumed = run(lm, tmp_path / "b", kind, schedule=schedule, watch=(watch := Watch(lm)))
-    assert watch.calls == 2  # before, and at step 4: step 2 is not done again
+    assert watch.calls == 3  # before, at step 4 and at the end: step 2 is not done again
     assert resumed[0] == unbroken[0]
     assert_equal(resumed[1], unbroken[1])
-    assert [entry["step"] for entry in resumed[0].watched] == [0, 2, 4]
-    assert len({entry["spread"] for entry in resumed[0].watched}) == 3
+    assert [entry["step"] for entry in resumed[0].watched] == [0, 2, 4, 5]
+    assert len({entry["spread"] for entry in resumed[0].watched}) == 4
 
 
 @ONE_MODEL

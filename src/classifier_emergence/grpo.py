@@ -173,7 +173,7 @@ def train_grpo(
         sampling: How completions are drawn.
         schedule: How long and how fast; one step is one draw of completions and one update.
         work: Folder for checkpoints; what lies there from a run with other settings is deleted.
-        watch: Measured before the first step and every ``schedule.every`` steps.
+        watch: Measured before the first step, every ``schedule.every`` steps and after the last.
         checkpoint_every: Steps between checkpoints, ``schedule.every`` if None; one of a whole model is three times
             the model's size.
         description: Shown with the progress bar.
