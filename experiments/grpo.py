@@ -403,13 +403,16 @@ def summary(runs: Sequence[dict[str, Any]], before: dict[str, Any]) -> dict[str,
         "share_of_weights_changed", "reported.first_token.rank", "reported.first_token.probability",
     )  # fmt: skip
     base = np.array(before["reported"]["by_trial"])
-    # How far the alignment rises anywhere, and what the largest of its null words would make of chance.
-    rises = [np.subtract(run["alignment"]["alignment"], before["alignment"]["alignment"]).max() for run in runs]
+    old, new = before["alignment"], [run["alignment"] for run in runs]
     return {
         "seeds": len(runs),
         **{path.replace(".", "_"): over_seeds(runs, path) for path in paths},
-        "largest_alignment": [max(run["alignment"]["alignment"]) for run in runs],
-        "largest_rise_of_alignment": rises,
+        "largest_alignment": [max(lens["alignment"]) for lens in new],
+        # Over layers, and beside it what the maximum over the other words makes of the same.
+        "largest_rise": [np.subtract(lens["alignment"], old["alignment"]).max() for lens in new],
+        "largest_rise_of_null": [
+            np.subtract(lens["null"]["alignment_max"], old["null"]["alignment_max"]).max() for lens in new
+        ],
         "cohens_d": [cohens_d(np.array(run["reported"]["by_trial"]), base) for run in runs],
     }
 
