@@ -174,6 +174,53 @@ class OtherTasks(_Section):
     resamples: int = Field(ge=100)
 
 
+class ReportedGrpo(_Section):
+    """Settings of the originals, where they are known."""
+
+    learning_rate: float = Field(gt=0)
+    kl_weight: float = Field(ge=0)
+    statements: int = Field(ge=10, multiple_of=2)
+    trials: int = Field(ge=2)
+
+
+class Grpo(_Section):
+    """Reinforcement learning on answers (see ``grpo``)."""
+
+    depth: Fraction
+    probe_depth: Fraction
+    steps: int = Field(ge=1)
+    prompts: int = Field(ge=1)
+    group: int = Field(ge=2)
+    new_tokens: int = Field(ge=1)
+    temperature: float = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    kl_weight: float = Field(ge=0)
+    every: int = Field(ge=1)
+    seeds: list[Seed] = Field(min_length=1)
+    shots: list[str]
+    operands: dict[str, Operands]
+    test_problems: int = Field(ge=1)
+    reported: ReportedGrpo
+    resamples: int = Field(ge=100)
+
+
+class Collapse(_Section):
+    """GRPO together with a loss on the lens (see ``grpo``); what is not here is as in section grpo."""
+
+    class_weight: Fraction
+    steps: int = Field(ge=1)
+    every: int = Field(ge=1)
+    checkpoint_every: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    vo_learning_rate: float = Field(gt=0)
+    rank: int = Field(ge=1)
+    scale: float = Field(gt=0)
+    curve_problems: int = Field(ge=3)
+    modal_share: Fraction
+    reported_group: int = Field(ge=2)
+    reported_steps: list[int] = Field(min_length=3, max_length=3)
+
+
 class Params(_Section):
     """The whole of params.yaml."""
 
@@ -187,6 +234,8 @@ class Params(_Section):
     lora_sft: LoraSft
     cot_alignment: CotAlignment
     other_tasks: OtherTasks
+    grpo: Grpo
+    collapse: Collapse
     confidence: Fraction
 
     @model_validator(mode="after")

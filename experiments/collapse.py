@@ -1,0 +1,264 @@
+"""Stage collapse@model: what collapses when GRPO and a loss on the lens are trained together?
+
+Reported protocol: the five attempts of the originals, with their flaws, scored on six prompts. Controlled: whole model
+or V/O adapter, GRPO, the loss on the lens or both, several seeds, scored on operands never trained on; then one flaw of
+the originals at a time. A model has collapsed if nearly all prompts get one class; the threshold was chosen beforehand.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from classifier_emergence.effects import Alignment, alignment
+from classifier_emergence.grpo import PolicyObjective, Sampling, Task, cast, train_grpo, whole
+from classifier_emergence.layers import layer_labels, layer_row
+from classifier_emergence.models import load
+from classifier_emergence.params import Params
+from classifier_emergence.problems import Problem
+from classifier_emergence.results import write_result
+from classifier_emergence.rewards import exact, parse_answer, parse_reported
+from classifier_emergence.tasks import LENS, labelled
+from classifier_emergence.training import VO, Adapter, Schedule, adapted
+from classifier_emergence.vocabulary import token_text
+from experiments.grpo import Study as GrpoStudy
+from experiments.grpo import reported_problems, reported_prompt, sampled_reward
+from experiments.stage import main
+from experiments.training import Runs, over_seeds, share_of
+
+CLASSES = ("multiply", "add", "subtract")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train."""
+
+    class_weight: float
+    kl_weight: float
+    learning_rate: float
+    steps: int
+    vo: bool = False
+    """Train an adapter on V and O below the lens's layer, not the whole model."""
+    reported: bool = False
+    """The originals' prompts, operands, rule for the reward and group."""
+    balanced: bool = True
+    """As many problems of each class a step as can be, else classes at random."""
+    shared_target: bool = False
+    """Every prompt of a step gets the class of its first one: a flaw."""
+    entropy_bonus: float = 0.0
+    signed_kl: bool = False
+    half: bool = False
+    """Half-precision weights, updated in place: a flaw."""
+    several_seeds: bool = False
+
+
+class Study(GrpoStudy):
+    """What all arms share."""
+
+    @cached_property
+    def words(self) -> list[Any]:
+        """The words of the classes."""
+        return [self.targets[operation] for operation in CLASSES]
+
+    def read(self, problems: Sequence[Problem], prompts: Sequence[str]) -> Alignment:
+        """The lens at the classifier layer."""
+        own = [CLASSES.index(problem.operation) for problem in problems]
+        row = layer_row(self.layer)
+        return alignment(self.lm.model, self.lm.tokenizer, prompts, own, self.words, rows=[row])
+
+    def classes(self, problems: Sequence[Problem]) -> dict[str, Any]:
+        """Which class the lens gives to problems: its spread and whether it is right."""
+        found = self.read(problems, [self.prompt(problem) for problem in problems])
+        choice = found.choice[0]
+        own = torch.tensor([CLASSES.index(problem.operation) for problem in problems])
+        shares = choice.bincount(minlength=len(CLASSES)).double() / len(choice)
+        settings = self.params.collapse
+        return {
+            "shares": dict(zip(CLASSES, shares, strict=True)),
+            "entropy": -torch.special.xlogy(shares, shares).sum(),
+            "modal_share": shares.max(),
+            "collapsed": bool(shares.max() >= settings.modal_share),
+            # As many problems of each class: accuracy is balanced accuracy, and a constant answer scores 1/3.
+            "balanced_accuracy": share_of(choice == own, self.params),
+            "alignment": found.own[0].mean(),
+        }
+
+
+def run(params: Params, key: str) -> None:
+    """Train every arm and write one result."""
+    study = Study(load(key, params.registry), params)
+    runs = Runs("collapse", key, params)
+    _ = study.base_answers
+    before = runs.once("base", lambda _: measure(study))
+    arms = {}
+    for name, arm in all_arms(params).items():
+        seeds = params.grpo.seeds if arm.several_seeds else params.grpo.seeds[:1]
+        found = [runs.once(f"{name}-{seed}", trained(study, name, arm, seed)) for seed in seeds]
+        arms[name] = {"runs": found, "summary": summary(found)}
+    result = {
+        "model": key,
+        "layer": layer_labels(study.n_layers)[layer_row(study.layer)],
+        "classes": CLASSES,
+        "before": before,
+        "arms": arms,
+    }
+    write_result(runs.result, result)
+    shutil.rmtree(runs.folder)
+
+
+def all_arms(params: Params) -> dict[str, Arm]:
+    """Every arm by name."""
+    settings = params.collapse
+    kl, steps = params.grpo.kl_weight, settings.steps
+    parts = {"grpo": 0.0, "class": 1.0, "both": settings.class_weight}
+    factorial = {
+        f"{name}_{part}": Arm(weight, kl, rate, steps, vo=name == "vo", several_seeds=True)
+        for name, rate in (("whole", settings.learning_rate), ("vo", settings.vo_learning_rate))
+        for part, weight in parts.items()
+    }
+    both = replace(factorial["whole_both"], several_seeds=False)
+    flaws = {
+        "flaw_signed_kl": replace(both, signed_kl=True, kl_weight=params.grpo.reported.kl_weight),
+        "flaw_shared_target": replace(both, balanced=False, shared_target=True),
+        "flaw_half_precision": replace(both, half=True, learning_rate=params.grpo.reported.learning_rate),
+        "without_half_precision": replace(both, learning_rate=params.grpo.reported.learning_rate),
+    }
+    return {**reported_arms(params), **factorial, **flaws}
+
+
+def reported_arms(params: Params) -> dict[str, Arm]:
+    """The five attempts; weight of the divergence of the first three is that of the originals' default."""
+    kl = params.grpo.reported.kl_weight
+    short, middle, long = params.collapse.reported_steps
+    first = Arm(0.4, kl, 1e-5, short, reported=True, balanced=False, shared_target=True, signed_kl=True, half=True)
+    own = replace(first, balanced=True, shared_target=False)
+    return {
+        "reported_first": first,
+        "reported_own_targets": own,
+        "reported_entropy_bonus": replace(own, entropy_bonus=0.5),
+        "reported_low_rate": replace(own, learning_rate=2e-6, kl_weight=0.001, steps=middle),
+        "reported_class_focus": replace(own, class_weight=0.9, kl_weight=0.0, signed_kl=False, steps=long),
+    }
+
+
+def trained(study: Study, name: str, arm: Arm, seed: int) -> Callable[[Path], dict[str, Any]]:
+    """Train one arm, watching the classes, and measure."""
+
+    def compute(work: Path) -> dict[str, Any]:
+        settings, lm = study.params.collapse, study.lm
+        objective = PolicyObjective(
+            arm.kl_weight,
+            arm.class_weight,
+            study.layer,
+            signed_kl=arm.signed_kl,
+            entropy_bonus=arm.entropy_bonus,
+        )
+        schedule = Schedule(arm.steps, study.settings.prompts, arm.learning_rate, seed, settings.every)
+        group = settings.reported_group if arm.reported else study.settings.group
+        how = Sampling(group, study.settings.temperature, study.settings.new_tokens)
+        reward = exact(parse_reported if arm.reported else parse_answer)
+        dtype = torch.bfloat16 if arm.half else torch.float32
+        few = study.problems.test[: settings.curve_problems]
+
+        def watch() -> dict[str, Any]:
+            cast(lm.model, torch.float32)  # and back: without loss
+            try:
+                found = study.classes(few)
+            finally:
+                cast(lm.model, dtype)
+            return {"shares": {k: float(v) for k, v in found["shares"].items()}, "modal": float(found["modal_share"])}
+
+        with prepared(study, arm, seed, dtype) as model:
+            found = train_grpo(
+                model, lm.tokenizer, tasks(study, arm, seed), reward, objective, how, schedule, work=work, watch=watch,
+                checkpoint_every=settings.checkpoint_every,
+                description=f"collapse of {lm.key}: {name.replace('_', ' ')}, seed {seed}",
+            )  # fmt: skip
+            cast(lm.model, torch.float32)
+            after = measure(study)
+        return {"steps": found.steps, "watched": found.watched, "parameters": found.parameters, **after}
+
+    return compute
+
+
+def prepared(study: Study, arm: Arm, seed: int, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """The model as the arm trains it."""
+    if not arm.vo:
+        return whole(study.lm.model, dtype=dtype)
+    settings = study.params.collapse
+    place = Adapter(VO, settings.rank, settings.scale, tuple(range(study.layer)))
+    return adapted(study.lm.model, place, seed=seed)
+
+
+def tasks(study: Study, arm: Arm, seed: int) -> list[Task]:
+    """Problems in the order in which they are trained on, with the class that each is told to name."""
+    size = study.settings.prompts
+    n = arm.steps * size
+    random = np.random.default_rng(seed)
+    pools: dict[str, list[Problem]] = {operation: list(study.problems.train[operation]) for operation in CLASSES}
+    if arm.reported:
+        drawn = reported_problems(8 * n, seed)
+        pools = {operation: [p for p in drawn if p.operation == operation] for operation in CLASSES}
+    found = []
+    for step in range(arm.steps):
+        if arm.balanced:
+            names = [CLASSES[(step * size + i) % len(CLASSES)] for i in range(size)]
+        else:
+            names = [CLASSES[i] for i in random.integers(len(CLASSES), size=size)]
+        problems = [pools[name][int(random.integers(len(pools[name])))] for name in names]
+        for name, problem in zip(names, problems, strict=True):
+            prompt = reported_prompt(problem) if arm.reported else study.prompt(problem)
+            target = study.targets[names[0] if arm.shared_target else name].strict_id
+            found.append(Task(prompt, problem.answer, target))
+    return found
+
+
+def measure(study: Study) -> dict[str, Any]:
+    """Classes and rewards on held-out problems, and the originals' table."""
+    problems = [problem for problem in map(Problem.parse, labelled(LENS)[0]) if problem.operation in CLASSES]
+    found = study.read(problems, [problem.symbol for problem in problems])
+    return {
+        "classes": study.classes(study.problems.test),
+        "answers": share_of(study.answer().exact, study.params),
+        "sampled_reward": sampled_reward(study),
+        "reported": {
+            "prompts": [
+                {
+                    "prompt": problem.symbol,
+                    "top_token": token_text(study.lm.tokenizer, int(found.top_id[0, i])),
+                    "top_probability": found.top_probability[0, i],
+                    "own_probability": found.strict[0, i],
+                }
+                for i, problem in enumerate(problems)
+            ],
+            "score": share_of(found.is_top[0], study.params),
+        },
+    }
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The numbers of an arm over its seeds."""
+    paths = (
+        "classes.entropy", "classes.modal_share", "classes.balanced_accuracy", "classes.alignment", "answers",
+        "sampled_reward", "reported.score",
+    )  # fmt: skip
+    last = [run["steps"][-1] for run in runs]
+    return {
+        "seeds": len(runs),
+        "collapsed": sum(run["classes"]["collapsed"] for run in runs),
+        **{path.replace(".", "_"): over_seeds(runs, path) for path in paths},
+        "final_reward": [step["reward"] for step in last],
+        "final_kl": [step.get("kl") for step in last],
+        "final_signed_kl": [step.get("signed_kl") for step in last],
+        "final_class_loss": [step.get("class_loss") for step in last],
+    }
+
+
+if __name__ == "__main__":
+    main(run, __doc__)

@@ -1,0 +1,528 @@
+"""GRPO: what equals TRL's trainer, what the loss on the lens adds, flaws by definition, runs that are cut short."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+from trl import GRPOTrainer
+
+from classifier_emergence import grpo
+from classifier_emergence.errors import InputError
+from classifier_emergence.grpo import (
+    Grpo,
+    GrpoWithLens,
+    PolicyObjective,
+    Sampling,
+    Task,
+    arguments,
+    line_ends,
+    sample,
+    sequence_log_probs,
+    train_grpo,
+    whole,
+)
+from classifier_emergence.layers import layer_row
+from classifier_emergence.models import LanguageModel
+from classifier_emergence.readout import find_readout
+from classifier_emergence.residuals import residual_stream
+from classifier_emergence.training import QKVO, Adapter, Schedule, adapted
+from classifier_emergence.vocabulary import word_tokens
+
+ADAPTER = Adapter(QKVO, rank=4, scale=2.0, layers=(0, 1, 2, 3))
+SAMPLING = Sampling(group=3, temperature=1.0, new_tokens=5)
+SCHEDULE = Schedule(steps=4, batch_size=3, learning_rate=1e-3, seed=3, every=2)
+PLAIN, LENS = PolicyObjective(0.1), PolicyObjective(0.1, 0.4, 2)
+KINDS = pytest.mark.parametrize("kind", ["whole", "adapter"])
+ONE_MODEL = pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
+PROMPTS = [
+    ("7 * 8 =", "multiply"),
+    ("What is 12 times 5?", "multiply"),
+    ("17 + 38 =", "add"),
+    ("If you subtract 4 from 9, you get", "subtract"),
+    ("Find 81 divided by 9", "divide"),
+    ("48 / 6 =", "divide"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise AssertionError("telemetry")
+
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _completions_end_early(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Tiny models hardly ever break a line: let a fifth of the vocabulary end completions."""
+    if "line_ends" not in request.node.name:
+        monkeypatch.setattr(grpo, "line_ends", lambda tokenizer: list(range(5, len(tokenizer), 5)))
+
+
+def tasks(lm: LanguageModel, schedule: Schedule = SCHEDULE) -> list[Task]:
+    n = schedule.steps * schedule.batch_size
+    chosen = [PROMPTS[i % len(PROMPTS)] for i in range(n)]
+    return [Task(prompt, str(i), word_tokens(word, lm.tokenizer).strict_id) for i, (prompt, word) in enumerate(chosen)]
+
+
+def reward(prompts: Sequence[str], completions: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """Something that a tiny model can be good or bad at."""
+    return [float(len(text) % 2) for text in completions]
+
+
+def constant(prompts: Sequence[str], completions: Sequence[str], answers: Sequence[str]) -> list[float]:
+    return [1.0] * len(prompts)
+
+
+@contextmanager
+def trainable(lm: LanguageModel, kind: str) -> Iterator[PreTrainedModel | PeftModel]:
+    with whole(lm.model) if kind == "whole" else adapted(lm.model, ADAPTER, seed=0) as model:
+        if kind == "adapter":
+            shake(model)
+        yield model
+
+
+def shake(model: Any) -> None:
+    """An adapter that does something: a fresh one is zero."""
+    generator = torch.Generator().manual_seed(5)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+
+
+def weights(model: Any) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def run(
+    lm: LanguageModel,
+    work: Path,
+    kind: str = "whole",
+    objective: PolicyObjective = LENS,
+    *,
+    schedule: Schedule = SCHEDULE,
+    reward: Any = reward,
+    watch: Any = None,
+) -> tuple[Grpo, dict[str, Tensor]]:
+    with trainable(lm, kind) as model:
+        found = train_grpo(
+            model, lm.tokenizer, tasks(lm, schedule), reward, objective, SAMPLING, schedule, work=work, watch=watch
+        )
+        return found, weights(model)
+
+
+@contextmanager
+def made(
+    lm: LanguageModel, model: Any, work: Path, objective: PolicyObjective, schedule: Schedule = SCHEDULE
+) -> Iterator[GrpoWithLens]:
+    """The trainer as it is in the middle of training."""
+    with grpo.borrowed(model, lm.tokenizer):
+        settings = arguments(objective, SAMPLING, schedule, work)
+        trainer = GrpoWithLens(model, settings, tasks(lm, schedule), reward, objective, lm.tokenizer)
+        trainer.current_gradient_accumulation_steps = 1
+        model.train()
+        yield trainer
+
+
+def assert_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+# --- What equals TRL's trainer ---
+
+
+@ONE_MODEL
+@KINDS
+def test_class_weight_zero_is_plain_grpo_bit_for_bit(
+    lm: LanguageModel, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = replace(SCHEDULE, steps=2, every=9)
+    monkeypatch.setattr(GrpoWithLens, "share_prompts", False)
+    with trainable(lm, kind) as model:
+        before = weights(model)
+        with made(lm, model, tmp_path, PLAIN, schedule) as trainer:
+            trainer.train()
+        ours = weights(model)
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda **_: None)
+    with trainable(lm, kind) as model, grpo.borrowed(model, lm.tokenizer):
+        dataset = Dataset.from_list([asdict(task) for task in tasks(lm, schedule)])
+        GRPOTrainer(
+            model,
+            lambda completions, **_: reward(completions, completions, completions),
+            arguments(PLAIN, SAMPLING, schedule, tmp_path),
+            dataset,
+            dataset,
+            processing_class=lm.tokenizer,
+        ).train()
+        theirs = weights(model)
+    assert_equal(ours, theirs)
+    assert not all(torch.equal(before[name], ours[name]) for name in ours)
+
+
+@KINDS
+def test_sharing_prompts_changes_neither_loss_nor_gradient(
+    lm: LanguageModel, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[bool, tuple[Tensor, dict[str, Tensor]]] = {}
+    with trainable(lm, kind) as model, made(lm, model, tmp_path, LENS) as trainer:
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        assert len(batch["completion_mask"].sum(1).unique()) > 1  # completions of several lengths
+        assert len(batch["prompt_mask"].sum(1).unique()) > 1  # and prompts, too
+        shake(model)  # away from the policy that drew: every term counts
+        for shared in (True, False):
+            monkeypatch.setattr(GrpoWithLens, "share_prompts", shared)
+            model.zero_grad()
+            loss = trainer.compute_loss(model, batch)
+            loss.backward()
+            gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+            found[shared] = loss.detach(), gradient
+    torch.testing.assert_close(found[True][0], found[False][0])
+    assert found[True][1].keys() == found[False][1].keys()
+    for name, gradient in found[True][1].items():
+        torch.testing.assert_close(gradient, found[False][1][name], atol=1e-5, rtol=1e-3)
+
+
+def test_sampling_when_cold_is_greedy_decoding(lm: LanguageModel) -> None:
+    prompts = [prompt for prompt, _ in PROMPTS]
+    encoded = lm.tokenizer(prompts)["input_ids"]
+    rows = [0, 0, 3, 1, 2, 4, 5, 5]
+    found = sample(lm.model, encoded, rows, new_tokens=6, temperature=1e-5, stop=[])
+    batch = lm.tokenizer(prompts, return_tensors="pt", padding=True)
+    greedy = lm.model.generate(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=False, max_new_tokens=6,
+        eos_token_id=None, pad_token_id=0,
+    )[:, batch["input_ids"].shape[1] :].tolist()  # fmt: skip
+    assert found == [greedy[row] for row in rows]
+    stop = greedy[3][1]
+    cut = sample(lm.model, encoded, rows, new_tokens=6, temperature=1e-5, stop=[stop])
+    assert cut == [text[: text.index(stop) + 1] if stop in text else text for text in found]
+
+
+@ONE_MODEL
+def test_sampling_follows_the_models_distribution(lm: LanguageModel) -> None:
+    n = 4000
+    encoded = lm.tokenizer(["7 * 8 =", "What is 12 times 5?"])["input_ids"]
+    torch.manual_seed(0)
+    drawn = sample(lm.model, encoded, [0, 1] * (n // 2), new_tokens=1, temperature=0.5, stop=[])
+    for row, ids in enumerate(encoded):
+        with torch.no_grad():
+            p = (lm.model(torch.tensor([ids])).logits[0, -1] / 0.5).softmax(-1)
+        share = torch.tensor(drawn[row::2])[:, 0].bincount(minlength=len(p)) / (n / 2)
+        top = p.topk(5).indices
+        assert ((share - p)[top].abs() < 5 * (p * (1 - p) / (n / 2)).sqrt()[top]).all()
+
+
+def test_line_ends_are_the_tokens_that_break_a_line(lm: LanguageModel) -> None:
+    breaks = set(line_ends(lm.tokenizer))
+    assert breaks
+    for i in range(0, len(lm.tokenizer), 7):
+        assert ("\n" in lm.tokenizer.decode([i])) == (i in breaks)
+
+
+# --- The loss on the lens ---
+
+
+def lens_losses(lm: LanguageModel, chosen: Sequence[Task], layer: int) -> Tensor:
+    states = residual_stream(lm.model, lm.tokenizer, [task.prompt for task in chosen])[layer_row(layer)]
+    with torch.no_grad():
+        logits = find_readout(lm.model).logits(states)
+    return functional.cross_entropy(logits, torch.tensor([task.target for task in chosen]), reduction="none")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_every_completion_keeps_the_target_of_its_prompt(
+    lm: LanguageModel, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GrpoWithLens, "share_prompts", shared)
+    schedule = replace(SCHEDULE, batch_size=6, steps=1)
+    expected = lens_losses(lm, tasks(lm, schedule), layer=1)
+    assert expected.std() > 0.01  # else any mixture of targets would do
+    with trainable(lm, "adapter") as model:
+        expected = lens_losses(lm, tasks(lm, schedule), layer=1)
+        with made(lm, model, tmp_path, PolicyObjective(0.0, 1.0, 1), schedule) as trainer:
+            batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+            ids = lm.tokenizer([task.prompt for task in tasks(lm, schedule)])["input_ids"]
+            target = {tuple(row): task.target for row, task in zip(ids, tasks(lm, schedule), strict=True)}
+            for row, mask, found in zip(batch["prompt_ids"], batch["prompt_mask"], batch["target"], strict=True):
+                assert target[tuple(row[mask == 1].tolist())] == found
+            loss = trainer.compute_loss(model, batch)
+    torch.testing.assert_close(loss.detach(), expected.mean())
+
+
+@ONE_MODEL
+@KINDS
+def test_the_loss_is_the_weighted_sum_of_its_parts(lm: LanguageModel, kind: str, tmp_path: Path) -> None:
+    with trainable(lm, kind) as model, made(lm, model, tmp_path, LENS) as trainer:
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        shake(model)
+        parts = {}
+        for weight in (0.0, 0.3, 1.0):
+            trainer.objective = replace(LENS, class_weight=weight)
+            parts[weight] = trainer.compute_loss(model, batch).detach()
+    torch.testing.assert_close(parts[0.3], 0.7 * parts[0.0] + 0.3 * parts[1.0])
+    assert not torch.isclose(parts[0.0], parts[1.0])
+
+
+@ONE_MODEL
+def test_the_class_loss_alone_teaches_the_lens(lm: LanguageModel, tmp_path: Path) -> None:
+    schedule = Schedule(steps=12, batch_size=6, learning_rate=3e-3, seed=0, every=99)
+    found, _ = run(lm, tmp_path, "whole", PolicyObjective(0.0, 1.0, 2), schedule=schedule)
+    losses = [step["class_loss"] for step in found.steps]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@ONE_MODEL
+def test_the_entropy_bonus_is_that_of_the_batchs_mean_prediction(lm: LanguageModel, tmp_path: Path) -> None:
+    objective = PolicyObjective(0.0, 1.0, 2)
+    with trainable(lm, "adapter") as model, made(lm, model, tmp_path, objective) as trainer:
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        plain = trainer.compute_loss(model, batch).detach()
+        trainer.objective = replace(objective, entropy_bonus=0.5)
+        found = trainer.compute_loss(model, batch).detach()
+        prompts = [task.prompt for task in tasks(lm)[: SCHEDULE.batch_size]]
+        states = residual_stream(lm.model, lm.tokenizer, prompts)[layer_row(2)]
+        mean = find_readout(lm.model).logits(states).softmax(-1).mean(0).detach()
+    torch.testing.assert_close(found, plain + 0.5 * (mean * mean.log()).sum())
+
+
+# --- What a step reports ---
+
+
+@KINDS
+def test_every_step_reports_its_statistics(lm: LanguageModel, kind: str, tmp_path: Path) -> None:
+    found, after = run(lm, tmp_path, kind)
+    assert [step["step"] for step in found.steps] == list(range(1, SCHEDULE.steps + 1))
+    for step in found.steps:
+        assert set(step) == set(grpo.STATISTICS.values()) - {"signed_kl"}
+        assert 0 <= step["reward"] <= 1
+        assert 0 <= step["zero_variance"] <= 1
+        assert 0 <= step["truncated"] <= 1
+        assert step["kl"] >= -1e-6
+        assert step["entropy"] > 0
+    assert found.steps[0]["kl"] < 1e-6  # the reference is where the run starts
+    assert found.steps[-1]["kl"] > 1e-5
+    assert found.parameters == sum(value.numel() for value in after.values())
+
+
+@ONE_MODEL
+@pytest.mark.parametrize("kl_weight", [0.0, 0.1])
+def test_groups_without_variance_teach_nothing_and_break_nothing(
+    lm: LanguageModel, kl_weight: float, tmp_path: Path
+) -> None:
+    before = [parameter.clone() for parameter in lm.model.parameters()]
+    with whole(lm.model) as model:
+        found = train_grpo(
+            model, lm.tokenizer, tasks(lm), constant, PolicyObjective(kl_weight), SAMPLING, SCHEDULE, work=tmp_path
+        )
+        assert all(map(torch.equal, before, model.parameters())) or kl_weight
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert [step["zero_variance"] for step in found.steps] == [1.0] * SCHEDULE.steps
+    assert all("kl" in step for step in found.steps) == bool(kl_weight)
+
+
+@ONE_MODEL
+def test_rewarded_completions_become_likelier(lm: LanguageModel, tmp_path: Path) -> None:
+    def short(prompts: Sequence[str], completions: Sequence[str], answers: Sequence[str]) -> list[float]:
+        return [-float(len(text)) for text in completions]
+
+    schedule = Schedule(steps=15, batch_size=6, learning_rate=3e-3, seed=0, every=99)
+    found, _ = run(lm, tmp_path, "whole", PolicyObjective(0.0), schedule=schedule, reward=short)
+    rewards = [step["reward"] for step in found.steps]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 1
+
+
+# --- Flaws ---
+
+
+@ONE_MODEL
+@KINDS
+def test_the_signed_kl_counts_prompt_and_response(lm: LanguageModel, kind: str, tmp_path: Path) -> None:
+    objective = PolicyObjective(0.1, signed_kl=True)
+    with trainable(lm, kind) as model, made(lm, model, tmp_path, objective) as trainer:
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        if kind == "whole":
+            shake(model)
+        with torch.no_grad():
+            found = trainer._signed_kl(batch)
+            rows = []
+            for i in range(len(batch["prompt_ids"])):
+                ids = torch.cat([
+                    batch["prompt_ids"][i][batch["prompt_mask"][i] == 1],
+                    batch["completion_ids"][i][batch["completion_mask"][i] == 1],
+                ])[None]  # fmt: skip
+                policy = _whole_log_prob(lm.model, ids)
+                if kind == "adapter":
+                    with model.disable_adapter():
+                        rows.append(policy - _whole_log_prob(lm.model, ids))
+                else:
+                    rows.append(policy - _whole_log_prob(trainer.reference, ids))
+    assert abs(torch.stack(rows).mean()) > 0.1
+    torch.testing.assert_close(found, torch.stack(rows).mean(), atol=1e-3, rtol=1e-3)
+
+
+def _whole_log_prob(model: Any, ids: Tensor) -> Tensor:
+    log_p = model(ids).logits[0, :-1].log_softmax(-1)
+    return log_p.gather(-1, ids[0, 1:, None]).sum()
+
+
+@ONE_MODEL
+def test_minimising_the_signed_kl_makes_it_negative_and_prompts_unlikely(lm: LanguageModel, tmp_path: Path) -> None:
+    ids = torch.tensor(lm.tokenizer(["7 * 8 ="])["input_ids"])
+    with torch.no_grad():
+        before = sequence_log_probs(lm.model, ids, torch.ones_like(ids)).sum()
+    objective = PolicyObjective(0.5, signed_kl=True)
+    with whole(lm.model) as model:
+        found = train_grpo(
+            model, lm.tokenizer, tasks(lm), constant, objective, SAMPLING, SCHEDULE, work=tmp_path
+        )  # fmt: skip
+        with torch.no_grad():
+            after = sequence_log_probs(lm.model, ids, torch.ones_like(ids)).sum()
+    assert found.steps[-1]["signed_kl"] < -1
+    assert all(step["kl"] >= -1e-6 for step in found.steps)
+    assert after < before - 1
+
+
+@ONE_MODEL
+def test_half_precision_loses_small_updates(lm: LanguageModel, tmp_path: Path) -> None:
+    schedule = replace(SCHEDULE, learning_rate=1e-6, steps=2)
+    changed = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        with whole(lm.model, dtype=dtype) as model:
+            before = weights(model)
+            found = train_grpo(
+                model, lm.tokenizer, tasks(lm, schedule), reward, PolicyObjective(0.1), SAMPLING, schedule,
+                work=tmp_path / str(dtype),
+            )  # fmt: skip
+            after = weights(model)
+            assert next(iter(after.values())).dtype == dtype
+        assert all(step["zero_variance"] < 1 for step in found.steps)
+        moved = sum(int((before[name] != after[name]).sum()) for name in before)
+        changed[dtype] = moved / sum(value.numel() for value in before.values())
+    assert changed[torch.bfloat16] < 0.2 * changed[torch.float32]
+
+
+# --- Runs that are cut short; what is left behind ---
+
+
+class Watch:
+    """Measures something that training moves; breaks the run at one of its calls."""
+
+    def __init__(self, lm: LanguageModel, stop: int | None = None) -> None:
+        self.lm, self.stop, self.calls = lm, stop, 0
+
+    def __call__(self) -> dict[str, Any]:
+        if self.calls == self.stop:
+            raise KeyboardInterrupt
+        self.calls += 1
+        with torch.no_grad():
+            logits = self.lm.model(torch.tensor([self.lm.tokenizer("7 * 8 =")["input_ids"]])).logits
+        return {"spread": float(logits.std())}
+
+
+@ONE_MODEL
+@KINDS
+def test_a_killed_run_ends_with_the_numbers_of_an_unbroken_one(lm: LanguageModel, kind: str, tmp_path: Path) -> None:
+    schedule = replace(SCHEDULE, steps=5)
+    unbroken = run(lm, tmp_path / "a", kind, schedule=schedule, watch=Watch(lm))
+    with pytest.raises(KeyboardInterrupt):
+        run(lm, tmp_path / "b", kind, schedule=schedule, watch=Watch(lm, stop=2))
+    assert [path.name for path in (tmp_path / "b").glob("checkpoint-*")] == ["checkpoint-2"]
+    resumed = run(lm, tmp_path / "b", kind, schedule=schedule, watch=(watch := Watch(lm)))
+    assert watch.calls == 3  # before, at step 4 and at the end: step 2 is not done again
+    assert resumed[0] == unbroken[0]
+    assert_equal(resumed[1], unbroken[1])
+    assert [entry["step"] for entry in resumed[0].watched] == [0, 2, 4, 5]
+    assert len({entry["spread"] for entry in resumed[0].watched}) == 4
+
+
+@ONE_MODEL
+def test_a_folder_of_another_run_is_not_resumed_from(lm: LanguageModel, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(lm, tmp_path / "a", watch=Watch(lm, stop=2))
+    other = replace(LENS, class_weight=0.2)
+    again, fresh = (run(lm, tmp_path / folder, objective=other) for folder in ("a", "b"))
+    assert again[0] == fresh[0]
+    assert_equal(again[1], fresh[1])
+
+
+@KINDS
+def test_nothing_is_left_on_the_model(lm: LanguageModel, kind: str, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in lm.model.state_dict().items()}
+    generation, pad = copy.deepcopy(lm.model.generation_config), lm.model.config.pad_token_id
+    run(lm, tmp_path, kind)
+    assert_equal(dict(lm.model.state_dict()), before)
+    assert "forward" not in vars(lm.model)
+    assert lm.model.generation_config.to_dict() == generation.to_dict()
+    assert lm.model.config.pad_token_id == pad
+    assert not lm.model.training
+    assert not any(parameter.requires_grad for parameter in lm.model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_trained_as_a_whole_is_put_back(lm: LanguageModel, dtype: torch.dtype) -> None:
+    before = {name: value.clone() for name, value in [*lm.model.named_parameters(), *lm.model.named_buffers()]}
+
+    def use() -> None:
+        with whole(lm.model, dtype=dtype) as model:
+            assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+            assert all(parameter.requires_grad for parameter in model.parameters())
+            for parameter in model.parameters():
+                parameter.data.add_(1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        use()
+    assert_equal(dict([*lm.model.named_parameters(), *lm.model.named_buffers()]), before)
+
+
+# --- Bad input ---
+
+
+@ONE_MODEL
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": 11}, "tasks: 11 given, 4 steps of 3 take 12"),
+        ({"sampling": replace(SAMPLING, group=1)}, "group: 1"),
+        ({"objective": replace(LENS, layer=99)}, "layer: 99"),
+        ({"reward": lambda prompts, *_: [float("nan")] * len(prompts)}, "reward: nan for prompt '7 . 8 ='"),
+    ],
+)
+def test_what_does_not_fit_is_refused(lm: LanguageModel, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    chosen = tasks(lm)[: change.get("tasks", 12)]
+    objective, sampling = change.get("objective", LENS), change.get("sampling", SAMPLING)
+    with pytest.raises(InputError, match=message), whole(lm.model) as model:
+        train_grpo(
+            model, lm.tokenizer, chosen, change.get("reward", reward), objective, sampling, SCHEDULE, work=tmp_path
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kl_weight": -1.0}, "kl_weight"),
+        ({"kl_weight": 0.1, "class_weight": 1.5, "layer": 1}, "class_weight"),
+        ({"kl_weight": 0.1, "class_weight": 0.5}, "layer"),
+    ],
+)
+def test_an_objective_that_makes_no_sense_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        PolicyObjective(**settings)
+
+
+@ONE_MODEL
+def test_a_loss_that_is_not_finite_names_its_step(lm: LanguageModel, tmp_path: Path) -> None:
+    schedule = replace(SCHEDULE, learning_rate=1e20)
+    with pytest.raises(InputError, match=r"not finite.*learning_rate|learning_rate.*not finite"):
+        run(lm, tmp_path, schedule=schedule)

@@ -1,0 +1,93 @@
+"""The stages grpo and collapse: what is trained on, and the originals' statistics by their definitions."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from classifier_emergence.models import LanguageModel
+from classifier_emergence.params import load_params
+from classifier_emergence.problems import Problem
+from classifier_emergence.tasks import LENS, SIGNS, labelled, prompt_bank
+from experiments import collapse, grpo
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMS = load_params(ROOT / "params.tiny.yaml")
+ONE_MODEL = pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
+
+
+def last_problem(prompt: str) -> Problem:
+    return Problem.parse(prompt.rpartition("\n")[2])
+
+
+@ONE_MODEL
+def test_no_operands_that_are_measured_are_trained_on(lm: LanguageModel) -> None:
+    study = grpo.Study(lm, PARAMS)
+    tasks = [task for seed in range(20) for task in grpo.controlled_tasks(study, seed)]
+    trained = {last_problem(task.prompt).operands for task in tasks}
+    measured = {problem.operands for problem in study.problems.test}
+    measured |= {frozenset(prompt.pair) for prompt in prompt_bank("symbol", PARAMS.bank)}
+    measured |= {Problem.parse(text).operands for text in labelled(LENS)[0]}
+    assert trained
+    assert not trained & measured
+    for task in tasks:
+        problem = last_problem(task.prompt)
+        assert task.answer == problem.answer
+        assert task.target == study.targets[problem.operation].strict_id
+
+
+def test_the_originals_problems_are_in_their_ranges_and_may_be_negative() -> None:
+    problems = grpo.reported_problems(2000, seed=0)
+    assert {problem.operation for problem in problems} == set(grpo.REPORTED_OPERANDS)
+    for problem in problems:
+        low, high = grpo.REPORTED_OPERANDS[problem.operation]
+        assert low <= problem.a <= high
+        assert low <= problem.b <= high
+    assert any(int(problem.answer) < 0 for problem in problems)
+    assert grpo.reported_prompt(Problem("add", 23, 45)) == "Calculate: 23 + 45 = "
+
+
+def test_separation_is_one_for_orthogonal_clusters_and_zero_for_noise() -> None:
+    y = torch.arange(40) % 2
+    generator = torch.Generator().manual_seed(0)
+    assert abs(grpo.separation(torch.randn(40, 500, generator=generator), y)) < 0.01
+    torch.testing.assert_close(grpo.separation(torch.eye(2)[y], y), torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_cohens_d_is_a_difference_in_standard_deviations() -> None:
+    x = np.array([0.4, 0.5, 0.6])
+    assert grpo.cohens_d(x + 0.2, x) == pytest.approx(2.0)
+    assert grpo.cohens_d(x, x + 0.2) == pytest.approx(-2.0)
+    assert grpo.cohens_d(np.ones(3), np.ones(3)) is None
+
+
+@ONE_MODEL
+@pytest.mark.parametrize("reported", [False, True])
+def test_balanced_tasks_name_their_own_class_and_shared_ones_that_of_the_first(
+    lm: LanguageModel, reported: bool
+) -> None:
+    study = collapse.Study(lm, PARAMS)
+    arm = collapse.Arm(0.4, 0.1, 1e-5, steps=12, reported=reported)
+    words = {study.targets[name].strict_id: name for name in collapse.CLASSES}
+    own = collapse.tasks(study, arm, seed=0)
+    size = PARAMS.grpo.prompts
+    assert len(own) == arm.steps * size
+    signs = [SIGNS[words[task.target]] for task in own]
+    assert all(f" {sign} " in task.prompt.rpartition("\n")[2] for sign, task in zip(signs, own, strict=True))
+    assert [signs.count(sign) for sign in ("*", "+", "-")] == [len(own) // 3] * 3
+    shared = collapse.tasks(study, replace(arm, shared_target=True, balanced=False), seed=0)
+    for step in range(arm.steps):
+        part = shared[step * size : (step + 1) * size]
+        assert len({task.target for task in part}) == 1
+        assert f" {SIGNS[words[part[0].target]]} " in part[0].prompt.rpartition("\n")[2]
+
+
+def test_arms_of_the_factorial_differ_in_what_is_trained_and_on_what_alone() -> None:
+    arms = collapse.all_arms(PARAMS)
+    cells = {(arm.vo, arm.class_weight) for name, arm in arms.items() if name.partition("_")[0] in ("whole", "vo")}
+    assert cells == {(vo, weight) for vo in (False, True) for weight in (0.0, PARAMS.collapse.class_weight, 1.0)}
+    assert all(arm.half for name, arm in arms.items() if name.startswith("reported"))
+    both = arms["whole_both"]
+    assert arms["flaw_shared_target"] == replace(both, shared_target=True, balanced=False, several_seeds=False)
