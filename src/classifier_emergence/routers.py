@@ -1,4 +1,4 @@
-"""Routers of a mixture-of-experts checkpoint, read from safetensors without the model: is an expert's row a word?
+"""Routers of a mixture-of-experts checkpoint, read without the model, and their rows projected on the vocabulary.
 
 A router scores experts by ``R norm_l(h) + b``, an unembedding tokens by ``W_U norm_f(h)``; both read the residual
 stream through an RMS norm with a gain. Families and names of tensors, as published and as transformers 5 saves them:
@@ -6,7 +6,6 @@ Mixtral ``block_sparse_moe.gate``, OLMoE, Qwen2-MoE and Qwen3-MoE ``mlp.gate`` (
 router), Granite-MoE ``block_sparse_moe.router.layer``, GPT-OSS ``mlp.router``, and OpenAI's own files of GPT-OSS.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from classifier_emergence.checkpoints import Checkpoint
 from classifier_emergence.errors import InputError
+from classifier_emergence.progress import progress
 
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 2048
+"""Rows of the unembedding that are held, and scored, at once: their scores stay in cache between the passes."""
 
 # Families whose norm is g * x / rms(x) in front of the router; others share names, but store 1 + g or norm elsewhere.
 _FAMILIES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "granitemoe", "gpt_oss")
@@ -27,53 +28,6 @@ _ROUTER = re.compile(
     r"model\.layers\.(\d+)\.(?:block_sparse_moe\.(?:gate|router|router\.layer)|mlp\.(?:gate|router))\.weight"
 )
 _OPENAI_ROUTER = re.compile(r"block\.(\d+)\.mlp\.gate\.weight")
-_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-
-
-class Checkpoint:
-    """Tensors of a folder's safetensors by name; counts what is read. Pickles are never opened."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.bytes_read = 0
-        """Bytes of tensor data read so far, without headers (8 bytes and a few hundred a tensor)."""
-        self._files = _files(folder)
-        names = set(self._files.values())
-        if missing := sorted(name for name in names if not (folder / name).is_file()):
-            raise InputError(f"{folder}: {missing[0]} is missing; complete the download")
-        self.total_bytes = sum((folder / name).stat().st_size for name in names)
-        """Size of all weight files."""
-        for file in sorted(names):
-            with _open(self.folder / file) as handle:  # also finds truncation
-                held = set(handle.keys())
-            if lost := sorted(name for name, its in self._files.items() if its == file and name not in held):
-                raise InputError(f"{folder}: the index places {lost[0]} in {file}, which lacks it; download both again")
-
-    @property
-    def names(self) -> list[str]:
-        """Names of all tensors."""
-        return list(self._files)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor; reads no data."""
-        with _open(self.folder / self._file(name)) as handle:
-            return tuple(handle.get_slice(name).get_shape())
-
-    def read(self, name: str, rows: slice = slice(None)) -> Tensor:
-        """Rows of a tensor in its stored dtype: float32, float16 or bfloat16."""
-        # Opened for each read: pages of the mapped file count as memory for as long as it is open.
-        with _open(self.folder / self._file(name)) as handle:
-            part = handle.get_slice(name)
-            if part.get_dtype() not in _BYTES:
-                raise InputError(f"{self.folder}: {name} is {part.get_dtype()}; give weights in {', '.join(_BYTES)}")
-            tensor: Tensor = part[rows].clone()
-        self.bytes_read += tensor.nbytes
-        return tensor
-
-    def _file(self, name: str) -> str:
-        if name not in self._files:
-            raise InputError(f"{self.folder}: no tensor {name}; give a complete checkpoint")
-        return self._files[name]
 
 
 @dataclass(frozen=True)
@@ -110,33 +64,23 @@ class RouterWeights:
         return self.checkpoint.shape(self.unembedding)[0]
 
 
-@dataclass(frozen=True)
-class RouterProjection:
-    """Cosines of every router row (layer, expert) with the whole vocabulary."""
-
-    top_ids: Tensor
-    """(L, E, k): tokens with the highest scores."""
-    top_scores: Tensor
-    """(L, E, k) float32."""
-    mean: Tensor
-    """(L, E) float64 mean over the vocabulary; a z-score is ``(score - mean) / std``."""
-    std: Tensor
-    """(L, E) float64 standard deviation over the vocabulary (divided by V)."""
-    score: Tensor
-    """(L, E, words): best score among a word's token ids."""
-    rank: Tensor
-    """(L, E, words): rank of that score over the vocabulary, 1 + number of strictly higher; 1 is the top."""
+def has_routers(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is a mixture of experts, by the names of its tensors."""
+    return any(_ROUTER.fullmatch(name) or _OPENAI_ROUTER.fullmatch(name) for name in checkpoint.names)
 
 
-def load_routers(folder: Path) -> RouterWeights:
-    """Read the routers and norm gains of a Hugging Face folder, or of OpenAI's own GPT-OSS folder.
+def load_routers(place: Path | Checkpoint) -> RouterWeights:
+    """Read the routers and norm gains of a Hugging Face checkpoint, or of OpenAI's own files of GPT-OSS.
+
+    Args:
+        place: A folder, or a checkpoint that lies elsewhere (``Checkpoint.on_hub``).
 
     Raises:
         InputError: Files are missing, truncated, pickled or disagree; the model is dense or of another family; or
             shapes do not fit. One line that names the folder and what to do.
     """
-    config = _json(folder, "config.json")
-    checkpoint = Checkpoint(folder)
+    checkpoint = place if isinstance(place, Checkpoint) else Checkpoint(place)
+    config, folder = checkpoint.json("config.json"), checkpoint.root
     names = set(checkpoint.names)
     openai = any(_OPENAI_ROUTER.fullmatch(name) for name in names)
     pattern = _OPENAI_ROUTER if openai else _ROUTER
@@ -186,129 +130,223 @@ def load_routers(folder: Path) -> RouterWeights:
     )
 
 
-def random_rows(weights: RouterWeights, *, seed: int) -> RouterWeights:
-    """The same checkpoint with each router row in a random direction (uniform on the sphere) and of equal norm.
+@dataclass(frozen=True)
+class Directions:
+    """Directions of the residual stream to compare with the vocabulary, (..., d)."""
 
-    Its projection is the null; ``statistics.expected_max_cosine(V, d)`` is the null's largest plain cosine if the
-    unembedding too were isotropic, which trained ones and ``gains=True`` are not.
+    rows: Tensor
+    gains: bool
+    """Whether a token's direction is ``g_f * W_U[t]``, what raises it before the final norm's gain, or ``W_U[t]``."""
+
+
+def reported(weights: RouterWeights) -> Directions:
+    """The originals' directions: router rows as they are stored, (L, E, d), against unembedding rows as stored."""
+    return Directions(weights.weight.float(), gains=False)
+
+
+def controlled(weights: RouterWeights) -> Directions:
+    """What really decides: (L, E, d) rows ``g_l * (R[e] - mean_e R)``, against ``g_f * W_U[t]``.
+
+    The gains are those of the norms through which router and unembedding read the residual stream. What all experts of
+    a layer share changes neither who is chosen nor with what weight (a softmax, and an order, do not see it), so it
+    says nothing about an expert and is taken out.
     """
-    rows = torch.randn(weights.weight.shape, generator=torch.Generator().manual_seed(seed))
-    norms = torch.linalg.vector_norm(weights.weight.float(), dim=-1, keepdim=True)
-    return replace(weights, weight=_unit(rows) * norms, bias=None)
+    rows = weights.weight.float()
+    return Directions((rows - rows.mean(1, keepdim=True)) * weights.gain.float()[:, None], gains=True)
+
+
+def random_routers(weights: RouterWeights, experts: int, *, seed: int) -> RouterWeights:
+    """Routers whose rows have random directions (uniform on the sphere), so many a layer: the null of any projection.
+
+    Norms do not matter to cosines; gains, norms of the checkpoint and the vocabulary stay what they are.
+
+    Raises:
+        InputError: There are fewer than two rows, of which nothing is left when their mean is taken out.
+    """
+    if experts < 2:
+        raise InputError(f"experts: {experts}: a null needs at least 2 random rows a layer")
+    layers, _, width = weights.weight.shape
+    rows = torch.randn(layers, experts, width, generator=torch.Generator().manual_seed(seed))
+    return replace(weights, weight=rows, bias=None)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Cosines of directions (...) with the whole vocabulary."""
+
+    top_ids: Tensor
+    """(..., k): tokens with the highest scores."""
+    top_scores: Tensor
+    """(..., k) float32."""
+    mean: Tensor
+    """(...) float64 mean over the vocabulary; a z-score is ``(score - mean) / std``."""
+    std: Tensor
+    """(...) float64 standard deviation over the vocabulary (divided by V)."""
+    score: Tensor
+    """(..., words): best score among a word's token ids."""
+    rank: Tensor
+    """(..., words): rank of that score over the vocabulary, 1 + number of strictly higher; 1 is the top."""
+
+    @property
+    def z(self) -> Tensor:
+        """(...) z-score of the top token: how far it stands out of the direction's own scores."""
+        return (self.top_scores[..., 0] - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Unembedding rows that a projection kept: of every token at a top, and of those asked for."""
+
+    ids: Tensor
+    """(m,) token ids, ascending."""
+    rows: Tensor
+    """(m, d) in the stored dtype."""
+    mean: Tensor
+    """(d,) float32 mean row of the whole vocabulary."""
+    final_gain: Tensor
+    """(d,)."""
+
+    def of(self, ids: Tensor, *, centred: bool) -> Tensor:
+        """(..., d) float32 rows ``g_f * W_U[t]`` of unit length, as a controlled projection scores them.
+
+        Args:
+            ids: (...) of tokens that were kept.
+            centred: Take out the mean row first: a softmax does not see it, and every pair of tokens shares it.
+
+        Raises:
+            InputError: A token was not kept.
+        """
+        at = torch.searchsorted(self.ids, ids).clamp(max=len(self.ids) - 1)
+        if not torch.equal(self.ids[at], ids):
+            raise InputError(f"ids: {int(ids[self.ids[at] != ids][0])} was not kept; name it in keep")
+        rows = self.rows[at].float()
+        return unit((rows - self.mean if centred else rows) * self.final_gain.float())
 
 
 @torch.no_grad()
 def project_routers(
     weights: RouterWeights,
+    sets: Sequence[Directions],
     *,
     top: int = 10,
-    gains: bool,
     words: Sequence[Sequence[int]] = (),
+    keep: Sequence[int] = (),
     block_rows: int = BLOCK_ROWS,
-) -> RouterProjection:
-    """Cosine of every router row with every unembedding row, in one pass over blocks of the vocabulary.
+    description: str | None = None,
+) -> tuple[list[Projection], TokenRows]:
+    """Cosine of every direction with every token, in one pass over the unembedding for all sets.
 
-    ``cos(R[e], W_U[t])``, or with ``gains`` ``cos(g_l * R[e], g_f * W_U[t])``: the directions that raise expert e and
-    token t before the norms scale them. Memory: (L E) x (block_rows + d) + block_rows x d float32, a few times over.
+    Memory: n x (block_rows + d + 2 top) numbers for n directions, block_rows x d, and the rows that are kept.
 
     Args:
-        weights: Of a checkpoint, or ``random_rows`` of it.
+        weights: Whose checkpoint holds the unembedding.
+        sets: Such as ``[reported(weights), controlled(weights), controlled(random_routers(weights, 32, seed=0))]``.
         top: How many top tokens to keep.
-        gains: Whether the gains of both norms are folded in.
         words: Token ids of each word whose best score and rank are wanted.
+        keep: Other tokens whose rows are wanted.
         block_rows: Rows of the unembedding held at once.
+        description: Shown with the progress bar.
 
     Raises:
         InputError: ``top`` or ``block_rows`` is not positive, a word has no ids or one outside the vocabulary, or the
             unembedding holds NaN or infinity.
     """
-    vocabulary = weights.vocabulary
+    vocabulary, checkpoint = weights.vocabulary, weights.checkpoint
     if top < 1 or block_rows < 1:
         raise InputError(f"top, block_rows: {top}, {block_rows}: both must be at least 1")
-    if bad := [list(ids) for ids in words if not ids or min(ids) < 0 or max(ids) >= vocabulary]:
-        raise InputError(f"words: {bad[0]}: pass at least one id, each within 0..{vocabulary - 1}")
-    directions = weights.weight.float()
-    if gains:
-        directions = directions * weights.gain.float()[:, None]
-    directions = _unit(directions).flatten(0, 1)
-
-    def scores_of(start: int, stop: int) -> Tensor:
-        rows = weights.checkpoint.read(weights.unembedding, slice(start, stop)).float()
-        return directions @ _unit(rows * weights.final_gain.float() if gains else rows).T
-
-    n = len(directions)
+    for ids in (*words, keep or [0]):
+        if not ids or min(ids) < 0 or max(ids) >= vocabulary:
+            raise InputError(f"words, keep: {list(ids)[:9]}: pass at least one id, each within 0..{vocabulary - 1}")
     # One by one and first: a rank counts what is above a score that must be known before the pass.
-    wanted = {i: scores_of(i, i + 1)[:, 0] for i in sorted({i for ids in words for i in ids})}
-    best = torch.empty(n, len(words))
-    for column, ids in enumerate(words):
-        best[:, column] = torch.stack([wanted[i] for i in ids]).amax(0)
-    higher = torch.zeros(n, len(words), dtype=torch.int64)
-    total, squares = torch.zeros(2, n, dtype=torch.float64)
-    top_scores, top_ids = torch.empty(n, 0), torch.empty(n, 0, dtype=torch.int64)
-    for start in range(0, vocabulary, block_rows):
-        scores = scores_of(start, min(start + block_rows, vocabulary))
-        for i in range(start, start + scores.shape[1]):
-            if i in wanted:  # a product of another shape rounds otherwise: a token would rank below itself
-                scores[:, i - start] = wanted[i]
-        total += scores.sum(-1, dtype=torch.float64)
-        squares += torch.linalg.vector_norm(scores, dim=-1, dtype=torch.float64).square()
-        for column in range(len(words)):
-            higher[:, column] += (scores > best[:, column, None]).sum(-1)
-        found, at = scores.topk(min(top, scores.shape[1]), dim=-1)
-        top_scores, top_ids = torch.cat([top_scores, found], -1), torch.cat([top_ids, at + start], -1)
-        top_scores, kept = top_scores.topk(min(top, top_scores.shape[1]), dim=-1)
-        top_ids = top_ids.gather(-1, kept)
-    if not squares.isfinite().all():
-        raise InputError(f"{weights.checkpoint.folder}: {weights.unembedding} holds NaN or infinity; download it again")
-    mean = total / vocabulary
-    std = (squares / vocabulary - mean.square()).clamp(min=0).sqrt()
-    shape = weights.weight.shape[:2]
-    parts = (top_ids, top_scores, mean, std, best, 1 + higher)
-    return RouterProjection(*(part.unflatten(0, shape) for part in parts))
+    wanted = sorted({i for ids in words for i in ids})
+    width = weights.final_gain.shape[0]
+    read = [checkpoint.read(weights.unembedding, slice(i, i + 1)) for i in wanted]
+    rows = torch.cat(read) if read else torch.empty(0, width)
+    gain = weights.final_gain.float()
+    sweeps = [_Sweep(each, rows.float() * gain if each.gains else rows.float(), wanted, words, top) for each in sets]
+    needs = torch.tensor(sorted({*wanted, *keep}), dtype=torch.int64)
+    kept_ids, kept_rows = torch.empty(0, dtype=torch.int64), rows[:0]
+    mean = torch.zeros(width, dtype=torch.float64)
+    with progress(description, total=vocabulary) as advance:
+        for start in range(0, vocabulary, block_rows):
+            stored = checkpoint.read(weights.unembedding, slice(start, min(start + block_rows, vocabulary)))
+            block = stored.float()
+            mean += block.sum(0)
+            tokens: dict[bool, Tensor] = {}
+            if any(not each.gains for each in sets):
+                tokens[False] = unit(block)
+            if any(each.gains for each in sets):
+                tokens[True] = unit(block * gain)
+            for each, sweep in zip(sets, sweeps, strict=True):
+                sweep.add(tokens[each.gains], start)
+            # Rows of tokens that are at some top so far; others that left it are dropped again.
+            needed = torch.cat([needs, *(sweep.top_ids.flatten() for sweep in sweeps)]).unique()
+            stays, new = torch.isin(kept_ids, needed), needed[(needed >= start) & (needed < start + len(block))]
+            kept_ids = torch.cat([kept_ids[stays], new])
+            kept_rows = torch.cat([kept_rows[stays].to(stored.dtype), stored[new - start]])
+            advance(len(block))
+    if not mean.isfinite().all():
+        raise InputError(f"{checkpoint.root}: {weights.unembedding} holds NaN or infinity; download it again")
+    found = [sweep.finish(each.rows.shape[:-1], vocabulary) for each, sweep in zip(sets, sweeps, strict=True)]
+    return found, TokenRows(kept_ids, kept_rows, (mean / vocabulary).float(), weights.final_gain)
 
 
-def _unit(rows: Tensor) -> Tensor:
-    unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-12)
-    return unit
+class _Sweep:
+    """What is known of one set of directions after some blocks of the vocabulary."""
+
+    def __init__(
+        self, directions: Directions, wanted: Tensor, ids: list[int], words: Sequence[Sequence[int]], top: int
+    ) -> None:
+        self.rows = unit(directions.rows.float()).flatten(0, -2)
+        self.ids = torch.tensor(ids, dtype=torch.int64)
+        self.exact = self.rows @ unit(wanted).T  # (n, wanted)
+        columns = {i: column for column, i in enumerate(ids)}
+        n = len(self.rows)
+        best = [self.exact[:, [columns[i] for i in word]].amax(-1) for word in words]
+        self.best = torch.stack(best, dim=-1) if best else torch.empty(n, 0)
+        self.higher = torch.zeros(n, len(words), dtype=torch.int64)
+        self.total, self.squares = torch.zeros(2, n, dtype=torch.float64)
+        self.top = top
+        self.top_scores, self.top_ids = torch.empty(n, 0), torch.empty(n, 0, dtype=torch.int64)
+
+    def add(self, tokens: Tensor, start: int) -> None:
+        """Score a block of tokens."""
+        scores = self.rows @ tokens.T
+        # A product of another shape rounds otherwise: a token would rank below itself.
+        inside = (self.ids >= start) & (self.ids < start + len(tokens))
+        scores[:, self.ids[inside] - start] = self.exact[:, inside]
+        self.total += scores.sum(-1)
+        self.squares += torch.linalg.vector_norm(scores, dim=-1).double().square()
+        for column in range(self.higher.shape[1]):
+            self.higher[:, column] += (scores > self.best[:, column, None]).sum(-1)
+        if self.top_ids.shape[1] < self.top:
+            changed = torch.arange(len(scores))
+        else:  # the more tokens have been seen, the fewer directions find a better one in a block
+            changed = (scores.amax(-1) > self.top_scores[:, -1]).nonzero()[:, 0]
+        found, at = scores[changed].topk(min(self.top, scores.shape[1]), dim=-1)
+        together = torch.cat([self.top_scores[changed], found], -1)
+        ids = torch.cat([self.top_ids[changed], at + start], -1)
+        found, kept = together.topk(min(self.top, together.shape[1]), dim=-1)
+        if len(changed) == len(scores):
+            self.top_scores, self.top_ids = found, ids.gather(-1, kept)
+        else:
+            self.top_scores[changed], self.top_ids[changed] = found, ids.gather(-1, kept)
+
+    def finish(self, shape: torch.Size, vocabulary: int) -> Projection:
+        """The result, in the shape of the directions."""
+        mean = self.total / vocabulary
+        std = (self.squares / vocabulary - mean.square()).clamp(min=0).sqrt()
+        parts = (self.top_ids, self.top_scores, mean, std, self.best, 1 + self.higher)
+        return Projection(*(part.unflatten(0, shape) for part in parts))
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows (..., d) of length 1; a row of zeros stays one."""
+    scaled: Tensor = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-12)
+    return scaled
 
 
 def _sparse_layers(config: dict[str, Any]) -> list[int]:
     """Blocks that have a router: all, but for what Qwen's configs make dense."""
     dense, step = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step") or 1
     return [i for i in range(config.get("num_hidden_layers") or 0) if i not in dense and (i + 1) % step == 0]
-
-
-def _files(folder: Path) -> dict[str, str]:
-    """File of every tensor: of model.safetensors, else of its index."""
-    if (folder / "model.safetensors").is_file():
-        with _open(folder / "model.safetensors") as handle:
-            return dict.fromkeys(handle.keys(), "model.safetensors")
-    index = "model.safetensors.index.json"
-    if (folder / index).is_file():
-        files = _json(folder, index).get("weight_map")
-        if isinstance(files, dict) and files and all(isinstance(f, str) and Path(f).name == f for f in files.values()):
-            return files
-        raise InputError(f"{folder}: {index} holds no weight_map of tensors to files; download it again")
-    if pickles := sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in folder.glob(kind)):
-        raise InputError(f"{folder}: only pickled weights ({pickles[0]}), which are never read; give *.safetensors")
-    raise InputError(f"{folder}: neither model.safetensors nor {index}; give a folder of a checkpoint")
-
-
-def _open(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: larger than memory allows to map
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{file}: cannot be read ({reason}); download it again") from error
-
-
-def _json(folder: Path, name: str) -> dict[str, Any]:
-    if not (folder / name).is_file():
-        raise InputError(f"{folder}: no {name}; give a folder of a checkpoint")
-    try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{folder}: {name} cannot be read; download it again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{folder}: {name} cannot be read; download it again")
-    return content

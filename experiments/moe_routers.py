@@ -1,0 +1,496 @@
+"""Stage moe_routers@model: do a mixture's router rows point at words, what do its experts go by, and does it matter?
+
+A mixture of experts is read as it is: rows of routers against the vocabulary (reported: plain cosines; controlled:
+gains folded in, nulls, false discovery rates), then routing in use. A dense Llama is upcycled first: experts trained
+apart on the four operations and on text, joined under a fresh router. Its dense twin sees the same text for the same
+steps, so that what differs between the two is what the mixture does.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from classifier_emergence.checkpoints import Checkpoint
+from classifier_emergence.effects import answers
+from classifier_emergence.errors import InputError
+from classifier_emergence.experts import (
+    category,
+    coherence,
+    equal_frequency_coherence,
+    judge_coherence,
+    judge_maxima,
+    judge_words,
+    token_pool,
+)
+from classifier_emergence.layers import layer_at, layer_labels, layer_row
+from classifier_emergence.lens import lens_scores
+from classifier_emergence.models import LanguageModel, load
+from classifier_emergence.params import HubSource, MoeRouters, Params
+from classifier_emergence.probes import fit_probes
+from classifier_emergence.problems import NEUTRAL, Problem, sample, split
+from classifier_emergence.readout import decoder_blocks, find_readout
+from classifier_emergence.residuals import residual_stream
+from classifier_emergence.results import write_result
+from classifier_emergence.routers import (
+    RouterWeights,
+    controlled,
+    has_routers,
+    load_routers,
+    project_routers,
+    random_routers,
+    reported,
+)
+from classifier_emergence.routing import Routing, context_dependence, information, trace, usage
+from classifier_emergence.sources import fetch
+from classifier_emergence.statistics import bootstrap_mean, expected_max_cosine, permutation_p
+from classifier_emergence.tasks import N_TEMPLATES, OPERATIONS, STYLES, rotations
+from classifier_emergence.training import MLP, Adapter, Example, Objective, Schedule, adapted, train
+from classifier_emergence.upcycling import (
+    Joint,
+    join,
+    merge,
+    save_routers,
+    self_generated,
+    text_losses,
+    train_jointly,
+    trained_tensors,
+)
+from classifier_emergence.vocabulary import WordTokens, token_text, word_tokens
+from experiments.stage import accuracy_curve, main, result_path
+from experiments.training import Runs, mean_of, over_seeds, share_of
+
+TRUTH = (
+    "correct", "incorrect", "right", "wrong", "true", "false", "yes", "no", "valid", "invalid", "good", "bad", "ok",
+    "error",
+)  # fmt: skip
+"""The originals' words for true and false."""
+DOMAINS = (*OPERATIONS, "text")
+READ = ("symbol", "word")
+"""Styles in which lens and probes read the operation."""
+TOLERANCE = 1e-4  # of probes, relative to the objective
+
+
+def run(params: Params, key: str) -> None:
+    """Read the routers of a mixture of experts, or make one and then read them; write one result."""
+    source = params.registry[key]
+    hub = isinstance(source, HubSource)
+    checkpoint = Checkpoint.on_hub(source) if isinstance(source, HubSource) else Checkpoint(fetch(key, source))
+    if not has_routers(checkpoint):
+        upcycle(load(key, params.registry), params)
+        return
+    place = (
+        {"pretrained_model_name_or_path": source.repo, "revision": source.revision}
+        if isinstance(source, HubSource)
+        else {"pretrained_model_name_or_path": checkpoint.root}
+    )
+    tokenizer = AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
+    weights = load_routers(checkpoint)
+    result: dict[str, Any] = {"model": key, "kind": "mixture", "on_hub": hub}
+    result["projection"] = projection(weights, tokenizer, params.moe_routers)
+    result["bytes_read"], result["total_bytes"] = weights.bytes_read, weights.total_bytes
+    try:
+        lm = load(key, params.registry)
+    except InputError as error:  # quantised experts, for one; the routers are read all the same
+        result["routing"], result["routing_not_run"] = None, str(error)
+    else:
+        data = Data(lm.tokenizer, params.moe_routers, list(NEUTRAL))
+        result["routing"] = in_use(lm.model, data, params)
+    write_result(result_path("moe_routers", key), result)
+
+
+# --- Rows of routers against the vocabulary ---
+
+
+def projection(weights: RouterWeights, tokenizer: PreTrainedTokenizerBase, settings: MoeRouters) -> dict[str, Any]:
+    """Both protocols and every null, from one pass over the unembedding."""
+    targets = [word_tokens(word, tokenizer) for word in (*OPERATIONS, *TRUTH)]
+    words = [word for word in targets if word.ids]
+    pool = token_pool(weights.vocabulary)
+    null = random_routers(weights, settings.null_experts, seed=settings.seed)
+    found, tokens = project_routers(
+        weights,
+        [reported(weights), controlled(weights), reported(null), controlled(null)],
+        top=settings.top,
+        words=[word.ids for word in words],
+        keep=pool,
+        description="router rows against the vocabulary",
+    )
+    plain, folded, plain_null, folded_null = found
+
+    def texts(ids: torch.Tensor) -> list[list[str]]:
+        return [[token_text(tokenizer, int(i)) for i in row] for row in ids.flatten(0, -2)]
+
+    top_texts = texts(plain.top_ids)
+    shape = plain.top_ids.shape[:2]
+    categories = [category(row) for row in top_texts]
+    maxima = judge_maxima(plain.top_scores[..., 0].numpy(), plain_null.top_scores[..., 0].numpy())
+    z = judge_maxima(folded.z.numpy(), folded_null.z.numpy())
+    together = [coherence(tokens.of(each.top_ids, centred=True)).double().numpy() for each in (folded, folded_null)]
+    coherent = judge_coherence(*together)
+    frequent = equal_frequency_coherence(folded.top_ids, tokens, pool, settings.draws, seed=settings.seed)
+    evidence = judge_words(
+        folded, controlled(weights), [word.ids for word in words], tokens, pool,
+        vocabulary=weights.vocabulary, draws=settings.draws, seed=settings.seed,
+    )  # fmt: skip
+
+    def found_at(q: np.ndarray) -> int:
+        return int((q <= settings.discovery_rate).sum())
+
+    return {
+        "layers": [f"L{layer}" for layer in weights.layers],
+        "experts": shape[1],
+        "vocabulary": weights.vocabulary,
+        "expected_max_cosine": expected_max_cosine(weights.vocabulary, weights.final_gain.shape[0]),
+        "reported": {
+            **vars(maxima),
+            "found": found_at(maxima.q),
+            "largest": maxima.value.max(),
+            "z": plain.z,
+            "categories": dict(Counter(categories)),
+            "null_categories": dict(Counter(category(row) for row in texts(plain_null.top_ids))),
+            "category": [categories[i : i + shape[1]] for i in range(0, len(categories), shape[1])],
+            "top_tokens": np.array(top_texts, dtype=object).reshape(*shape, -1),
+            "top_scores": plain.top_scores,
+        },
+        "controlled": {
+            **vars(z),
+            "found": found_at(z.q),
+            "cosine": folded.top_scores[..., 0],
+            "null_cosine_95": torch.quantile(folded_null.top_scores[..., 0], 0.95, dim=-1),
+            "top_tokens": np.array(texts(folded.top_ids), dtype=object).reshape(*shape, -1),
+            "top_scores": folded.top_scores,
+        },
+        "coherence": {
+            **vars(coherent),
+            "found": found_at(coherent.q),
+            "equal_frequency_mean": frequent.mean(),
+            "equal_frequency_p": permutation_p(together[0], np.moveaxis(frequent.double().numpy(), 0, -1)),
+        },
+        "words": [word_row(word, at, evidence, weights.layers) for at, word in enumerate(words)],
+        "words_found": found_at(evidence.q),
+        "words_without_token": [word.word for word in targets if not word.ids],
+    }
+
+
+def word_row(word: WordTokens, at: int, evidence: Any, layers: Sequence[int]) -> dict[str, Any]:
+    """The expert that fits a word best, and by how much."""
+    rank = evidence.rank[..., at]
+    layer, expert = np.unravel_index(rank.argmin(), rank.shape)
+    return {
+        "word": word.word,
+        "forms": list(word.forms),
+        "layer": f"L{layers[int(layer)]}",
+        "expert": int(expert),
+        "rank": int(rank.min()),
+        **{
+            name: float(getattr(evidence, name)[layer, expert, at])
+            for name in ("cosine", "p", "q", "p_equal_frequency")
+        },
+    }
+
+
+# --- Data: problems with answers in every style, and text ---
+
+
+@dataclass
+class Data:
+    """Texts of every domain, split by operand pairs, or by text."""
+
+    tokenizer: PreTrainedTokenizerBase
+    settings: MoeRouters
+    text: list[str]
+    train: dict[str, list[list[int]]] = field(init=False)
+    test: dict[str, list[list[int]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        tested = dict.fromkeys(OPERATIONS, settings.test_problems)
+        self.problems = split(settings.operands, tested, seed=settings.seed)
+        self.own = [OPERATIONS.index(problem.operation) for problem in self.problems.test]
+        drawn = sample(self.problems.train, len(OPERATIONS) * settings.samples, seed=settings.seed)
+        kept = max(len(self.text) - settings.test_texts, 0)
+        self.train = {op: self._texts([p for p in drawn if p.operation == op]) for op in OPERATIONS}
+        self.train["text"] = [self._ids(text) for text in self.text[:kept]]
+        self.test = {op: self._texts([p for p in self.problems.test if p.operation == op]) for op in OPERATIONS}
+        self.test["text"] = [self._ids(text) for text in self.text[kept:]]
+
+    def prompts(self, style: str) -> list[str]:
+        """The test problems in a style, the four operations in turn in each template."""
+        return [p.prompt(style, i // len(OPERATIONS)) for i, p in enumerate(self.problems.test)]
+
+    def _texts(self, problems: Sequence[Problem]) -> list[list[int]]:
+        n = len(STYLES)
+        return [
+            self._ids(f"{p.prompt(STYLES[i % n], i // n % N_TEMPLATES)} {p.answer}") for i, p in enumerate(problems)
+        ]
+
+    def _ids(self, text: str) -> list[int]:
+        end = self.tokenizer.eos_token_id
+        ids: list[int] = self.tokenizer(text)["input_ids"]
+        return ids if end is None else [*ids, int(end)]
+
+
+# --- Routing in use ---
+
+
+def in_use(model: PreTrainedModel, data: Data, params: Params, experts: Sequence[str] = ()) -> dict[str, Any]:
+    """Load, what experts share with operation, domain and token, and context dependence.
+
+    Args:
+        model: A mixture of experts.
+        data: Its test part is read.
+        params: For shuffles, intervals and seeds.
+        experts: The domain that each expert was trained on, if known.
+    """
+    settings = params.moe_routers
+    texts = [ids for domain in DOMAINS for ids in data.test[domain]]
+    domain = np.repeat(np.arange(len(DOMAINS)), [len(data.test[name]) for name in DOMAINS])
+    everything = trace(model, texts)
+    shares = everything.shares()
+    told = {"shuffles": settings.shuffles, "seed": settings.seed}
+    context = context_dependence(
+        everything,
+        trace(model, texts, batch_tokens=1),
+        pairs_per_token=settings.pairs_per_token,
+        confidence=params.confidence,
+        resamples=settings.resamples,
+        seed=settings.seed,
+    )
+    result: dict[str, Any] = {
+        "layers": [f"L{layer}" for layer in everything.layers],
+        "n_tokens": shares.shape[1],
+        "usage": usage(everything),
+        "domain": information(shares, domain[everything.text.numpy()], groups=everything.text.numpy(), **told),
+        "token": information(shares, everything.token.numpy(), **told),
+        "context": context,
+        "prompts": {},
+    }
+    for style in READ:
+        routing = trace(model, [data.tokenizer(prompt)["input_ids"] for prompt in data.prompts(style)])
+        at_end = routing.shares()[:, routing.last]
+        result["prompts"][style] = {"operation": information(at_end, data.own, **told)}
+        if experts:
+            result["prompts"][style] |= own_expert(routing, at_end, data, params, experts)
+    return result
+
+
+def own_expert(
+    routing: Routing, at_end: torch.Tensor, data: Data, params: Params, experts: Sequence[str]
+) -> dict[str, Any]:
+    """How often a prompt's last token goes first to the expert of its operation, and the share that this one gets."""
+    own = torch.tensor([experts.index(OPERATIONS[operation]) for operation in data.own])
+    first = routing.experts[:, routing.last, 0]
+    return {
+        "first_choice": accuracy_curve(first == own, params.confidence),
+        "own_share": at_end.gather(-1, own.expand(len(at_end), -1)[..., None])[..., 0].mean(-1),
+        "chance": 1 / len(experts),
+    }
+
+
+# --- Upcycling ---
+
+
+def upcycle(lm: LanguageModel, params: Params) -> None:
+    """Train experts apart, join them, train routers; the dense twin likewise; write one result."""
+    settings, key = params.moe_routers, lm.key
+    runs = Runs("moe_routers", key, params)
+    openings = [" ".join(sentence.split()[:3]) for sentence in NEUTRAL]
+    written = runs.once(
+        "text",
+        lambda _: {
+            "texts": self_generated(
+                lm.model, lm.tokenizer, openings, settings.texts, new_tokens=settings.new_tokens, seed=settings.seed,
+                description=f"texts written by {key}",
+            )
+        },
+    )  # fmt: skip
+    data = Data(lm.tokenizer, settings, written["texts"])
+    base = runs.once("base", lambda _: measure(lm.model, data, params))
+    experts = {
+        domain: runs.once(f"expert_{domain}", lambda work, of=domain: branch(lm, data, [of], work, runs, params))  # type: ignore[misc]
+        for domain in DOMAINS
+    }
+    branched = runs.once("expert_all", lambda work: branch(lm, data, DOMAINS, work, runs, params))
+    mixtures = [
+        runs.once(f"mixture_{seed}", lambda _, s=seed: mixture(lm, data, s, runs, params)) for seed in settings.seeds
+    ]  # type: ignore[misc]
+    twins = [runs.once(f"twin_{seed}", lambda _, s=seed: twin(lm, data, s, runs, params)) for seed in settings.seeds]  # type: ignore[misc]
+    shown = ("answers", *(f"losses.{d}" for d in DOMAINS), *(f"lens.{s}.at_depth" for s in READ),
+             *(f"probe.{s}.at_depth" for s in READ))  # fmt: skip
+    result = {
+        "model": key,
+        "kind": "upcycled",
+        "layers": layer_labels(len(decoder_blocks(lm.model))),
+        "depth_layer": f"L{layer_at(settings.depth, len(decoder_blocks(lm.model)))}",
+        "experts": list(DOMAINS),
+        "base": _public(base),
+        "branches": {**experts, "all": branched},
+        "mixtures": [{**run, "before": _public(run["before"]), "after": _public(run["after"])} for run in mixtures],
+        "twins": [{**run, "after": _public(run["after"])} for run in twins],
+        "over_seeds": {
+            "joined": {path: over_seeds([run["before"] for run in mixtures], path) for path in shown},
+            "mixture": {path: over_seeds([run["after"] for run in mixtures], path) for path in shown},
+            "twin": {path: over_seeds([run["after"] for run in twins], path) for path in shown},
+        },
+        "mixture_minus_twin": {style: difference(mixtures, twins, style, data, params) for style in READ},
+        "mixture_minus_base": {style: difference(mixtures, [{"after": base}], style, data, params) for style in READ},
+    }
+    runs.finish(result)
+
+
+def branch(
+    lm: LanguageModel, data: Data, domains: Sequence[str], work: Path, runs: Runs, params: Params
+) -> dict[str, Any]:
+    """One expert, or with all domains the twin: low-rank updates of the MLPs, by the language-modelling loss.
+
+    With n domains there are n times as many steps: the twin sees as much text as all experts together.
+    """
+    settings, name = params.moe_routers, domains[0] if len(domains) == 1 else "all"
+    blocks = range(len(decoder_blocks(lm.model)))
+    texts = data.train[domains[0]] if len(domains) == 1 else balanced(data, settings.seed)
+    examples = [Example(ids, 1, 0) for ids in texts]
+    steps = settings.expert_steps * len(domains)
+    schedule = Schedule(
+        steps, settings.batch_size, settings.expert_learning_rate, settings.seed, min(settings.every, steps)
+    )
+    place = Adapter(MLP, settings.rank, settings.scale, tuple(blocks))
+    with adapted(lm.model, place, seed=settings.seed) as wrapped:
+        text = f"expert of {lm.key} for {name}"
+        trained = train(wrapped, lm.tokenizer, examples, Objective(0.0), schedule, work=work, description=text)
+        wrapped.save_pretrained(str(runs.adapters / name))
+        losses = {domain: text_losses(lm.model, data.test[domain]).mean() for domain in DOMAINS}
+    return {"parameters": trained.parameters, "losses": trained.losses, "test_losses": losses}
+
+
+def mixture(lm: LanguageModel, data: Data, seed: int, runs: Runs, params: Params) -> dict[str, Any]:
+    """Join the experts under a fresh router, train it, and measure before and after."""
+    model = join(lm.model, [runs.adapters / domain for domain in DOMAINS], top_k=params.moe_routers.top_k, seed=seed)
+    before = of_mixture(model, lm.tokenizer, data, params)
+    curve = jointly(model, data, seed, params, f"mixture of {lm.key}: seed {seed}")
+    save_file(trained_tensors(model), runs.adapters / f"mixture-{seed}.safetensors")
+    return {"seed": seed, "curve": curve, "before": before, "after": of_mixture(model, lm.tokenizer, data, params)}
+
+
+def twin(lm: LanguageModel, data: Data, seed: int, runs: Runs, params: Params) -> dict[str, Any]:
+    """The dense model with all text in one update of its MLPs, and the same further steps on its norm gains."""
+    model = merge(lm.model, runs.adapters / "all")
+    curve = jointly(model, data, seed, params, f"dense twin of {lm.key}: seed {seed}")
+    save_file(trained_tensors(model), runs.adapters / f"twin-{seed}.safetensors")
+    return {"seed": seed, "curve": curve, "after": measure(model, data, params)}
+
+
+def jointly(model: PreTrainedModel, data: Data, seed: int, params: Params, text: str) -> list[dict[str, Any]]:
+    """The joint phase on texts of all domains, as many of each in expectation."""
+    settings = params.moe_routers
+    schedule = Schedule(settings.joint_steps, settings.batch_size, settings.learning_rate, seed, settings.every)
+    joint = Joint(settings.router_learning_rate, settings.balance)
+    return train_jointly(model, balanced(data, seed), schedule, joint, description=text)
+
+
+def balanced(data: Data, seed: int) -> list[list[int]]:
+    """As many texts of every domain, those of small ones several times."""
+    most = max(len(data.train[domain]) for domain in DOMAINS)
+    random = np.random.default_rng(seed)
+    texts = []
+    for domain in DOMAINS:
+        own = data.train[domain]
+        order = np.concatenate([random.permutation(len(own)) for _ in range(-(-most // len(own)))])[:most]
+        texts += [own[i] for i in order]
+    return texts
+
+
+def of_mixture(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Data, params: Params
+) -> dict[str, Any]:
+    """All measures of a mixture: as of a dense model, routing in use, and rows of routers against the vocabulary."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = projection(load_routers(save_routers(model, Path(folder))), tokenizer, params.moe_routers)
+    return {**measure(model, data, params), "routing": in_use(model, data, params, DOMAINS), "projection": rows}
+
+
+def measure(model: PreTrainedModel, data: Data, params: Params) -> dict[str, Any]:
+    """Losses on held-out texts, answers, the lens and probes at the last prompt token; of dense models and mixtures."""
+    settings = params.moe_routers
+    found = answers(
+        model, data.tokenizer, data.prompts("symbol"), [f" {problem.answer}" for problem in data.problems.test]
+    )
+    lens, probe = {}, {}
+    for style in READ:
+        states = residual_stream(model, data.tokenizer, data.prompts(style))
+        lens[style] = lens_of(model, states, data, params)
+        probe[style] = probe_of(states, data, params)
+    return {
+        "losses": {
+            domain: mean_of(text_losses(model, data.test[domain]), params, settings.resamples) for domain in DOMAINS
+        },
+        "answers": share_of(found.exact, params),
+        "lens": lens,
+        "probe": probe,
+    }
+
+
+def lens_of(model: PreTrainedModel, states: torch.Tensor, data: Data, params: Params) -> dict[str, Any]:
+    """Alignment of the own operation word at every layer, and at the one chosen beforehand."""
+    words = [word_tokens(operation, data.tokenizer).ids for operation in OPERATIONS]
+    scores = lens_scores(states, find_readout(model), words, ranked=[[own] for own in data.own])
+    at = torch.arange(len(data.own))
+    own = scores.log_alignment[:, at, torch.tensor(data.own)].exp()
+    row = layer_row(layer_at(params.moe_routers.depth, len(states) - 1))
+    peak = 1 + int(own[1:].mean(-1).argmax())
+    choice = scores.log_alignment.argmax(-1) == torch.tensor(data.own)
+    return {
+        "alignment": own.mean(-1),
+        "at_depth": mean_of(own[row], params, params.moe_routers.resamples),
+        "peak": mean_of(own[peak], params, params.moe_routers.resamples),
+        "peak_layer": layer_labels(len(states) - 1)[peak],
+        "rank": scores.rank[..., 0].double().quantile(0.5, dim=-1),
+        "choice": accuracy_curve(choice, params.confidence),
+        "by_prompt": own[row],
+    }
+
+
+def probe_of(states: torch.Tensor, data: Data, params: Params) -> dict[str, Any]:
+    """Accuracy of probes on held-out operand pairs at every layer, and at the one chosen beforehand."""
+    settings = params.moe_routers
+    y = torch.tensor(data.own)
+    groups = [tuple(sorted(problem.operands)) for problem in data.problems.test]
+    right = torch.zeros(states.shape[:2], dtype=torch.bool)
+    for part in rotations(groups, settings.folds, seed=settings.seed):
+        learn = np.concatenate([part.train, part.validation])  # no layer is chosen, so none is needed to choose on
+        probes = fit_probes(states[:, learn], y[learn], standardise=True, tol=TOLERANCE)
+        right[:, part.test] = probes.predict(states[:, part.test]) == y[part.test]
+    row = layer_row(layer_at(settings.depth, len(states) - 1))
+    return {**accuracy_curve(right, params.confidence), "at_depth": share_of(right[row], params)}
+
+
+def difference(
+    these: Sequence[Mapping[str, Any]], those: Sequence[Mapping[str, Any]], style: str, data: Data, params: Params
+) -> dict[str, Any]:
+    """Alignment of one set of models minus that of another at the layer chosen beforehand, prompt by prompt.
+
+    Means over seeds; the interval is a bootstrap over operand pairs.
+    """
+    a, b = (np.mean([run["after"]["lens"][style]["by_prompt"] for run in runs], axis=0) for runs in (these, those))
+    pairs = [str(sorted(problem.operands)) for problem in data.problems.test]
+    low, high = bootstrap_mean(
+        a - b, confidence=params.confidence, resamples=params.moe_routers.resamples, seed=0, clusters=pairs
+    )
+    return {"mean": np.mean(a - b), "interval": [low, high], "n": len(a)}
+
+
+def _public(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """A measure without its values by prompt."""
+    lens = {style: {k: v for k, v in of.items() if k != "by_prompt"} for style, of in measured["lens"].items()}
+    return {**measured, "lens": lens}
+
+
+if __name__ == "__main__":
+    main(run, __doc__)
