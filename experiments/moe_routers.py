@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from classifier_emergence.checkpoints import Checkpoint
 from classifier_emergence.effects import answers
-from classifier_emergence.errors import InputError
 from classifier_emergence.experts import (
     category,
     coherence,
@@ -39,15 +39,8 @@ from classifier_emergence.problems import NEUTRAL, Problem, sample, split
 from classifier_emergence.readout import decoder_blocks, find_readout
 from classifier_emergence.residuals import residual_stream
 from classifier_emergence.results import write_result
-from classifier_emergence.routers import (
-    RouterWeights,
-    controlled,
-    has_routers,
-    load_routers,
-    project_routers,
-    random_routers,
-    reported,
-)
+from classifier_emergence.router_projection import controlled, project_routers, random_routers, reported
+from classifier_emergence.routers import RouterWeights, has_routers, load_routers
 from classifier_emergence.routing import Routing, context_dependence, information, trace, usage
 from classifier_emergence.sources import fetch
 from classifier_emergence.statistics import bootstrap_mean, expected_max_cosine, permutation_p
@@ -81,26 +74,21 @@ TOLERANCE = 1e-4  # of probes, relative to the objective
 def run(params: Params, key: str) -> None:
     """Read the routers of a mixture of experts, or make one and then read them; write one result."""
     source = params.registry[key]
-    hub = isinstance(source, HubSource)
     checkpoint = Checkpoint.on_hub(source) if isinstance(source, HubSource) else Checkpoint(fetch(key, source))
     if not has_routers(checkpoint):
         upcycle(load(key, params.registry), params)
         return
-    place = (
-        {"pretrained_model_name_or_path": source.repo, "revision": source.revision}
-        if isinstance(source, HubSource)
-        else {"pretrained_model_name_or_path": checkpoint.root}
-    )
-    tokenizer = AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
+    name, revision = (source.repo, source.revision) if isinstance(source, HubSource) else (checkpoint.root, "main")
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     weights = load_routers(checkpoint)
-    result: dict[str, Any] = {"model": key, "kind": "mixture", "on_hub": hub}
+    result: dict[str, Any] = {"model": key, "kind": "mixture", "on_hub": isinstance(source, HubSource)}
     result["projection"] = projection(weights, tokenizer, params.moe_routers)
     result["bytes_read"], result["total_bytes"] = weights.bytes_read, weights.total_bytes
-    try:
-        lm = load(key, params.registry)
-    except InputError as error:  # quantised experts, for one; the routers are read all the same
-        result["routing"], result["routing_not_run"] = None, str(error)
+    # Asked before gigabytes of experts are fetched that could not be loaded.
+    if "quantization_config" in checkpoint.json("config.json"):
+        result["routing"], result["routing_not_run"] = None, "the experts are quantised"
     else:
+        lm = load(key, params.registry)
         data = Data(lm.tokenizer, params.moe_routers, list(NEUTRAL))
         result["routing"] = in_use(lm.model, data, params)
     write_result(result_path("moe_routers", key), result)
@@ -314,15 +302,10 @@ def upcycle(lm: LanguageModel, params: Params) -> None:
     )  # fmt: skip
     data = Data(lm.tokenizer, settings, written["texts"])
     base = runs.once("base", lambda _: measure(lm.model, data, params))
-    experts = {
-        domain: runs.once(f"expert_{domain}", lambda work, of=domain: branch(lm, data, [of], work, runs, params))  # type: ignore[misc]
-        for domain in DOMAINS
-    }
-    branched = runs.once("expert_all", lambda work: branch(lm, data, DOMAINS, work, runs, params))
-    mixtures = [
-        runs.once(f"mixture_{seed}", lambda _, s=seed: mixture(lm, data, s, runs, params)) for seed in settings.seeds
-    ]  # type: ignore[misc]
-    twins = [runs.once(f"twin_{seed}", lambda _, s=seed: twin(lm, data, s, runs, params)) for seed in settings.seeds]  # type: ignore[misc]
+    experts = {of: runs.once(f"expert_{of}", partial(branch, lm, data, (of,), runs, params)) for of in DOMAINS}
+    branched = runs.once("expert_all", partial(branch, lm, data, DOMAINS, runs, params))
+    mixtures = [runs.once(f"mixture_{n}", partial(mixture, lm, data, n, runs, params)) for n in settings.seeds]
+    twins = [runs.once(f"twin_{n}", partial(twin, lm, data, n, runs, params)) for n in settings.seeds]
     shown = ("answers", *(f"losses.{d}" for d in DOMAINS), *(f"lens.{s}.at_depth" for s in READ),
              *(f"probe.{s}.at_depth" for s in READ))  # fmt: skip
     result = {
@@ -347,7 +330,7 @@ def upcycle(lm: LanguageModel, params: Params) -> None:
 
 
 def branch(
-    lm: LanguageModel, data: Data, domains: Sequence[str], work: Path, runs: Runs, params: Params
+    lm: LanguageModel, data: Data, domains: Sequence[str], runs: Runs, params: Params, work: Path
 ) -> dict[str, Any]:
     """One expert, or with all domains the twin: low-rank updates of the MLPs, by the language-modelling loss.
 
@@ -370,7 +353,7 @@ def branch(
     return {"parameters": trained.parameters, "losses": trained.losses, "test_losses": losses}
 
 
-def mixture(lm: LanguageModel, data: Data, seed: int, runs: Runs, params: Params) -> dict[str, Any]:
+def mixture(lm: LanguageModel, data: Data, seed: int, runs: Runs, params: Params, _: Path) -> dict[str, Any]:
     """Join the experts under a fresh router, train it, and measure before and after."""
     model = join(lm.model, [runs.adapters / domain for domain in DOMAINS], top_k=params.moe_routers.top_k, seed=seed)
     before = of_mixture(model, lm.tokenizer, data, params)
@@ -379,7 +362,7 @@ def mixture(lm: LanguageModel, data: Data, seed: int, runs: Runs, params: Params
     return {"seed": seed, "curve": curve, "before": before, "after": of_mixture(model, lm.tokenizer, data, params)}
 
 
-def twin(lm: LanguageModel, data: Data, seed: int, runs: Runs, params: Params) -> dict[str, Any]:
+def twin(lm: LanguageModel, data: Data, seed: int, runs: Runs, params: Params, _: Path) -> dict[str, Any]:
     """The dense model with all text in one update of its MLPs, and the same further steps on its norm gains."""
     model = merge(lm.model, runs.adapters / "all")
     curve = jointly(model, data, seed, params, f"dense twin of {lm.key}: seed {seed}")

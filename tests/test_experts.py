@@ -24,7 +24,8 @@ from classifier_emergence.experts import (
     token_class,
     token_pool,
 )
-from classifier_emergence.routers import RouterWeights, controlled, load_routers, project_routers, random_routers, unit
+from classifier_emergence.router_projection import controlled, project_routers, random_routers, unit
+from classifier_emergence.routers import RouterWeights, load_routers
 
 WIDTH, VOCABULARY = 96, 3000
 

@@ -23,16 +23,15 @@ from torch import Tensor
 from classifier_emergence.checkpoints import Checkpoint
 from classifier_emergence.errors import InputError
 from classifier_emergence.params import HubSource
-from classifier_emergence.routers import (
+from classifier_emergence.router_projection import (
     Directions,
-    RouterWeights,
     controlled,
-    load_routers,
     project_routers,
     random_routers,
     reported,
     unit,
 )
+from classifier_emergence.routers import RouterWeights, load_routers
 from classifier_emergence.statistics import expected_max_cosine
 
 D, E, V = 16, 4, 40
@@ -463,7 +462,8 @@ _AT_SIZE = """
 import resource, sys, torch
 from dataclasses import replace
 from pathlib import Path
-from classifier_emergence.routers import controlled, load_routers, project_routers
+from classifier_emergence.router_projection import controlled, project_routers
+from classifier_emergence.routers import load_routers
 torch.set_num_threads(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 weights = load_routers(Path(sys.argv[1]))

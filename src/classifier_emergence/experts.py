@@ -3,7 +3,7 @@
 Any direction has a token that it fits best and a list of top tokens that the eye finds a topic in. Four nulls tell
 what that is worth:
 
-* *Random directions* (``routers.random_routers``), through the same gains and the same vocabulary: the null of a
+* *Random directions* (``router_projection.random_routers``), through the same gains and the same vocabulary: the null of a
   largest score and of the coherence of top tokens. Tokens of one topic have similar rows, so the top tokens of a random
   direction are similar, too.
 * *Permuted tokens*: giving every row of the unembedding to another token changes no score's size, only whose it is.
@@ -25,7 +25,7 @@ from scipy.stats import false_discovery_control, gumbel_r
 from torch import Tensor
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.routers import Directions, Projection, TokenRows, unit
+from classifier_emergence.router_projection import Directions, RouterProjection, TokenRows, unit
 from classifier_emergence.statistics import Floats, permutation_p
 
 POOL = 4096
@@ -200,7 +200,7 @@ class WordEvidence:
 
 
 def judge_words(
-    found: Projection,
+    found: RouterProjection,
     directions: Directions,
     words: Sequence[Sequence[int]],
     tokens: TokenRows,

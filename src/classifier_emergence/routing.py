@@ -6,7 +6,7 @@ Qwen3-MoE, Granite-MoE and GPT-OSS are all classes named ``...TopKRouter`` whose
 experts, then the weights and numbers of those chosen; ``trace`` checks this on every batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -82,13 +82,13 @@ def hooked(model: PreTrainedModel) -> Iterator[dict[int, Outputs]]:
     """
     kept: dict[int, Outputs] = {}
 
-    def keep(number: int) -> object:
+    def keep(number: int) -> Callable[..., None]:
         def hook(router: nn.Module, _: object, output: object) -> None:
             kept[number] = _checked(output, type(router).__name__)
 
         return hook
 
-    handles = [router.register_forward_hook(keep(number)) for number, router in routers(model).items()]  # type: ignore[arg-type]
+    handles = [router.register_forward_hook(keep(number)) for number, router in routers(model).items()]
     try:
         yield kept
     finally:

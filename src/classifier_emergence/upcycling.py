@@ -12,7 +12,7 @@ Source: Sukhbaatar et al. (2024), Branch-Train-MiX, arXiv:2403.07816; sparse upc
 import copy
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,9 +164,10 @@ def merged_mlps(base: PreTrainedModel, adapter: Path) -> Iterator[tuple[Tensor, 
 
 @torch.no_grad()
 def _merged(module: Any) -> Tensor:
-    if not isinstance(module, LoraLayer):
-        return module.weight.clone()
-    weight: Tensor = module.get_base_layer().weight + module.get_delta_weight("default")
+    weight: Tensor = module.weight.clone()  # of the base map, also where an update wraps it
+    if isinstance(module, LoraLayer):
+        update: Any = module
+        weight += update.get_delta_weight("default")
     return weight
 
 
@@ -206,7 +207,6 @@ def train_jointly(
     schedule: Schedule,
     joint: Joint,
     *,
-    watch: Callable[[], dict[str, Any]] | None = None,
     description: str | None = None,
 ) -> list[dict[str, Any]]:
     """Train what is not the experts' or the attention's: routers, if there are any, and the blocks' norm gains.
@@ -220,7 +220,6 @@ def train_jointly(
             sets, and again when all were seen.
         schedule: Steps, batch size, rate of the gains, seed.
         joint: What concerns routers.
-        watch: Measured every ``schedule.every`` steps, into the curve.
         description: Shown with the progress bar.
 
     Returns:
@@ -232,7 +231,7 @@ def train_jointly(
     """
     routers = [p for name, p in model.named_parameters() if _ROUTER.fullmatch(name)]
     gains = [p for name, p in model.named_parameters() if _GAIN.fullmatch(name)]
-    groups = [{"params": gains, "lr": schedule.learning_rate}]
+    groups: list[dict[str, Any]] = [{"params": gains, "lr": schedule.learning_rate}]
     if routers:
         groups.append({"params": routers, "lr": joint.router_learning_rate})
     trained = [*gains, *routers]
@@ -261,7 +260,7 @@ def train_jointly(
                 parts.append((loss.item(), None if balance is None else balance.item()))
                 advance(1, f"loss {loss.item():.3f}")
                 if step % schedule.every == 0 or step == schedule.steps:
-                    curve.append({"step": step, **_means(parts), **(watch() if watch else {})})
+                    curve.append({"step": step, **_means(parts)})
                     parts.clear()
     finally:
         model.requires_grad_(False)
