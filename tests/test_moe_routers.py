@@ -13,7 +13,7 @@ from classifier_emergence.params import Params, PathSource, load_params
 from classifier_emergence.results import read_result, write_result
 from classifier_emergence.tasks import OPERATIONS
 from experiments import moe_routers
-from experiments.moe_routers import DOMAINS, Data, balanced
+from experiments.mixtures import DOMAINS, Data, balanced
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE_MODEL = pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
