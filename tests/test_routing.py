@@ -207,6 +207,8 @@ def test_routing_by_token_never_changes_and_routing_by_context_changes_as_betwee
     low, high = by_context.interval[0]
     assert low <= by_context.change[0] <= high
     assert low < by_context.other_tokens[0] < high
+    assert by_context.overall == by_context.change.mean()
+    assert by_context.overall_interval == (low, high)  # of one layer
     assert by_context.decided_interval[0][0] < 0 < by_context.decided_interval[0][1]
     assert by_context.repeated[0] == 0
 
@@ -233,8 +235,10 @@ def test_texts_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match="repeated: is of other texts"):
         dependence(routing, trace(model_of("Mixtral"), TEXTS))
     alone = routing_of(torch.zeros(1, 4, 1, dtype=torch.int64), [1, 2, 3, 4], [0, 0, 1, 1])
-    with pytest.raises(InputError, match="no token occurs in two"):
-        dependence(alone)
+    alike = routing_of(torch.zeros(1, 4, 1, dtype=torch.int64), [1, 2, 1, 2], [0, 0, 1, 1])
+    for texts in (alone, alike):  # after the same beginning a token is in no other context
+        with pytest.raises(InputError, match="no token occurs in two"):
+            dependence(texts)
     same = routing_of(torch.zeros(1, 4, 1, dtype=torch.int64), [1, 2, 3, 2], [0, 0, 1, 1])
     with pytest.raises(InputError, match="one kind of token only"):
         dependence(same)

@@ -212,15 +212,23 @@ def test_balance_alone_spreads_collapsed_routing(
     lm: LanguageModel, experts: list[Path], texts: list[list[int]]
 ) -> None:
     model = join(lm.model, experts, top_k=1, seed=0)
+    inputs: list[Tensor] = []
+    handles = [r.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for r in routers(model).values()]
+    logits(model, texts[:1])
+    for router, handle, states in zip(routers(model).values(), handles, inputs, strict=True):
+        handle.remove()
+        mean = states.flatten(0, -2).mean(0)
+        router.weight[0] = 3 * mean / mean.norm()
 
-    def largest_load() -> float:
-        return float(trace(model, texts).shares().mean(1).amax(-1).mean())
+    def first_load() -> float:
+        return float(trace(model, texts).shares().mean(1)[:, 0].mean())
 
-    before = largest_load()
-    schedule = Schedule(steps=20, batch_size=5, learning_rate=1e-6, seed=0, every=20)
-    curve = train_jointly(model, texts, schedule, Joint(router_learning_rate=1e-2, balance=100.0))
-    assert largest_load() < before
-    assert curve[0]["balance"] >= 0.9
+    assert first_load() > 0.7
+    # With one expert a token its weight is always 1: the language-modelling loss moves no router.
+    schedule = Schedule(steps=30, batch_size=5, learning_rate=1e-6, seed=0, every=15)
+    curve = train_jointly(model, texts, schedule, Joint(router_learning_rate=3e-2, balance=1.0))
+    assert first_load() < 0.6
+    assert curve[1]["balance"] < curve[0]["balance"]
 
 
 @ONE_MODEL
@@ -228,7 +236,7 @@ def test_a_diverging_rate_is_one_line_and_leaves_nothing_trainable(
     lm: LanguageModel, experts: list[Path], texts: list[list[int]]
 ) -> None:
     model = merge(lm.model, experts[0])
-    schedule = Schedule(steps=20, batch_size=4, learning_rate=1e6, seed=0, every=2)
+    schedule = Schedule(steps=20, batch_size=4, learning_rate=1e38, seed=0, every=2)
     with pytest.raises(InputError, match="router_learning_rate: training diverged at step") as raised:
         train_jointly(model, texts, schedule, JOINT)
     assert "\n" not in str(raised.value)

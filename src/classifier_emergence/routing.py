@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -285,6 +285,9 @@ class ContextDependence:
     """``1 - change / other_tokens``: 1 if the token alone decides, 0 if it says nothing."""
     decided_interval: Floats
     """(L, 2) of it, with ``other_tokens`` taken as known."""
+    overall: float
+    """Mean of the change over layers: the one number of the claim."""
+    overall_interval: tuple[float, float]
     tokens: int
     pairs: int
 
@@ -294,9 +297,9 @@ def context_dependence(
 ) -> ContextDependence:
     """Whether the same token goes to different experts in different contexts, as a number with an interval.
 
-    For every token that occurs in several texts, random pairs of its occurrences in different texts; the change of a
-    pair is ``1 - |A & B| / k`` for its sets of experts A and B. First positions are left out: they have no context, and
-    models treat them in their own way.
+    For every token that occurs in several texts, random pairs of its occurrences in different texts after different
+    beginnings; the change of a pair is ``1 - |A & B| / k`` for its sets of experts A and B. First positions are left
+    out: they have no context, and models treat them in their own way.
 
     Args:
         routing: Of texts.
@@ -307,31 +310,38 @@ def context_dependence(
         seed: Of pairs and bootstrap.
 
     Raises:
-        InputError: No token occurs in two texts, or ``repeated`` is of other texts.
+        InputError: No token occurs in two contexts, or ``repeated`` is of other texts.
     """
     if not torch.equal(routing.token, repeated.token) or not torch.equal(routing.text, repeated.text):
         raise InputError("repeated: is of other texts; trace the same ones in the same order")
     random = np.random.default_rng(seed)
     inside = (routing.position > 0).numpy()
     token, text = routing.token.numpy(), routing.text.numpy()
+    context = _contexts(token, routing.position.numpy())
     chosen, owner = [], []
     for number in np.unique(token[inside]):
         places = np.flatnonzero((token == number) & inside)
         a, b = random.choice(places, size=(2, 20 * pairs_per_token))
-        pairs = np.unique(np.sort(np.stack([a, b], -1)[text[a] != text[b]], axis=-1), axis=0)
+        other = (text[a] != text[b]) & (context[a] != context[b])
+        pairs = np.unique(np.sort(np.stack([a, b], -1)[other], axis=-1), axis=0)
         if len(pairs):
             kept = random.permutation(len(pairs))[:pairs_per_token]
             chosen.append(pairs[kept])
             owner += [number] * len(kept)
     if not chosen:
-        raise InputError("texts: no token occurs in two of them; give texts that share words")
+        raise InputError(
+            "texts: no token occurs in two of them after different beginnings; give texts that share words"
+        )
     pairs = np.concatenate(chosen)
     _, of = np.unique(owner, return_inverse=True)
     by_pair = _change(routing.experts[:, pairs[:, 0]], routing.experts[:, pairs[:, 1]])
     counts = np.bincount(of)
     by_token = np.stack([np.bincount(of, row) / counts for row in by_pair])
     change = by_token.mean(-1)
-    low, high = bootstrap_mean(by_token, confidence=confidence, resamples=resamples, seed=seed)
+    # The last row is the mean over layers, resampled with the same tokens.
+    rows = np.concatenate([by_token, by_token.mean(0, keepdims=True)])
+    ends = bootstrap_mean(rows, confidence=confidence, resamples=resamples, seed=seed)
+    low, high = (end[:-1] for end in ends)
     places = np.flatnonzero(inside)
     a, b = random.choice(places, size=(2, 10 * len(pairs)))
     differ = token[a] != token[b]
@@ -347,9 +357,22 @@ def context_dependence(
         other_tokens=others,
         decided_by_token=1 - change / scale,
         decided_interval=np.stack([1 - high / scale, 1 - low / scale], -1),
+        overall=float(change.mean()),
+        overall_interval=(float(ends[0][-1]), float(ends[1][-1])),
         tokens=len(counts),
         pairs=len(pairs),
     )
+
+
+def _contexts(token: NDArray[np.int64], position: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(T,) number of each token's text up to and with it: equal where texts begin alike, as those of a template do."""
+    known: dict[tuple[int, int], int] = {}
+    numbers = []
+    here = 0
+    for t, at in zip(token.tolist(), position.tolist(), strict=True):
+        here = known.setdefault((here if at else 0, t), len(known) + 1)
+        numbers.append(here)
+    return np.array(numbers)
 
 
 def _change(a: Tensor, b: Tensor) -> Floats:
