@@ -43,6 +43,9 @@ def test_a_run_that_was_cut_short_goes_on_and_every_measure_is_there(
     def stop(*_: object, **__: object) -> Any:
         raise KeyboardInterrupt
 
+    def again(*_: object, **__: object) -> Any:
+        raise AssertionError("what was done is done again")
+
     with monkeypatch.context() as cut:
         cut.setattr(moe_routers, "twin", stop)
         with pytest.raises(KeyboardInterrupt):
@@ -50,7 +53,7 @@ def test_a_run_that_was_cut_short_goes_on_and_every_measure_is_there(
     assert not Path("results/moe_routers").exists()
     with monkeypatch.context() as rest:
         for name in ("self_generated", "branch", "mixture"):  # done, and not to be done again
-            rest.setattr(moe_routers, name, stop)
+            rest.setattr(moe_routers, name, again)
         moe_routers.run(params, "tiny-llama")
     result = read_result("results/moe_routers/tiny-llama.json")
     assert (result["kind"], result["experts"]) == ("upcycled", list(DOMAINS))
