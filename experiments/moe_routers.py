@@ -107,7 +107,10 @@ def upcycle(lm: LanguageModel, params: Params) -> None:
         "experts": list(DOMAINS),
         "base": _public(base),
         "branches": {**experts, "all": branched},
-        "mixtures": [{**run, "before": _public(run["before"]), "after": _public(run["after"])} for run in mixtures],
+        "mixtures": [
+            {**run, "before": _public(run["before"]), "after": _public(run["after"], tokens=run is mixtures[0])}
+            for run in mixtures
+        ],
         "twins": [{**run, "after": _public(run["after"])} for run in twins],
         "over_seeds": {
             "joined": {path: over_seeds([run["before"] for run in mixtures], path) for path in shown},
@@ -248,10 +251,16 @@ def difference(
     return {"mean": np.mean(a - b), "interval": [low, high], "n": len(a)}
 
 
-def _public(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """A measure without its values by prompt."""
+def _public(measured: Mapping[str, Any], *, tokens: bool = False) -> dict[str, Any]:
+    """A measure without its values by prompt and, unless asked for, without the long lists of top tokens."""
     lens = {style: {k: v for k, v in of.items() if k != "by_prompt"} for style, of in measured["lens"].items()}
-    return {**measured, "lens": lens}
+    shown = {**measured, "lens": lens}
+    if "projection" in measured and not tokens:
+        shown["projection"] = {
+            name: {k: v for k, v in part.items() if not k.startswith("top_")} if isinstance(part, dict) else part
+            for name, part in measured["projection"].items()
+        }
+    return shown
 
 
 if __name__ == "__main__":
