@@ -1,21 +1,37 @@
 """Routers from safetensors: every layout, only the bytes needed, clear refusals, projections like naive ones."""
 
+import functools
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from fsspec.implementations.http import HTTPFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import save_file
 from torch import Tensor
 
+from classifier_emergence.checkpoints import Checkpoint
 from classifier_emergence.errors import InputError
-from classifier_emergence.routers import RouterWeights, load_routers, project_routers, random_rows
+from classifier_emergence.params import HubSource
+from classifier_emergence.router_projection import (
+    Directions,
+    controlled,
+    project_routers,
+    random_routers,
+    reported,
+    unit,
+)
+from classifier_emergence.routers import RouterWeights, load_routers
 from classifier_emergence.statistics import expected_max_cosine
 
 D, E, V = 16, 4, 40
@@ -156,7 +172,8 @@ def test_openais_own_files_are_read_in_their_dtype(dtype: torch.dtype, tmp_path:
 def test_a_projection_reads_the_unembedding_once_and_wanted_rows_again(tmp_path: Path) -> None:
     weights = load_routers(write(tmp_path, openai()))
     before = weights.bytes_read
-    project_routers(weights, gains=True, words=[[1, 2], [2]], block_rows=7)
+    sets = [reported(weights), controlled(weights), controlled(random_routers(weights, 3, seed=0))]
+    project_routers(weights, sets, words=[[1, 2], [2]], keep=[5, 30], block_rows=7)
     assert weights.bytes_read - before == (V + 2) * D * 4
 
 
@@ -202,6 +219,22 @@ def lie_in_index(folder: Path) -> None:
     index.write_text(json.dumps(content))
 
 
+def empty_header(folder: Path) -> None:
+    file = sorted(folder.glob("model-*.safetensors"))[-1]
+    file.write_bytes(b"\xff" * 8 + file.read_bytes()[8:])
+
+
+def lie_in_header(folder: Path) -> None:
+    file = sorted(folder.glob("model-*.safetensors"))[-1]
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    name = next(name for name in header if name != "__metadata__")
+    header[name]["shape"] = [10**6, 10**6]
+    encoded = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data[8 + length :])
+
+
 def truncate(folder: Path) -> None:
     file = sorted(folder.glob("model-*.safetensors"))[-1]
     os.truncate(file, file.stat().st_size - 1)
@@ -223,7 +256,9 @@ def rename_family(folder: Path) -> None:
     [
         (lose_shard, "model-00001-of-.* is missing"),
         (lie_in_index, "the index places .*layers.1.block_sparse_moe.gate.weight in .*, which lacks it"),
-        (truncate, "cannot be read .*download it again"),
+        (truncate, "cannot be read .*not what its header says.*download it again"),
+        (empty_header, "cannot be read .*no safetensors header"),
+        (lie_in_header, "cannot be read .*damaged header"),
         (pickle_only, r"only pickled weights \(pytorch_model.bin\), which are never read"),
         (rename_family, "model_type qwen3_next is not known"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
@@ -241,35 +276,151 @@ def test_a_broken_folder_is_one_clear_line(break_it: Any, said: str, tmp_path: P
 
 def test_words_and_sizes_are_checked(tmp_path: Path) -> None:
     weights = load_routers(write(tmp_path, openai()))
+    sets = [reported(weights)]
     for words in ([[]], [[V]], [[-1]]):
-        with pytest.raises(InputError, match="words: "):
-            project_routers(weights, gains=False, words=words)
+        with pytest.raises(InputError, match="words, keep: "):
+            project_routers(weights, sets, words=words)
+    with pytest.raises(InputError, match="words, keep: "):
+        project_routers(weights, sets, keep=[V])
     with pytest.raises(InputError, match="top, block_rows"):
-        project_routers(weights, gains=False, top=0)
+        project_routers(weights, sets, top=0)
+    with pytest.raises(InputError, match="experts: 1"):
+        random_routers(weights, 1, seed=0)
+
+
+# Elsewhere than on this machine
+
+
+def test_a_checkpoint_is_read_through_any_file_system(tmp_path: Path) -> None:
+    local = load_routers(sharded(tmp_path))
+    memory = MemoryFileSystem()
+    memory.put(str(tmp_path), "/moe", recursive=True)
+    remote = load_routers(Checkpoint("/moe", memory))
+    assert torch.equal(remote.weight, local.weight)
+    assert remote.total_bytes == local.total_bytes
+    assert remote.bytes_read == local.bytes_read
+    memory.rm("/moe", recursive=True)
+    with pytest.raises(InputError, match="cannot be listed"):
+        Checkpoint("/moe", memory)
+
+
+class _Ranges(SimpleHTTPRequestHandler):
+    """Serves files with ranges, and counts the bytes of bodies."""
+
+    sent = 0
+
+    def do_GET(self) -> None:
+        file = Path(self.translate_path(self.path))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if not file.is_file() or asked is None:
+            self.send_error(404)
+            return
+        start, stop = int(asked[1]), int(asked[2]) + 1
+        data = file.read_bytes()[start:stop]
+        type(self).sent += len(data)
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Range", f"bytes {start}-{start + len(data) - 1}/{file.stat().st_size}")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def end_headers(self) -> None:
+        self.send_header("Accept-Ranges", "bytes")
+        super().end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_over_http_only_the_wanted_ranges_are_sent(tmp_path: Path) -> None:
+    folder = write(tmp_path / "moe", openai() | {"block.0.mlp.mlp1_weight.blocks": torch.zeros(10**6).byte()})
+    _Ranges.sent = 0
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Ranges, directory=str(tmp_path)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        files = HTTPFileSystem()
+        weights = load_routers(Checkpoint(f"http://127.0.0.1:{server.server_port}/moe", files))
+        (found,), _ = project_routers(weights, [controlled(weights)], top=1)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    here = load_routers(folder)
+    assert torch.equal(weights.weight, here.weight)
+    assert torch.equal(found.top_ids, project_routers(here, [controlled(here)], top=1)[0][0].top_ids)
+    with (folder / "model.safetensors").open("rb") as file:
+        header = 8 + int.from_bytes(file.read(8), "little")
+    overhead = header + (folder / "config.json").stat().st_size
+    assert _Ranges.sent <= weights.bytes_read + overhead + 16
+    assert _Ranges.sent < 10**5 < weights.total_bytes
+
+
+def test_a_hub_checkpoint_is_that_of_its_pinned_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    memory = MemoryFileSystem()
+    monkeypatch.setattr("classifier_emergence.checkpoints.HfFileSystem", lambda: memory)
+    revision = "0" * 40
+    memory.put(str(sharded(tmp_path)), f"/org/moe@{revision}", recursive=True)
+    source = HubSource(source="hub", repo="org/moe", revision=revision, licence="none")
+    assert torch.equal(load_routers(Checkpoint.on_hub(source)).weight, load_routers(tmp_path).weight)
+    with pytest.raises(InputError, match=r"org/moe@1{40}"):
+        Checkpoint.on_hub(source.model_copy(update={"revision": "1" * 40}))
 
 
 # Projection
 
 
 @pytest.mark.parametrize("block_rows", [1, 7, 40, 4096])
-@pytest.mark.parametrize("gains", [False, True])
-def test_projection_equals_the_full_computation(gains: bool, block_rows: int, tmp_path: Path) -> None:
+def test_projection_equals_the_full_computation(block_rows: int, tmp_path: Path) -> None:
     weights = load_routers(write(tmp_path, openai()))
     words = [[3], [5, 39, 7], [0]]
-    got = project_routers(weights, top=10, gains=gains, words=words, block_rows=block_rows)
+    sets = [reported(weights), controlled(weights)]
+    found, _ = project_routers(weights, sets, top=10, words=words, block_rows=block_rows)
     rows, unembedding = weights.weight.double(), unembedding_of(weights).double()
-    if gains:
-        rows, unembedding = rows * weights.gain[:, None].double(), unembedding * weights.final_gain.double()
-    full = torch.nn.functional.cosine_similarity(rows[:, :, None], unembedding, dim=-1)
-    top = full.topk(10, dim=-1)
-    assert torch.equal(got.top_ids, top.indices)
-    torch.testing.assert_close(got.top_scores.double(), top.values, atol=1e-6, rtol=0)
-    torch.testing.assert_close(got.mean, full.mean(-1), atol=1e-7, rtol=0)
-    torch.testing.assert_close(got.std, full.std(-1, correction=0), atol=1e-6, rtol=0)
-    for column, ids in enumerate(words):
-        best = full[..., ids].amax(-1)
-        torch.testing.assert_close(got.score[..., column].double(), best, atol=1e-6, rtol=0)
-        assert torch.equal(got.rank[..., column], 1 + (full > best[..., None]).sum(-1))
+    folded = (rows - rows.mean(1, keepdim=True)) * weights.gain[:, None].double()
+    for got, row, tokens in ((found[0], rows, unembedding), (found[1], folded, unembedding * weights.final_gain)):
+        full = torch.nn.functional.cosine_similarity(row[:, :, None], tokens.double(), dim=-1)
+        top = full.topk(10, dim=-1)
+        assert torch.equal(got.top_ids, top.indices)
+        torch.testing.assert_close(got.top_scores.double(), top.values, atol=1e-6, rtol=0)
+        torch.testing.assert_close(got.mean, full.mean(-1), atol=1e-7, rtol=0)
+        torch.testing.assert_close(got.std, full.std(-1, correction=0), atol=1e-6, rtol=0)
+        torch.testing.assert_close(got.z, (top.values[..., 0] - full.mean(-1)) / full.std(-1, correction=0))
+        for column, ids in enumerate(words):
+            best = full[..., ids].amax(-1)
+            torch.testing.assert_close(got.score[..., column].double(), best, atol=1e-6, rtol=0)
+            assert torch.equal(got.rank[..., column], 1 + (full > best[..., None]).sum(-1))
+
+
+@pytest.mark.parametrize("block_rows", [1, 7, 4096])
+def test_rows_of_top_tokens_and_of_those_asked_for_are_kept(block_rows: int, tmp_path: Path) -> None:
+    weights = load_routers(write(tmp_path, openai()))
+    found, kept = project_routers(
+        weights, [controlled(weights)], top=3, words=[[4, 9]], keep=[0, 38], block_rows=block_rows
+    )
+    assert set(kept.ids.tolist()) == {*found[0].top_ids.flatten().tolist(), 4, 9, 0, 38}
+    assert kept.ids.equal(kept.ids.sort().values)
+    full = unembedding_of(weights)
+    torch.testing.assert_close(kept.mean, full.mean(0))
+    ids = torch.tensor([[38, 4], [9, 0]])
+    expected = unit((full - full.mean(0)) * weights.final_gain)[ids]
+    torch.testing.assert_close(kept.of(ids, centred=True), expected)
+    torch.testing.assert_close(kept.of(ids, centred=False), unit(full * weights.final_gain)[ids])
+    lost = next(i for i in range(V) if i not in kept.ids.tolist())
+    with pytest.raises(InputError, match=f"ids: {lost} was not kept"):
+        kept.of(torch.tensor([lost]), centred=True)
+
+
+def test_what_all_experts_share_does_not_count(tmp_path: Path) -> None:
+    shift = torch.randn(D, generator=torch.Generator().manual_seed(3))
+    names = [f"block.{n}.mlp.gate.weight" for n in range(2)]
+    moved = openai() | {name: openai()[name] + 5 * shift for name in names}
+    here, there = load_routers(write(tmp_path / "a", openai())), load_routers(write(tmp_path / "b", moved))
+    torch.testing.assert_close(controlled(here).rows, controlled(there).rows)
+    # It indeed changes nobody's choice: a softmax over the experts gives the same weights.
+    states = torch.randn(50, D, generator=torch.Generator().manual_seed(4))
+    before, after = (states @ weights.weight[0].T for weights in (here, there))
+    torch.testing.assert_close(before.softmax(-1), after.softmax(-1), atol=1e-5, rtol=1e-4)
 
 
 def test_a_planted_word_is_found_and_random_rows_stay_within_chance(tmp_path: Path) -> None:
@@ -282,20 +433,27 @@ def test_a_planted_word_is_found_and_random_rows_stay_within_chance(tmp_path: Pa
         router[2] = final * head[77 + n] / gain  # what the router must hold so that expert 2 reads token 77 + n
         tensors |= {f"block.{n}.mlp.gate.weight": router, f"block.{n}.mlp.norm.scale": gain.clone()}
     weights = load_routers(write(tmp_path, tensors))
-    planted = project_routers(weights, gains=True, words=[[77], [78]], block_rows=1024)
+    plain_null, folded_null = (each(random_routers(weights, 8, seed=0)) for each in (reported, controlled))
+    sets = [controlled(weights), reported(weights), folded_null, plain_null]
+    (planted, stored, *nulls), _ = project_routers(weights, sets, words=[[77], [78]], block_rows=1024)
     for n in range(2):
         assert planted.top_ids[n, 2, 0] == 77 + n
         assert planted.rank[n, 2, n] == 1
-        assert planted.top_scores[n, 2, 0] == pytest.approx(1, abs=1e-5)
-    assert project_routers(weights, gains=False).top_scores[0, 2, 0] < 0.95  # the gains matter
-    null = random_rows(weights, seed=0)
-    torch.testing.assert_close(null.weight.norm(dim=-1), weights.weight.norm(dim=-1))
-    assert torch.equal(null.weight, random_rows(weights, seed=0).weight)
-    for gains in (False, True):
-        chance = project_routers(null, gains=gains)
+        assert planted.top_scores[n, 2, 0] > 0.8
+    assert stored.top_scores[0, 2, 0] < 0.95  # the gains matter
+    assert planted.z[0, 2] > 10 > planted.z[0, 0]
+    for chance in nulls:
+        assert chance.top_ids.shape == (2, 8, 10)
         assert chance.top_scores.max() < 1.3 * expected_max_cosine(vocabulary, width)
-        z = (planted.top_scores - planted.mean[..., None]) / planted.std[..., None]
-        assert z[0, 2, 0] > 10 > z[0, 0, 0]
+    again = random_routers(weights, 8, seed=0).weight
+    assert torch.equal(reported(random_routers(weights, 8, seed=0)).rows, again)
+    assert not torch.equal(again, random_routers(weights, 8, seed=1).weight)
+
+
+def test_any_leading_shape_of_directions_is_kept(tmp_path: Path) -> None:
+    weights = load_routers(write(tmp_path, openai()))
+    (found,), _ = project_routers(weights, [Directions(torch.randn(3, D), gains=True)], top=2, words=[[1]])
+    assert (found.top_ids.shape, found.mean.shape, found.rank.shape) == ((3, 2), (3,), (3, 1))
 
 
 # Size
@@ -304,14 +462,15 @@ _AT_SIZE = """
 import resource, sys, torch
 from dataclasses import replace
 from pathlib import Path
-from classifier_emergence.routers import load_routers, project_routers
+from classifier_emergence.router_projection import controlled, project_routers
+from classifier_emergence.routers import load_routers
 torch.set_num_threads(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 weights = load_routers(Path(sys.argv[1]))
 assert weights.weight.shape == (24, 32, 2880), weights.weight.shape
 # The first 2 of 24 layers: the products of all take a minute of one core.
 some = replace(weights, layers=weights.layers[:2], weight=weights.weight[:2], gain=weights.gain[:2])
-found = project_routers(some, gains=True, words=[[200000]])
+(found,), _ = project_routers(some, [controlled(some)], words=[[200000]])
 assert found.top_ids[0, 3, 0] == 200000 and found.rank[0, 3, 0] == 1, found.top_ids[0, 3]
 growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 print(weights.bytes_read, weights.total_bytes, growth * 1024)

@@ -219,6 +219,37 @@ class Collapse(_Section):
     modal_share: Fraction
     reported_group: int = Field(ge=2)
     reported_steps: list[int] = Field(min_length=3, max_length=3)
+class MoeRouters(_Section):
+    """Routers of mixtures of experts (see ``experts``, ``routing``), and upcycling (see ``upcycling``)."""
+
+    top: int = Field(ge=2)
+    null_experts: int = Field(ge=2)
+    draws: int = Field(ge=19)
+    shuffles: int = Field(ge=19)
+    pairs_per_token: int = Field(ge=1)
+    resamples: int = Field(ge=100)
+    seed: Seed
+    discovery_rate: Fraction
+    rank: int = Field(ge=1)
+    scale: float = Field(gt=0)
+    expert_steps: int = Field(ge=1)
+    expert_learning_rate: float = Field(gt=0)
+    batch_size: int = Field(ge=1)
+    samples: int = Field(ge=1)
+    texts: int = Field(ge=2)
+    test_texts: int = Field(ge=2)
+    new_tokens: int = Field(ge=1)
+    top_k: int = Field(ge=1)
+    joint_steps: int = Field(ge=1)
+    every: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    router_learning_rate: float = Field(gt=0)
+    balance: float = Field(ge=0)
+    seeds: list[Seed] = Field(min_length=1)
+    operands: dict[str, Operands]
+    test_problems: int = Field(ge=8)
+    folds: int = Field(ge=3)
+    depth: Fraction
 
 
 class Params(_Section):
@@ -236,6 +267,8 @@ class Params(_Section):
     other_tasks: OtherTasks
     grpo: Grpo
     collapse: Collapse
+    moe_models: list[str] = Field(min_length=1)
+    moe_routers: MoeRouters
     confidence: Fraction
 
     @model_validator(mode="after")
@@ -245,6 +278,8 @@ class Params(_Section):
         for key in self.trained_models:
             if key not in self.models:
                 raise ValueError(f"trained_models: {key!r} is not among models, whose results it is compared with")
+        for key in self.moe_models:
+            source_of(key, self.registry, parameter="moe_models")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Routers of a mixture-of-experts checkpoint, read from safetensors without the model: is an expert's row a word?
+"""Routers of a mixture-of-experts checkpoint, read without the model.
 
 A router scores experts by ``R norm_l(h) + b``, an unembedding tokens by ``W_U norm_f(h)``; both read the residual
 stream through an RMS norm with a gain. Families and names of tensors, as published and as transformers 5 saves them:
@@ -6,20 +6,16 @@ Mixtral ``block_sparse_moe.gate``, OLMoE, Qwen2-MoE and Qwen3-MoE ``mlp.gate`` (
 router), Granite-MoE ``block_sparse_moe.router.layer``, GPT-OSS ``mlp.router``, and OpenAI's own files of GPT-OSS.
 """
 
-import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from classifier_emergence.checkpoints import Checkpoint
 from classifier_emergence.errors import InputError
-
-BLOCK_ROWS = 4096
 
 # Families whose norm is g * x / rms(x) in front of the router; others share names, but store 1 + g or norm elsewhere.
 _FAMILIES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "granitemoe", "gpt_oss")
@@ -27,53 +23,6 @@ _ROUTER = re.compile(
     r"model\.layers\.(\d+)\.(?:block_sparse_moe\.(?:gate|router|router\.layer)|mlp\.(?:gate|router))\.weight"
 )
 _OPENAI_ROUTER = re.compile(r"block\.(\d+)\.mlp\.gate\.weight")
-_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-
-
-class Checkpoint:
-    """Tensors of a folder's safetensors by name; counts what is read. Pickles are never opened."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.bytes_read = 0
-        """Bytes of tensor data read so far, without headers (8 bytes and a few hundred a tensor)."""
-        self._files = _files(folder)
-        names = set(self._files.values())
-        if missing := sorted(name for name in names if not (folder / name).is_file()):
-            raise InputError(f"{folder}: {missing[0]} is missing; complete the download")
-        self.total_bytes = sum((folder / name).stat().st_size for name in names)
-        """Size of all weight files."""
-        for file in sorted(names):
-            with _open(self.folder / file) as handle:  # also finds truncation
-                held = set(handle.keys())
-            if lost := sorted(name for name, its in self._files.items() if its == file and name not in held):
-                raise InputError(f"{folder}: the index places {lost[0]} in {file}, which lacks it; download both again")
-
-    @property
-    def names(self) -> list[str]:
-        """Names of all tensors."""
-        return list(self._files)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor; reads no data."""
-        with _open(self.folder / self._file(name)) as handle:
-            return tuple(handle.get_slice(name).get_shape())
-
-    def read(self, name: str, rows: slice = slice(None)) -> Tensor:
-        """Rows of a tensor in its stored dtype: float32, float16 or bfloat16."""
-        # Opened for each read: pages of the mapped file count as memory for as long as it is open.
-        with _open(self.folder / self._file(name)) as handle:
-            part = handle.get_slice(name)
-            if part.get_dtype() not in _BYTES:
-                raise InputError(f"{self.folder}: {name} is {part.get_dtype()}; give weights in {', '.join(_BYTES)}")
-            tensor: Tensor = part[rows].clone()
-        self.bytes_read += tensor.nbytes
-        return tensor
-
-    def _file(self, name: str) -> str:
-        if name not in self._files:
-            raise InputError(f"{self.folder}: no tensor {name}; give a complete checkpoint")
-        return self._files[name]
 
 
 @dataclass(frozen=True)
@@ -110,33 +59,23 @@ class RouterWeights:
         return self.checkpoint.shape(self.unembedding)[0]
 
 
-@dataclass(frozen=True)
-class RouterProjection:
-    """Cosines of every router row (layer, expert) with the whole vocabulary."""
-
-    top_ids: Tensor
-    """(L, E, k): tokens with the highest scores."""
-    top_scores: Tensor
-    """(L, E, k) float32."""
-    mean: Tensor
-    """(L, E) float64 mean over the vocabulary; a z-score is ``(score - mean) / std``."""
-    std: Tensor
-    """(L, E) float64 standard deviation over the vocabulary (divided by V)."""
-    score: Tensor
-    """(L, E, words): best score among a word's token ids."""
-    rank: Tensor
-    """(L, E, words): rank of that score over the vocabulary, 1 + number of strictly higher; 1 is the top."""
+def has_routers(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is a mixture of experts, by the names of its tensors."""
+    return any(_ROUTER.fullmatch(name) or _OPENAI_ROUTER.fullmatch(name) for name in checkpoint.names)
 
 
-def load_routers(folder: Path) -> RouterWeights:
-    """Read the routers and norm gains of a Hugging Face folder, or of OpenAI's own GPT-OSS folder.
+def load_routers(place: Path | Checkpoint) -> RouterWeights:
+    """Read the routers and norm gains of a Hugging Face checkpoint, or of OpenAI's own files of GPT-OSS.
+
+    Args:
+        place: A folder, or a checkpoint that lies elsewhere (``Checkpoint.on_hub``).
 
     Raises:
         InputError: Files are missing, truncated, pickled or disagree; the model is dense or of another family; or
             shapes do not fit. One line that names the folder and what to do.
     """
-    config = _json(folder, "config.json")
-    checkpoint = Checkpoint(folder)
+    checkpoint = place if isinstance(place, Checkpoint) else Checkpoint(place)
+    config, folder = checkpoint.json("config.json"), checkpoint.root
     names = set(checkpoint.names)
     openai = any(_OPENAI_ROUTER.fullmatch(name) for name in names)
     pattern = _OPENAI_ROUTER if openai else _ROUTER
@@ -186,129 +125,7 @@ def load_routers(folder: Path) -> RouterWeights:
     )
 
 
-def random_rows(weights: RouterWeights, *, seed: int) -> RouterWeights:
-    """The same checkpoint with each router row in a random direction (uniform on the sphere) and of equal norm.
-
-    Its projection is the null; ``statistics.expected_max_cosine(V, d)`` is the null's largest plain cosine if the
-    unembedding too were isotropic, which trained ones and ``gains=True`` are not.
-    """
-    rows = torch.randn(weights.weight.shape, generator=torch.Generator().manual_seed(seed))
-    norms = torch.linalg.vector_norm(weights.weight.float(), dim=-1, keepdim=True)
-    return replace(weights, weight=_unit(rows) * norms, bias=None)
-
-
-@torch.no_grad()
-def project_routers(
-    weights: RouterWeights,
-    *,
-    top: int = 10,
-    gains: bool,
-    words: Sequence[Sequence[int]] = (),
-    block_rows: int = BLOCK_ROWS,
-) -> RouterProjection:
-    """Cosine of every router row with every unembedding row, in one pass over blocks of the vocabulary.
-
-    ``cos(R[e], W_U[t])``, or with ``gains`` ``cos(g_l * R[e], g_f * W_U[t])``: the directions that raise expert e and
-    token t before the norms scale them. Memory: (L E) x (block_rows + d) + block_rows x d float32, a few times over.
-
-    Args:
-        weights: Of a checkpoint, or ``random_rows`` of it.
-        top: How many top tokens to keep.
-        gains: Whether the gains of both norms are folded in.
-        words: Token ids of each word whose best score and rank are wanted.
-        block_rows: Rows of the unembedding held at once.
-
-    Raises:
-        InputError: ``top`` or ``block_rows`` is not positive, a word has no ids or one outside the vocabulary, or the
-            unembedding holds NaN or infinity.
-    """
-    vocabulary = weights.vocabulary
-    if top < 1 or block_rows < 1:
-        raise InputError(f"top, block_rows: {top}, {block_rows}: both must be at least 1")
-    if bad := [list(ids) for ids in words if not ids or min(ids) < 0 or max(ids) >= vocabulary]:
-        raise InputError(f"words: {bad[0]}: pass at least one id, each within 0..{vocabulary - 1}")
-    directions = weights.weight.float()
-    if gains:
-        directions = directions * weights.gain.float()[:, None]
-    directions = _unit(directions).flatten(0, 1)
-
-    def scores_of(start: int, stop: int) -> Tensor:
-        rows = weights.checkpoint.read(weights.unembedding, slice(start, stop)).float()
-        return directions @ _unit(rows * weights.final_gain.float() if gains else rows).T
-
-    n = len(directions)
-    # One by one and first: a rank counts what is above a score that must be known before the pass.
-    wanted = {i: scores_of(i, i + 1)[:, 0] for i in sorted({i for ids in words for i in ids})}
-    best = torch.empty(n, len(words))
-    for column, ids in enumerate(words):
-        best[:, column] = torch.stack([wanted[i] for i in ids]).amax(0)
-    higher = torch.zeros(n, len(words), dtype=torch.int64)
-    total, squares = torch.zeros(2, n, dtype=torch.float64)
-    top_scores, top_ids = torch.empty(n, 0), torch.empty(n, 0, dtype=torch.int64)
-    for start in range(0, vocabulary, block_rows):
-        scores = scores_of(start, min(start + block_rows, vocabulary))
-        for i in range(start, start + scores.shape[1]):
-            if i in wanted:  # a product of another shape rounds otherwise: a token would rank below itself
-                scores[:, i - start] = wanted[i]
-        total += scores.sum(-1, dtype=torch.float64)
-        squares += torch.linalg.vector_norm(scores, dim=-1, dtype=torch.float64).square()
-        for column in range(len(words)):
-            higher[:, column] += (scores > best[:, column, None]).sum(-1)
-        found, at = scores.topk(min(top, scores.shape[1]), dim=-1)
-        top_scores, top_ids = torch.cat([top_scores, found], -1), torch.cat([top_ids, at + start], -1)
-        top_scores, kept = top_scores.topk(min(top, top_scores.shape[1]), dim=-1)
-        top_ids = top_ids.gather(-1, kept)
-    if not squares.isfinite().all():
-        raise InputError(f"{weights.checkpoint.folder}: {weights.unembedding} holds NaN or infinity; download it again")
-    mean = total / vocabulary
-    std = (squares / vocabulary - mean.square()).clamp(min=0).sqrt()
-    shape = weights.weight.shape[:2]
-    parts = (top_ids, top_scores, mean, std, best, 1 + higher)
-    return RouterProjection(*(part.unflatten(0, shape) for part in parts))
-
-
-def _unit(rows: Tensor) -> Tensor:
-    unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-12)
-    return unit
-
-
 def _sparse_layers(config: dict[str, Any]) -> list[int]:
     """Blocks that have a router: all, but for what Qwen's configs make dense."""
     dense, step = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step") or 1
     return [i for i in range(config.get("num_hidden_layers") or 0) if i not in dense and (i + 1) % step == 0]
-
-
-def _files(folder: Path) -> dict[str, str]:
-    """File of every tensor: of model.safetensors, else of its index."""
-    if (folder / "model.safetensors").is_file():
-        with _open(folder / "model.safetensors") as handle:
-            return dict.fromkeys(handle.keys(), "model.safetensors")
-    index = "model.safetensors.index.json"
-    if (folder / index).is_file():
-        files = _json(folder, index).get("weight_map")
-        if isinstance(files, dict) and files and all(isinstance(f, str) and Path(f).name == f for f in files.values()):
-            return files
-        raise InputError(f"{folder}: {index} holds no weight_map of tensors to files; download it again")
-    if pickles := sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in folder.glob(kind)):
-        raise InputError(f"{folder}: only pickled weights ({pickles[0]}), which are never read; give *.safetensors")
-    raise InputError(f"{folder}: neither model.safetensors nor {index}; give a folder of a checkpoint")
-
-
-def _open(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: larger than memory allows to map
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{file}: cannot be read ({reason}); download it again") from error
-
-
-def _json(folder: Path, name: str) -> dict[str, Any]:
-    if not (folder / name).is_file():
-        raise InputError(f"{folder}: no {name}; give a folder of a checkpoint")
-    try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{folder}: {name} cannot be read; download it again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{folder}: {name} cannot be read; download it again")
-    return content

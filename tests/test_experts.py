@@ -1,0 +1,215 @@
+"""What experts say, against chance: planted words are found, random rows are not, tokens are classed by rule."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import hypergeom, kstest
+from test_routers import E, openai, write
+from torch import Tensor
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.experts import (
+    NEAREST,
+    category,
+    coherence,
+    equal_frequency,
+    equal_frequency_coherence,
+    false_discovery,
+    judge_coherence,
+    judge_maxima,
+    judge_words,
+    rank_p,
+    token_class,
+    token_pool,
+)
+from classifier_emergence.router_projection import controlled, project_routers, random_routers, unit
+from classifier_emergence.routers import RouterWeights, load_routers
+
+WIDTH, VOCABULARY = 96, 3000
+
+
+def maxima(*shape: int, seed: int) -> np.ndarray:
+    """Largest of 3000 normals."""
+    random = np.random.default_rng(seed)
+    return random.normal(size=(int(np.prod(shape)), VOCABULARY)).max(-1).reshape(shape)
+
+
+# --- Maxima ---
+
+
+def test_p_values_of_maxima_are_even_under_the_null_and_nothing_is_found() -> None:
+    observed = maxima(6, 50, seed=1)
+    found = judge_maxima(observed, maxima(300, seed=2))
+    assert kstest(found.p.ravel(), "uniform").pvalue > 0.01
+    assert (found.q > 0.05).all()
+    assert found.null_n == 300
+    assert found.null_mean < found.null_95 < found.null_largest
+
+
+def test_a_maximum_beyond_chance_is_found_among_hundreds_and_among_other_layers() -> None:
+    observed = maxima(6, 50, seed=1)
+    observed[4, 7] = 9
+    found = judge_maxima(observed, maxima(100, seed=2))
+    assert found.q[4, 7] < 0.001  # which the 1 / 101 of counting could never show
+    assert ((found.q <= 0.05).sum(), found.p_other_layers[4, 7]) == (1, pytest.approx(1 / 251))
+    # If all experts go beyond chance, none stands out among them.
+    all_large = judge_maxima(maxima(6, 50, seed=1) + 4, maxima(100, seed=2))
+    assert (all_large.q < 0.05).all()
+    assert 0.4 < all_large.p_other_layers.mean() < 0.6
+
+
+def test_one_layer_has_no_other_layers() -> None:
+    assert (judge_coherence(np.array([[0.5, 0.9]]), np.linspace(0, 1, 30)).p_other_layers == 1).all()
+
+
+def test_too_small_a_null_is_refused() -> None:
+    with pytest.raises(InputError, match="null: 19 random directions"):
+        judge_maxima(maxima(2, 2, seed=0), maxima(19, seed=0))
+
+
+def test_false_discovery_is_that_of_benjamini_and_hochberg() -> None:
+    p = np.array([[0.01, 0.04], [0.03, 0.5]])
+    np.testing.assert_allclose(false_discovery(p), [[0.04, 0.04 * 4 / 3], [0.04 * 4 / 3, 0.5]])
+
+
+# --- Coherence ---
+
+
+def test_coherence_is_the_mean_over_pairs() -> None:
+    rows = unit(torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)))
+    pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
+    expected = torch.stack([(rows[:, i] * rows[:, j]).sum(-1) for i, j in pairs]).mean(0)
+    torch.testing.assert_close(coherence(rows), expected)
+    torch.testing.assert_close(coherence(rows[:, :1].expand(-1, 4, -1)), torch.ones(3))
+    with pytest.raises(InputError, match="rows: 1 of them"):
+        coherence(rows[:, :1])
+
+
+def test_equally_frequent_tokens_are_near_in_number_and_never_the_token_itself() -> None:
+    pool = torch.tensor(token_pool(VOCABULARY, 600))
+    ids = torch.stack([pool[::29], pool[::29] + 1]).clamp(max=VOCABULARY - 1)
+    at = equal_frequency(ids, pool, 200, seed=0)
+    assert at.shape == (200, *ids.shape)
+    assert (pool[at] != ids).all()
+    assert ((at - torch.searchsorted(pool, ids)).abs() <= NEAREST).all()
+    assert at.unique(dim=0).shape[0] == 200
+    assert torch.equal(at, equal_frequency(ids, pool, 200, seed=0))
+    with pytest.raises(InputError, match="pool: 3 tokens"):
+        equal_frequency(ids, pool[:3], 1, seed=0)
+
+
+@pytest.mark.parametrize("vocabulary", [50, 3000, 201088])
+def test_the_pool_is_dense_where_tokens_are_frequent(vocabulary: int) -> None:
+    pool = token_pool(vocabulary)
+    assert pool == sorted(set(pool))
+    assert (pool[0], pool[-1]) == (0, vocabulary - 1)
+    assert len(pool) <= 4096
+    assert set(range(50)) <= set(pool)
+
+
+# --- Words ---
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 4])
+def test_rank_p_is_hypergeometric(tokens: int) -> None:
+    ranks = np.array([1, 2, 40, 99, 100])
+    # The best of m random tokens ranks r or better unless none of the m lies among the first r.
+    expected = 1 - hypergeom.pmf(0, 100, ranks, tokens)
+    np.testing.assert_allclose(rank_p(ranks, tokens, 100), expected, atol=1e-12)
+
+
+# --- Planted and random routers ---
+
+
+def checkpoint(folder: Path, planted: bool) -> RouterWeights:
+    """Two layers of four random rows; topics of ten similar tokens. Planted: expert 2 of layer 1 reads topic 7."""
+    generator = torch.Generator().manual_seed(5)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    topics = normal(VOCABULARY // 10, WIDTH)
+    head = topics.repeat_interleave(10, dim=0) + normal(VOCABULARY, WIDTH)
+    head = head[torch.randperm(VOCABULARY, generator=generator)]
+    topic = unit(head) @ unit(topics[7])
+    final, gain = torch.rand(WIDTH) + 0.5, torch.rand(WIDTH) + 0.5
+    tensors = openai() | {"unembedding.weight": head, "norm.scale": final}
+    for n in range(2):
+        router = normal(E, WIDTH)
+        if planted and n == 1:
+            router[2] = 5 * topics[7] / final / gain
+        tensors |= {f"block.{n}.mlp.gate.weight": router, f"block.{n}.mlp.norm.scale": gain.clone()}
+    (folder / "topic.txt").write_text(" ".join(map(str, topic.topk(10).indices.tolist())))
+    return load_routers(write(folder, tensors))
+
+
+@pytest.mark.parametrize("planted", [True, False])
+def test_an_expert_that_reads_a_topic_is_found_and_random_experts_are_not(planted: bool, tmp_path: Path) -> None:
+    weights = checkpoint(tmp_path, planted)
+    topic = [int(i) for i in (tmp_path / "topic.txt").read_text().split()]
+    words, pool = [topic[:2], [11], [1234, 77, 2500]], token_pool(VOCABULARY)
+    sets = [controlled(weights), controlled(random_routers(weights, 60, seed=3))]
+    (found, null), tokens = project_routers(weights, sets, words=words, keep=pool)
+    z = judge_maxima(found.z.numpy(), null.z.numpy())
+    own, chance = (coherence(tokens.of(each.top_ids, centred=True)).numpy() for each in (found, null))
+    together = judge_coherence(own, chance)
+    random_sets = equal_frequency_coherence(found.top_ids, tokens, pool, 50, seed=0)
+    evidence = judge_words(found, sets[0], words, tokens, pool, vocabulary=VOCABULARY, draws=199, seed=0)
+    # Top tokens of a random direction are more alike than random tokens: that is no topic yet.
+    assert chance.mean() > 3 * random_sets.abs().mean() > 0
+    assert abs(float(random_sets.mean())) < 0.01
+    if planted:
+        assert set(found.top_ids[1, 2].tolist()) == set(topic)
+        assert np.argwhere(z.q <= 0.05).tolist() == [[1, 2]]
+        assert together.value[1, 2] > together.null_largest
+        assert np.argwhere(evidence.q <= 0.05).tolist() == [[1, 2, 0]]
+        assert evidence.rank[1, 2, 0] <= 2
+        assert evidence.p_equal_frequency[1, 2, 0] == pytest.approx(1 / 200)
+    else:
+        assert (z.q > 0.05).all()
+        assert (together.q > 0.05).all()
+        assert (evidence.q > 0.05).all()
+
+
+# --- Categories ---
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("whitespace", ["\n\n", "   ", "\t", ""]),
+        ("digits", ["7", " 42", "٣"]),
+        ("math signs", ["+", " ==", "÷", ">="]),
+        ("punctuation", ["...", ' "', "!?", "--;\r\n", "((", "€"]),
+        ("code", [" def", "nullptr", "foo_bar", "List<", "camelCase", "x=3", "func()"]),
+        ("short", ["给", "京", "制作", " of", "Q"]),
+        ("other script", ["ثير", "银河系"]),
+        ("upper", ["CONST", " NATO"]),
+        ("title", ["Galaxy", " Company"]),
+        ("lower", [" corporation", "hipó", "metabolites"]),
+        ("mixed", ["COVIDs", "ABc"]),
+    ],
+)
+def test_tokens_are_classed_by_the_written_rules(name: str, texts: list[str]) -> None:
+    assert {text: token_class(text) for text in texts} == dict.fromkeys(texts, name)
+
+
+@pytest.mark.parametrize(
+    ("expected", "texts"),
+    [
+        ("GENERAL", [" corporation", " Corporate", " Company"]),
+        ("SHORT_TOKENS", ["给", "京", "制作"]),
+        ("MATH", ["7", "+", "42", " word"]),
+        ("GENERAL", ["7", "+", " two", " words"]),  # half is not more than half
+        ("CODE", ["nullptr", "_x", " word"]),
+    ],
+)
+def test_an_expert_has_the_category_of_most_of_its_tokens(expected: str, texts: list[str]) -> None:
+    assert category(texts) == expected
+
+
+def test_an_expert_without_tokens_has_no_category() -> None:
+    with pytest.raises(InputError, match="texts: no top tokens"):
+        category([])
