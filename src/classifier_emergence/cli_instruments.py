@@ -158,7 +158,7 @@ def lens(
     reading = measure(lm, prompts, target or [], layers=layer, null_words=null_words)
     if reading.targets:
         table(
-            ["target", "prompt", "largest probability", "at", "best rank", "p", "over layers"],
+            ["target", "prompt", "largest probability", "at", "best rank", "p", "over layers, by decades"],
             [
                 [word, prompt, percent(reading.peak_alignment[t, j], 3), reading.peak_layer[t][j],
                  number(int(reading.rank[t, :, j].min())), number(reading.p[t][j]),

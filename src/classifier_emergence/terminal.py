@@ -3,6 +3,7 @@
 Prompts, labels and tokens are hostile text: nothing of them is taken as markup or as a control sequence.
 """
 
+import math
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -27,10 +28,10 @@ def shortened(text: str) -> str:
     return printable(text) if len(text) <= _WIDEST else f"{printable(text[: _WIDEST - 1])}…"
 
 
-def spark(values: Sequence[float], *, low: float = 0.0, high: float = 1.0) -> str:
-    """A curve in one line of block characters, one a value: ``▁▃█``."""
+def spark(values: Sequence[float]) -> str:
+    """Probabilities as one line of block characters, ``▁▃█``, a step a decade: blank below 10⁻⁷, full from 0.3 on."""
     top = len(_BARS) - 1
-    return "".join(_BARS[max(0, min(top, round((v - low) / (high - low) * top)))] for v in values)
+    return "".join(_BARS[0 if v <= 0 else max(0, min(top, top + round(math.log10(v))))] for v in values)
 
 
 def bar(value: float, width: int = 20) -> str:
@@ -60,9 +61,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str |
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", pad_edge=False)
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         grid.add_column(Text(column), overflow="fold")
     for row in rows:
         grid.add_row(*(Text(shortened(cell)) for cell in row))
-    Console(highlight=False).print(grid)
+    console = Console(highlight=False)
+    if title:
+        console.print(Text(title))
+    console.print(grid)
