@@ -1,5 +1,6 @@
 """Fine-tuning on anyone's task: it does what it says on held-out items, and leaves nothing half done."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 
 from classifier_emergence import finetuning
 from classifier_emergence.catalogue import open_model
@@ -36,22 +38,34 @@ def llama(tiny_models: Path) -> LanguageModel:
     return load(str(tiny_models / "tiny-llama"), {})
 
 
-def test_the_lens_names_the_class_after_dual_reward_and_the_adapter_keeps_it(
-    llama: LanguageModel, tiny_models: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def outspoken(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy with a larger gain before the unembedding; the tiny model itself cannot be sure of any token."""
+    folder = tmp_path_factory.mktemp("outspoken") / "model"
+    shutil.copytree(tiny_models / "tiny-llama", folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] *= 20
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_the_lens_names_the_class_after_dual_reward_and_the_adapter_keeps_it(outspoken: Path, tmp_path: Path) -> None:
+    llama = load(str(outspoken), {})
     weights = {name: p.clone() for name, p in llama.model.named_parameters()}
-    settings: dict[str, Any] = {"steps": 30, "learning_rate": 1e-2, "layer": "L3"}
+    settings: dict[str, Any] = {"steps": 60, "learning_rate": 1e-2, "layer": "L3"}
     taught = dual_reward(llama, arithmetic(), tmp_path / "adapter", **settings)
     row = taught.layers.index("L3")
-    assert taught.after.alignment[row] > 10 * taught.before.alignment[row]
-    assert taught.after.top.accuracy > taught.before.top.accuracy
+    assert taught.before.alignment[row] < 0.1
+    assert taught.before.top.accuracy == 0
+    assert taught.after.alignment[row] > 0.5
+    assert taught.after.top.accuracy > 0.5
     assert taught.after.top.n == taught.n_test == len(held_out(arithmetic())[1])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
     write_result(tmp_path / "dual.json", taught.to_dict())
     assert len(taught.rows()) == 5
     assert all(torch.equal(p, weights[name]) for name, p in llama.model.named_parameters())
 
-    again = open_model(str(tiny_models / "tiny-llama"), adapter=tmp_path / "adapter")
+    again = open_model(str(outspoken), adapter=tmp_path / "adapter")
     items = held_out(arithmetic())[1]
     words = [word_tokens(word, llama.tokenizer) for word in WORDS]
     scores = alignment(again.model, again.tokenizer, [i.prompt for i in items], [i.label for i in items], words)
@@ -127,7 +141,7 @@ def test_an_output_that_exists_or_is_being_written_is_refused(llama: LanguageMod
         ({"layer": "L7"}, "has emb and L0 to L3"),
         ({"steps": 0}, "steps: 0 is too small"),
         ({"learning_rate": 0.0}, "learning_rate: 0.0 is not positive"),
-        ({"learning_rate": 1e6, "steps": 20}, "learning_rate: training diverged"),
+        ({"learning_rate": 1e30, "steps": 4}, "learning_rate: training diverged"),
     ],
 )
 def test_bad_settings_are_refused_by_name(

@@ -248,7 +248,7 @@ def test_prompts_that_cannot_be_read_are_refused(llama: LanguageModel) -> None:
             lens(llama, prompts)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(min_size=1, max_size=30) | st.sampled_from(HOSTILE), min_size=1, max_size=3))
 def test_hostile_prompts_survive_json_and_figures(llama: LanguageModel, tmp_path: Path, prompts: list[str]) -> None:
     try:
@@ -267,7 +267,7 @@ def test_readings_export_and_draw_hostile_labels(llama: LanguageModel, tmp_path:
     readings = [
         probe(llama, PROMPTS, labels, shuffles=3, test=[HOSTILE[1]]),
         direction(llama, PROMPTS, labels, shuffles=3, layers=["L1", "L2"], top=3),
-        lens(llama, HOSTILE[:4], ["add", "river"], null_words=3),
+        lens(llama, HOSTILE[:4], ["add", "coins"], null_words=3),
     ]
     pytest.importorskip("pandas")
     for i, reading in enumerate(readings):
