@@ -243,7 +243,7 @@ def folds_of(
     own = list(range(len(y))) if groups is None else list(groups)
     counts = [len({own[i] for i in (y == c).nonzero()[:, 0].tolist()}) for c in range(len(classes))]
     if min(counts) < 2:
-        what = "example" if groups is None else "group of examples"
+        what = "example" if len(set(own)) == len(own) else "group of examples"
         scarce = classes[int(np.argmin(counts))]
         raise InputError(f"class {scarce!r}: one {what}; give at least two, so that one can be held out")
     n = min(limit, *counts)
