@@ -52,7 +52,7 @@ class LayerProbes(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scik
         check_is_fitted(self)
         return np.asarray(self.probes_.predict_proba(_states(x)).numpy())
 
-    def score(self, x: ArrayLike, y: Sequence[Any] | ArrayLike) -> NDArray[np.float64]:  # type: ignore[override]
+    def score(self, x: ArrayLike, y: Sequence[Any] | ArrayLike) -> NDArray[np.float64]:
         """(layers,) accuracies."""
         return np.asarray((self.predict(x) == np.asarray(y)).mean(-1), dtype=np.float64)
 

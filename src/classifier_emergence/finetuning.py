@@ -165,6 +165,8 @@ def _fine_tune(
             raise InputError(f"{name}: {value} is too small; pass at least 1")
     if not schedule.learning_rate > 0:
         raise InputError(f"learning_rate: {schedule.learning_rate} is not positive; pass for instance 0.0005")
+    if lm.tokenizer.eos_token_id is None:
+        raise InputError(f"{lm.key}: the tokenizer has no end token, which ends every answer; set one")
     check_prompts(lm, [item.prompt for item in task.items])
     words = [_target_word(word, lm) for word in task.words]
     kept, test = held_out(task)
