@@ -41,7 +41,7 @@ def main() -> None:
 def reproduce(picks: list[str], *, list_only: bool = False) -> int:
     """Run and compare; 0 if everything agrees."""
     stages = select(picks)
-    minutes = {name: _minutes(name, stage) for name, stage in stages.items()}
+    minutes = {name: minutes_of(name, stage) for name, stage in stages.items()}
     if list_only:
         for name in stages:
             console.print(f"{name}  about {minutes[name]:g} min", markup=False)
@@ -86,7 +86,8 @@ def select(picks: list[str]) -> dict[str, PipelineStage]:
         return {name: order[name] for name in sorted(order, key=lambda name: rank.get(name, 0)) if name in wanted}
 
 
-def _minutes(name: str, stage: PipelineStage) -> float:
+def minutes_of(name: str, stage: PipelineStage) -> float:
+    """What a stage takes on two cores, from its ``meta`` in dvc.yaml."""
     minutes = (stage.meta or {}).get("minutes", 1.0)
     return float(minutes.get(name.partition("@")[2], 2.0) if isinstance(minutes, dict) else minutes)
 

@@ -1,0 +1,83 @@
+"""Router rows as words: the projection of ``routers`` with tokens spelt out, beside random rows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.routers import load_routers, project_routers, random_rows
+from classifier_emergence.statistics import expected_max_cosine
+from classifier_emergence.vocabulary import token_text, word_tokens
+
+
+def project_folder(
+    folder: Path, *, words: Sequence[str] = (), gains: bool = False, top: int = 10, seed: int = 0
+) -> dict[str, Any]:
+    """Cosines of every router row of a checkpoint with the vocabulary; see ``routers.project_routers``.
+
+    Args:
+        folder: Checkpoint in the Hugging Face layout (or OpenAI's of GPT-OSS) with its tokenizer.
+        words: Words whose ranks are wanted.
+        gains: Whether the gains of both norms are folded in.
+        top: How many tokens to keep for each expert.
+        seed: Of the random rows that give the null.
+
+    Returns:
+        ``experts``: for each its ``layer``, ``expert``, ``top_tokens``, ``top_scores`` and largest ``z`` (standard
+        deviations above the mean over the vocabulary). ``words``: for each the best rank over all experts, and over as
+        many random rows. ``largest`` and, under ``null``, the largest cosine of random rows and what chance gives.
+
+    Raises:
+        InputError: See ``routers.load_routers``; or there is no tokenizer, or a word is no single token of it.
+    """
+    weights = load_routers(folder)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a damaged file makes transformers stumble in any way
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{folder}: no tokenizer can be read ({reason}); put it beside the weights") from error
+    ids = []
+    for word in words:
+        if not (found := word_tokens(word, tokenizer).ids):
+            raise InputError(f"word {word!r}: no single token of this vocabulary in any form; choose another")
+        ids.append(found)
+    seen = project_routers(weights, top=top, gains=gains, words=ids)
+    null = project_routers(random_rows(weights, seed=seed), top=1, gains=gains, words=ids)
+    z = (seen.top_scores[..., 0] - seen.mean) / seen.std
+    experts = [
+        {
+            "layer": layer,
+            "expert": expert,
+            "top_tokens": [token_text(tokenizer, int(t)) for t in seen.top_ids[i, expert]],
+            "top_scores": seen.top_scores[i, expert].tolist(),
+            "z": float(z[i, expert]),
+        }
+        for i, layer in enumerate(weights.layers)
+        for expert in range(weights.weight.shape[1])
+    ]
+    found_words = []
+    for k, word in enumerate(words):
+        i, expert = divmod(int(seen.rank[..., k].argmin()), weights.weight.shape[1])
+        found_words.append(
+            {
+                "word": word,
+                "best_rank": int(seen.rank[i, expert, k]),
+                "layer": weights.layers[i],
+                "expert": expert,
+                "null_best_rank": int(null.rank[..., k].min()),
+            }
+        )
+    return {
+        "gains": gains,
+        "seed": seed,
+        "vocabulary": weights.vocabulary,
+        "experts": experts,
+        "words": found_words,
+        "largest": float(seen.top_scores.max()),
+        "null": {
+            "largest": float(null.top_scores.max()),
+            "expected_max_cosine": expected_max_cosine(weights.vocabulary, weights.weight.shape[-1]),
+        },
+    }

@@ -1,0 +1,72 @@
+"""Text, tables and small curves on the terminal; plain tab-separated lines where the output is piped.
+
+Prompts, labels and tokens are hostile text: nothing of them is taken as markup or as a control sequence.
+"""
+
+import math
+import sys
+import unicodedata
+from collections.abc import Sequence
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_WIDEST = 60  # characters of one cell
+
+
+def printable(text: str) -> str:
+    r"""One line that is safe to print; letters of every script and emoji stay.
+
+    Control, format and unassigned characters, line ends and unusual spaces become ``\u{hex}``. Text with right-to-left
+    letters is wrapped in isolates (Unicode Standard Annex 9), so that it does not reorder its neighbours.
+    """
+    shown = "".join(c if c == " " or unicodedata.category(c)[0] not in "CZ" else f"\\u{{{ord(c):x}}}" for c in text)
+    rtl = any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in shown)
+    return f"\u2068{shown}\u2069" if rtl else shown
+
+
+def shortened(text: str) -> str:
+    """``printable``, cut where a table's cell would grow too wide."""
+    return printable(text) if len(text) <= _WIDEST else f"{printable(text[: _WIDEST - 1])}…"
+
+
+def spark(values: Sequence[float]) -> str:
+    """Probabilities as one line of block characters, ``▁▃█``, a step a decade: blank below 10⁻⁷, full from 0.3 on."""
+    top = len(_BARS) - 1
+    return "".join(_BARS[0 if v <= 0 else max(0, min(top, top + round(math.log10(v))))] for v in values)
+
+
+def bar(value: float, width: int = 20) -> str:
+    """A horizontal bar of a share: ``██████▌``."""
+    eighths = round(max(0.0, min(1.0, value)) * width * 8)
+    return "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")
+
+
+def say(text: str = "") -> None:
+    """One line of our own words on standard output."""
+    sys.stdout.write(f"{text}\n")
+
+
+def complain(text: str) -> None:
+    """One line on standard error."""
+    sys.stderr.write(f"{printable(' '.join(text.split()))}\n")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+    """A table on the terminal; tab-separated lines with a header, nothing cut, where the output is piped."""
+    if not sys.stdout.isatty():
+        for row in (columns, *rows):
+            say("\t".join(printable(cell) for cell in row))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        grid.add_column(Text(column), overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(shortened(cell)) for cell in row))
+    console = Console(highlight=False)
+    if title:
+        console.print(Text(title))
+    console.print(grid)

@@ -1,0 +1,322 @@
+"""The command line: what it prints and writes, how it refuses, and that it starts fast."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from classifier_emergence import cli_paper, instrument_lens
+from classifier_emergence.cli import app, run
+from classifier_emergence.cli_options import labelled_prompts
+from classifier_emergence.errors import InputError
+from classifier_emergence.results import read_result, write_result
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = "smollm2-135m-instruct"
+CLASSES = ["--class", "multiply:7 * 8 =|12 * 5 =|3 * 9 =", "--class", "add:23 + 45 =|17 + 38 =|11 + 22 ="]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def ce(tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Run:
+    """Run a command line in an empty folder, on the tiny model: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+    model = str(tiny_models / "tiny-llama")
+
+    def call(*words: str) -> tuple[int, str, str]:
+        code = run([model if word == MODEL else word for word in words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def mixture(tiny_models: Path, tmp_path: Path) -> Path:
+    """A tiny mixture of experts with a tokenizer beside it."""
+    torch.manual_seed(0)
+    size = json.loads((tiny_models / "tiny-llama" / "config.json").read_text())["vocab_size"]
+    config = MixtralConfig(
+        vocab_size=size, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=4,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "moe")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_models / "tiny-llama" / name, tmp_path / "moe")
+    return tmp_path / "moe"
+
+
+def every_command(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from every_command(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+COMMANDS = dict(every_command(typer.main.get_command(app)))
+
+
+def example(command: Any) -> list[str]:
+    text = str(command.epilog).partition("Example:")[2].replace("\\\n", " ")
+    return shlex.split(text)
+
+
+# --- Help and start ---
+
+
+def test_help_and_the_version_need_no_heavy_import() -> None:
+    code = (
+        "import sys; sys.argv = ['x', '--help']\n"
+        "from classifier_emergence.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: assert e.code == 0, e.code\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'matplotlib', 'rich', 'dvc'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "dual-reward" in done.stdout
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example_of_itself(path: tuple[str, ...], ce: Run) -> None:
+    code, out, _ = ce(*path, "--help")
+    assert code == 0
+    assert f"classifier-emergence {' '.join(path)}" in out
+    words = example(COMMANDS[path])
+    assert tuple(words[: 1 + len(path)]) == ("classifier-emergence", *path)
+
+
+@pytest.mark.parametrize("name", ["probe", "lens", "direction"])
+def test_examples_of_the_help_run(name: str, ce: Run) -> None:
+    layers = {"L16": "L1", "L20": "L2"}  # the tiny model has four blocks
+    code, _, err = ce(*(layers.get(word, word) for word in example(COMMANDS[name,])[1:]))
+    assert code == 0, err
+
+
+def test_a_group_without_a_command_shows_its_help(ce: Run) -> None:
+    for words in ([], ["models"], ["experiments"], ["routers"]):
+        code, out, err = ce(*words)
+        assert code == 2
+        assert "Usage: classifier-emergence" in out
+        assert not err
+
+
+# --- The lines that must work ---
+
+
+def test_lens(ce: Run, tmp_path: Path) -> None:
+    words = ["lens", "-m", MODEL, "7 * 8 =", "12 * 5 =", "--target", "multiply", "--target", "add", "--null-words",
+             "20", "--json", "lens.json", "--plot", "lens.png"]  # fmt: skip
+    code, out, err = ce(*words)
+    assert code == 0, err
+    result = read_result(tmp_path / "lens.json")
+    assert result["prompts"] == ["7 * 8 =", "12 * 5 ="]
+    assert result["targets"] == ["multiply", "add"]
+    assert [len(row) for row in result["alignment"]] == [5, 5]
+    assert (tmp_path / "lens.png").read_bytes().startswith(b"\x89PNG")
+    header, *rows = out.splitlines()
+    assert header.split("\t")[:2] == ["target", "prompt"]
+    assert rows[0].split("\t")[:2] == ["multiply", "7 * 8 ="]
+    assert "\x1b" not in out + err
+
+
+def test_probe_with_new_prompts(ce: Run, tmp_path: Path) -> None:
+    code, out, err = ce("probe", "-m", MODEL, *CLASSES, "--test", "11 * 12 =", "--json", "probe.json")
+    assert code == 0, err
+    result = read_result(tmp_path / "probe.json")
+    assert result["n_by_class"] == [3, 3]
+    assert result["predictions"][0]["prompt"] == "11 * 12 ="
+    assert out.splitlines()[-1] == result["verdict"]
+
+
+def test_dual_reward_then_lens_with_its_adapter(ce: Run, tmp_path: Path) -> None:
+    code, out, err = ce("dual-reward", "-m", MODEL, "--steps", "2", "--output", "./adapter", "--json", "dual.json")
+    assert code == 0, err
+    assert "adapter: adapter" in out
+    result = read_result(tmp_path / "dual.json")
+    assert result["task"] == "arithmetic"
+    assert str(tmp_path) not in (tmp_path / "dual.json").read_text()
+    code, _, err = ce("lens", "-m", MODEL, "--adapter", "./adapter", "50 - 23 =", "--json", "lens.json")
+    assert code == 0, err
+    assert read_result(tmp_path / "lens.json")["model"] == "tiny-llama+adapter"
+
+
+def test_routers_project(mixture: Path, ce: Run, tmp_path: Path) -> None:
+    code, out, err = ce("routers", "project", "-m", "./moe", "--word", "multiply", "--json", "routers.json")
+    assert code == 0, err
+    result = read_result(tmp_path / "routers.json")
+    assert [(e["layer"], e["expert"]) for e in result["experts"]] == [(i, j) for i in range(2) for j in range(4)]
+    assert result["largest"] == pytest.approx(max(e["top_scores"][0] for e in result["experts"]))
+    assert result["words"][0]["best_rank"] >= 1
+    assert "random" in out
+
+
+def test_claims(ce: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    committed = read_result(ROOT / "results" / "claims.json")
+    code, out, _ = ce("claims", "c09")
+    assert code == 0
+    assert committed["C09"]["claim"] in out
+    assert f"verdict: {committed['C09']['verdict']}" in out
+    assert len(out.splitlines()) == 4 + len(committed["C09"]["evidence"])
+    code, out, _ = ce("claims")
+    assert len(out.splitlines()) == 1 + len(committed)
+    code, _, err = ce("claims", "C99")
+    assert (code, err) == (2, "error: claim 'C99': no such claim; there are C01 to C26\n")
+
+
+# --- Other ways in, other ways out ---
+
+
+def test_prompts_from_flags() -> None:
+    task = labelled_prompts(["a: x | y=1:2 ", "b:z", "a:w"], None, None)
+    assert task.classes == ("a", "b")
+    assert [(item.prompt, item.label) for item in task.items] == [("x", 0), ("y=1:2", 0), ("w", 0), ("z", 1)]
+    assert len({item.group for item in task.items}) == 4
+    for bad in ("no colon", "a:", "a:x||y", ":x"):
+        with pytest.raises(InputError, match="write NAME:PROMPT"):
+            labelled_prompts([bad], None, None)
+    with pytest.raises(InputError, match="exactly one of"):
+        labelled_prompts(None, None, None)
+    with pytest.raises(InputError, match="exactly one of"):
+        labelled_prompts(["a:x"], Path("f.csv"), None)
+
+
+def test_prompts_from_a_file_and_hostile_labels(ce: Run, tmp_path: Path) -> None:
+    labels = ["[bold]=cmd|' /C calc'!A0", "שלום\n#"]
+    rows = [{"prompt": f"{i} \x1b[31m{'*' if i % 2 else '+'} 👩‍🔬 |", "label": labels[i % 2]} for i in range(8)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    code, out, err = ce("probe", "-m", MODEL, "--file", "p.jsonl", "--shuffles", "3", "--json", "p.json",
+                        "--test", "=1+1|", "--plot", "p.pdf")  # fmt: skip
+    assert code == 0, err
+    result = read_result(tmp_path / "p.json")
+    assert result["classes"] == labels
+    assert result["predictions"][0]["prompt"] == "=1+1|"
+    assert "\x1b" not in out + err
+    assert len(out.splitlines()) == 1 + 5 + 1 + 1 + 2
+
+
+def test_models_are_listed_shown_and_verified(ce: Run, tiny_models: Path) -> None:
+    code, out, _ = ce("models", "list")
+    assert code == 0
+    assert any(line.split("\t")[:2] == [MODEL, "wheel"] for line in out.splitlines())
+    code, out, _ = ce("models", "show", str(tiny_models / "tiny-llama"))
+    assert code == 0
+    assert "architecture\tLlamaForCausalLM" in out
+    code, out, _ = ce("models", "verify", str(tiny_models / "tiny-llama"))
+    assert code == 0
+    assert "complete" in out
+
+
+def test_compare_says_what_differs_with_its_exit_code(ce: Run, tmp_path: Path) -> None:
+    write_result(tmp_path / "a.json", {"accuracy": 0.5, "n": 100})
+    write_result(tmp_path / "b.json", {"accuracy": 0.51, "n": 100})
+    write_result(tmp_path / "c.json", {"accuracy": 0.6, "n": 100})
+    assert ce("compare", "a.json", "b.json")[0] == 0
+    code, out, _ = ce("compare", "a.json", "c.json", "--json", "d.json")
+    assert code == 1
+    assert "$.accuracy: 0.5 != 0.6" in out
+    assert len(read_result(tmp_path / "d.json")["differences"]) == 1
+    assert ce("compare", "a.json")[0] == 2
+
+
+def test_experiments_are_asked_of_the_clone(ce: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = []
+
+    def pretend(command: list[str], **options: Any) -> Any:
+        calls.append((command[2:], options["cwd"]))
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(cli_paper.subprocess, "run", pretend)
+    monkeypatch.chdir(ROOT / "tests")
+    assert ce("experiments", "status", "probing", "--json", str(tmp_path / "s.json"))[0] == 1
+    assert calls == [(["experiments.pipeline", "status", "probing", "--json", str(tmp_path / "s.json")], ROOT)]
+
+
+# --- Refusals ---
+
+BAD = {
+    "unknown command": (["nonsense"], "No such command"),
+    "no model": (["lens", "7 * 8 ="], "Missing option"),
+    "unknown model": (["lens", "-m", "smolm2-135m-instruct", "x"], "did you mean 'smollm2-135m-instruct'?"),
+    "no folder": (["lens", "-m", "./nowhere", "x"], "no such folder"),
+    "no adapter": (["lens", "-m", MODEL, "--adapter", "./nowhere", "x"], "no adapter_config.json"),
+    "no prompts": (["probe", "-m", MODEL], "exactly one of"),
+    "one example": (["probe", "-m", MODEL, "--class", "a:x|y", "--class", "b:z"], "class 'b': one example"),
+    "one class": (["probe", "-m", MODEL, "--class", "a:x|y"], "at least two"),
+    "empty prompt": (["lens", "-m", MODEL, ""], "prompt 1: empty"),
+    "no text": (["lens", "-m", MODEL, "a\udcff"], "not valid Unicode"),
+    "pieces": (["lens", "-m", MODEL, "x", "--target", "xqzxqz"], "no single token"),
+    "layer": (["lens", "-m", MODEL, "x", "--layer", "L99"], "L99"),
+    "number": (["probe", "-m", MODEL, *CLASSES, "--shuffles", "many"], "--shuffles"),
+    "plot": (["lens", "-m", MODEL, "x", "--plot", "x.gif"], "unknown ending"),
+    "folder as file": (["lens", "-m", MODEL, "x", "--json", "."], "--json"),
+    "no file": (["probe", "-m", MODEL, "--file", "nowhere.csv"], "nowhere.csv"),
+    "task": (["probe", "-m", MODEL, "--task", "nonsense"], "nonsense"),
+    "no clone": (["claims", "C09"], "not in a clone"),
+    "weight": (["dual-reward", "-m", MODEL, "--output", "o", "--class-weight", "2"], "class_weight"),
+    "answers": (["dual-reward", "-m", MODEL, "--output", "o", *CLASSES], "no answer to train on"),
+    "markup": (["lens", "-m", "[bold]\n\x1b[31m", "x"], "unknown key"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case: str, ce: Run, tmp_path: Path) -> None:
+    words, message = BAD[case]
+    code, out, err = ce(*words)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2
+    assert len(lines) == 1, err
+    assert message in lines[0]
+    assert err.splitlines()[-1] == lines[0]
+    assert not out
+    assert "\x1b" not in err
+    assert not [path for path in tmp_path.iterdir() if path.name != "o.partial"]
+
+
+def test_an_interrupt_leaves_no_file(ce: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lens.json").write_text("old")
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(instrument_lens, "residual_stream", interrupted)
+    code, _, err = ce("lens", "-m", MODEL, "x", "--json", "lens.json", "--plot", "lens.png")
+    assert (code, err.splitlines()[-1]) == (130, "interrupted; no result was written")
+    assert [path.name for path in tmp_path.iterdir()] == ["lens.json"]
+    assert (tmp_path / "lens.json").read_text() == "old"
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(
+    ce: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.json").write_text('{"n": 1}')
+    (tmp_path / "out.json").write_text("old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("classifier_emergence.results.os.fsync", full)
+    code, _, err = ce("compare", "a.json", "a.json", "--json", "out.json")
+    assert code == 2
+    assert err == "error: --json 'out.json': cannot be written (No space left on device); free space or name another\n"
+    assert (tmp_path / "out.json").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "out.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_model_is_loaded(ce: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = ce("lens", "-m", "./nowhere", "x", "--json", "file/lens.json")
+    assert code == 2
+    assert err.startswith("error: --json 'file/lens.json': cannot be written")

@@ -1,0 +1,159 @@
+"""Fine-tuning on anyone's task: it does what it says on held-out items, and leaves nothing half done."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+
+from classifier_emergence import finetuning
+from classifier_emergence.catalogue import open_model
+from classifier_emergence.classification import Item, Task
+from classifier_emergence.effects import alignment
+from classifier_emergence.errors import InputError
+from classifier_emergence.finetuning import dual_reward, held_out, sft
+from classifier_emergence.models import LanguageModel, load
+from classifier_emergence.problems import Problem
+from classifier_emergence.results import write_result
+from classifier_emergence.vocabulary import word_tokens
+
+WORDS = ("multiply", "add")
+
+
+def arithmetic(*, answers: bool = True) -> Task:
+    pairs = [(a, b) for a in range(2, 8) for b in range(2, 6)]
+    problems = [
+        (group, label, Problem(word, *pair)) for group, pair in enumerate(pairs) for label, word in enumerate(WORDS)
+    ]
+    items = [Item(p.symbol, label, group, 0, f" {p.answer}" if answers else None) for group, label, p in problems]
+    return Task("mine", WORDS, WORDS, tuple(items))
+
+
+@pytest.fixture
+def llama(tiny_models: Path) -> LanguageModel:
+    return load(str(tiny_models / "tiny-llama"), {})
+
+
+@pytest.fixture
+def outspoken(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy with a larger gain before the unembedding; the tiny model itself cannot be sure of any token."""
+    folder = tmp_path_factory.mktemp("outspoken") / "model"
+    shutil.copytree(tiny_models / "tiny-llama", folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] *= 20
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_the_lens_names_the_class_after_dual_reward_and_the_adapter_keeps_it(outspoken: Path, tmp_path: Path) -> None:
+    llama = load(str(outspoken), {})
+    weights = {name: p.clone() for name, p in llama.model.named_parameters()}
+    settings: dict[str, Any] = {"steps": 60, "learning_rate": 1e-2, "layer": "L3"}
+    taught = dual_reward(llama, arithmetic(), tmp_path / "adapter", **settings)
+    row = taught.layers.index("L3")
+    assert taught.before.alignment[row] < 0.1
+    assert taught.before.top.accuracy == 0
+    assert taught.after.alignment[row] > 0.2
+    assert taught.after.top.accuracy > taught.before.top.accuracy
+    assert taught.after.top.n == taught.n_test == len(held_out(arithmetic())[1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
+    write_result(tmp_path / "dual.json", taught.to_dict())
+    assert len(taught.rows()) == 5
+    assert all(torch.equal(p, weights[name]) for name, p in llama.model.named_parameters())
+
+    again = open_model(str(outspoken), adapter=tmp_path / "adapter")
+    items = held_out(arithmetic())[1]
+    words = [word_tokens(word, llama.tokenizer) for word in WORDS]
+    scores = alignment(again.model, again.tokenizer, [i.prompt for i in items], [i.label for i in items], words)
+    assert np.allclose(scores.own.double().mean(-1).numpy(), taught.after.alignment, rtol=1e-4)
+
+
+def test_plain_fine_tuning_trains_answers_everywhere(llama: LanguageModel, tmp_path: Path) -> None:
+    tuned = sft(llama, arithmetic(), tmp_path / "adapter", steps=2, rank=2)
+    assert tuned.settings["class_weight"] == 0.0
+    assert tuned.settings["blocks"] == 4
+    assert "class_loss" not in tuned.losses[-1]
+    assert tuned.before.answers is not None
+
+
+def test_groups_are_held_out_whole() -> None:
+    train, test = held_out(arithmetic())
+    assert not {item.group for item in train} & {item.group for item in test}
+    assert len(train) + len(test) == 48
+    assert {item.label for item in test} == {0, 1}
+    assert 8 <= len(test) <= 16
+
+
+def test_prompts_without_answers_need_the_lens_alone(llama: LanguageModel, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no answer to train on"):
+        dual_reward(llama, arithmetic(answers=False), tmp_path / "a", steps=1)
+    taught = dual_reward(llama, arithmetic(answers=False), tmp_path / "a", steps=1, class_weight=1.0)
+    assert taught.before.answers is None
+    assert "answer_loss" not in taught.losses[-1]
+
+
+def test_a_run_that_was_interrupted_leaves_no_adapter_and_goes_on(
+    llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"steps": 4, "rank": 2, "batch_size": 2}
+    whole = dual_reward(llama, arithmetic(), tmp_path / "whole", **settings)
+    real = finetuning._measure
+    calls = []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:  # after training, before the adapter is written
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(finetuning, "_measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        dual_reward(llama, arithmetic(), tmp_path / "broken", **settings)
+    assert not (tmp_path / "broken").exists()
+    monkeypatch.setattr(finetuning, "_measure", real)
+    resumed = dual_reward(llama, arithmetic(), tmp_path / "broken", **settings)
+    assert np.allclose(resumed.after.alignment, whole.after.alignment, rtol=1e-4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "whole"]
+
+
+def test_an_output_that_exists_or_is_being_written_is_refused(llama: LanguageModel, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        sft(llama, arithmetic(), tmp_path / "there", steps=1)
+    (tmp_path / "busy.partial").mkdir()
+    with FileLock(tmp_path / "busy.partial" / "lock"), pytest.raises(InputError, match="another run is writing it"):
+        sft(llama, arithmetic(), tmp_path / "busy", steps=1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        sft(llama, arithmetic(), tmp_path / "file" / "adapter", steps=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_weight": 0.0}, "class_weight: 0.0 is not within"),
+        ({"layer": "L0"}, "L0 has no block below it"),
+        ({"layer": "emb"}, "emb is no block"),
+        ({"layer": "L7"}, "has emb and L0 to L3"),
+        ({"steps": 0}, "steps: 0 is too small"),
+        ({"learning_rate": 0.0}, "learning_rate: 0.0 is not positive"),
+        ({"learning_rate": 1e30, "steps": 4}, "learning_rate: training diverged"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(
+    changes: dict[str, Any], message: str, llama: LanguageModel, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        dual_reward(llama, arithmetic(), tmp_path / "a", **{"steps": 1, **changes})
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_class_word_of_several_tokens_is_refused(llama: LanguageModel, tmp_path: Path) -> None:
+    task = arithmetic()
+    odd = Task(task.name, task.classes, ("multiply", "xqzxqz"), task.items)
+    with pytest.raises(InputError, match="'xqzxqz': with a leading space it is no single token"):
+        dual_reward(llama, odd, tmp_path / "a")
