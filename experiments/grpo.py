@@ -220,7 +220,7 @@ def reported_problems(n: int, seed: int) -> list[Problem]:
 
 def late_and_early(found: Grpo) -> dict[str, float]:
     """Mean reward of the first and the last fifth of the steps."""
-    rewards = [step["reward"] for step in found.steps]
+    rewards = [reward for step in found.steps if (reward := step["reward"]) is not None]
     n = max(1, len(rewards) // 5)
     return {"early": float(np.mean(rewards[:n])), "late": float(np.mean(rewards[-n:]))}
 
@@ -371,7 +371,8 @@ def separation(x: Tensor, y: Tensor) -> Tensor:
     same = y[:, None] == y
     other = ~torch.eye(len(y), dtype=torch.bool)
     within = torch.stack([cosine[(y == c)[:, None] & same & other].mean() for c in y.unique()])
-    return within.mean() - cosine[~same].mean()
+    difference: Tensor = within.mean() - cosine[~same].mean()
+    return difference
 
 
 def first_token(study: Study, problems: Sequence[Problem]) -> dict[str, Any]:

@@ -423,7 +423,7 @@ class GrpoWithLens(GRPOTrainer):  # type: ignore[misc]
             metrics = {"watched": self.watch()}
             self.log(metrics)
             self.model.train()
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -527,7 +527,7 @@ def _completion_states(model: PreTrainedModel, ids: Tensor, mask: Tensor, start:
     prompts, seen, rows = _distinct(ids[:, :start], mask[:, :start])
     decoder = model.get_decoder()
     output = _decode(decoder, prompts, seen, (seen.cumsum(-1) - 1).clamp(min=0))
-    last = output.last_hidden_state[rows, -1:]
+    last: Tensor = output.last_hidden_state[rows, -1:]
     if ids.shape[1] - start == 1:
         return last
     cache = output.past_key_values
@@ -570,7 +570,8 @@ def _live_readout(model: PreTrainedModel) -> Readout:
 
 
 def _base(model: Any) -> PreTrainedModel:
-    base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    found: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: PreTrainedModel = found
     return base
 
 

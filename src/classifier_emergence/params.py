@@ -219,6 +219,8 @@ class Collapse(_Section):
     modal_share: Fraction
     reported_group: int = Field(ge=2)
     reported_steps: list[int] = Field(min_length=3, max_length=3)
+
+
 class MoeRouters(_Section):
     """Routers of mixtures of experts (see ``experts``, ``routing``), and upcycling (see ``upcycling``)."""
 

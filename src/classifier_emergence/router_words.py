@@ -1,4 +1,4 @@
-"""Router rows as words: the projection of ``routers`` with tokens spelt out, beside random rows."""
+"""Router rows as words: the projection of ``router_projection`` with tokens spelt out, beside random rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.routers import load_routers, project_routers, random_rows
+from classifier_emergence.router_projection import controlled, project_routers, random_routers, reported
+from classifier_emergence.routers import load_routers
 from classifier_emergence.statistics import expected_max_cosine
 from classifier_emergence.vocabulary import token_text, word_tokens
 
@@ -15,12 +16,12 @@ from classifier_emergence.vocabulary import token_text, word_tokens
 def project_folder(
     folder: Path, *, words: Sequence[str] = (), gains: bool = False, top: int = 10, seed: int = 0
 ) -> dict[str, Any]:
-    """Cosines of every router row of a checkpoint with the vocabulary; see ``routers.project_routers``.
+    """Cosines of every router row of a checkpoint with the vocabulary; see ``router_projection.project_routers``.
 
     Args:
         folder: Checkpoint in the Hugging Face layout (or OpenAI's of GPT-OSS) with its tokenizer.
         words: Words whose ranks are wanted.
-        gains: Whether the gains of both norms are folded in.
+        gains: Whether the gains of both norms are folded in, and what all experts of a layer share is taken out.
         top: How many tokens to keep for each expert.
         seed: Of the random rows that give the null.
 
@@ -43,9 +44,10 @@ def project_folder(
         if not (found := word_tokens(word, tokenizer).ids):
             raise InputError(f"word {word!r}: no single token of this vocabulary in any form; choose another")
         ids.append(found)
-    seen = project_routers(weights, top=top, gains=gains, words=ids)
-    null = project_routers(random_rows(weights, seed=seed), top=1, gains=gains, words=ids)
-    z = (seen.top_scores[..., 0] - seen.mean) / seen.std
+    directions = controlled if gains else reported
+    chance = random_routers(weights, weights.weight.shape[1], seed=seed)
+    (seen, null), _ = project_routers(weights, [directions(weights), directions(chance)], top=top, words=ids)
+    z = seen.z
     experts = [
         {
             "layer": layer,

@@ -24,12 +24,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from classifier_emergence.cross_entropy import cross_entropy
 from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
 from classifier_emergence.readout import Readout, decoder_blocks, find_readout
 from classifier_emergence.results import write_text_atomic
 from classifier_emergence.routing import Outputs, hooked
-from classifier_emergence.training import EXPLODED, MLP, Schedule, cross_entropy
+from classifier_emergence.training import EXPLODED, MLP, Schedule
 
 GENERATED_TOGETHER = 40
 BATCH_TOKENS = 1024
@@ -109,7 +110,7 @@ def join(base: PreTrainedModel, experts: Sequence[Path], *, top_k: int, seed: in
         **{name: copy.deepcopy(getattr(config, name)) for name in kept},
         num_local_experts=len(experts),
         num_experts_per_tok=top_k,
-        attn_implementation=config._attn_implementation,
+        attn_implementation=config._attn_implementation,  # type: ignore[call-arg]
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
