@@ -37,7 +37,7 @@ class Runs:
         ours = ("classifier_emergence.", "experiments.")
         code = {Path(spec.origin) for spec in specs if spec and spec.name.startswith(ours) and spec.origin}
         state = hashlib.sha256(result_path("fetch", model).read_bytes())
-        for path in sorted(code, key=lambda path: path.name):
+        for path in sorted(code):  # by the whole path: two modules of one name would come in another order every time
             state.update(path.read_bytes())
         settings = params.model_dump(mode="json", include={stage, "logit_lens", "registry", "confidence", *sections})
         state.update(json.dumps(settings, sort_keys=True).encode())

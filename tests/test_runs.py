@@ -1,6 +1,9 @@
 """What the training stages share: runs that are done once, and numbers over seeds."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,24 @@ def test_a_failed_run_leaves_no_result_but_its_checkpoints(runs: Runs) -> None:
     assert not (runs.folder / "a.json").exists()
     runs.once("a", lambda work: {"resumed": (work / "checkpoint").exists()})
     assert not (runs.folder / "a").exists()
+
+
+def test_every_process_finds_the_runs_of_another(runs: Runs) -> None:
+    # Modules of one name in both packages, and sets in the order of the hash seed.
+    code = """
+import experiments.claims, experiments.figures, experiments.paper
+from classifier_emergence.params import load_params
+from experiments.training import Runs
+print(Runs("dual_reward", "m", load_params(PATH)).state)
+""".replace("PATH", repr(str(ROOT / "params.tiny.yaml")))
+    states = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": str(seed)},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in range(4)
+    }  # fmt: skip
+    assert len(states) == 1
 
 
 @pytest.mark.parametrize("changed", ["weights", "parameters"])

@@ -25,7 +25,7 @@ def key_numbers(result: dict[str, Any]) -> dict[str, Any]:
 
     def kept(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: kept(v) for k, v in value.items() if not re.search(r"tokens?$|^null_words$|^texts$", k)}
+            return {k: kept(v) for k, v in value.items() if not re.search(r"^(top|bottom)_tokens?$|^(null_words|texts|hits)$", k)}
         return [kept(item) for item in value] if isinstance(value, list) else value
 
     return {key: kept(value) for key, value in result.items()}
