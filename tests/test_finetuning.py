@@ -57,7 +57,7 @@ def test_the_lens_names_the_class_after_dual_reward_and_the_adapter_keeps_it(out
     row = taught.layers.index("L3")
     assert taught.before.alignment[row] < 0.1
     assert taught.before.top.accuracy == 0
-    assert taught.after.alignment[row] > 0.2
+    assert taught.after.alignment[row] > 3 * taught.before.alignment[row]
     assert taught.after.top.accuracy > taught.before.top.accuracy
     assert taught.after.top.n == taught.n_test == len(held_out(arithmetic())[1])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]

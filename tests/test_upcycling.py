@@ -157,10 +157,11 @@ def test_joint_training_changes_routers_and_gains_alone_and_repeats(
 ) -> None:
     models = [join(lm.model, experts, top_k=2, seed=0) for _ in range(2)]
     before = state(models[0])
+    untrained = text_losses(models[0], texts).mean()
     curves = [train_jointly(model, texts, SCHEDULE, JOINT) for model in models]
     assert curves[0] == curves[1]
     assert [entry["step"] for entry in curves[0]] == [2, 4, 6]
-    assert curves[0][-1]["loss"] < curves[0][0]["loss"]
+    assert text_losses(models[0], texts).mean() < untrained
     touched = changed(models[0], before)
     assert touched == set(trained_tensors(models[0]))
     assert {name.partition("layers.")[2][2:] for name in touched} == {
@@ -236,7 +237,7 @@ def test_a_diverging_rate_is_one_line_and_leaves_nothing_trainable(
     lm: LanguageModel, experts: list[Path], texts: list[list[int]]
 ) -> None:
     model = merge(lm.model, experts[0])
-    schedule = Schedule(steps=20, batch_size=4, learning_rate=1e38, seed=0, every=2)
+    schedule = Schedule(steps=20, batch_size=4, learning_rate=1e30, seed=0, every=2)
     with pytest.raises(InputError, match="router_learning_rate: training diverged at step") as raised:
         train_jointly(model, texts, schedule, JOINT)
     assert "\n" not in str(raised.value)

@@ -136,5 +136,6 @@ def _layers(axis: Axes, layers: Sequence[str]) -> None:
 
 def _text(text: str) -> str:
     # The dollar would start mathematics; a label that starts with an underscore would be left out of the legend.
-    shown = visible(text if len(text) <= 40 else f"{text[:39]}…").replace("$", r"\$")
+    shown = visible(text)  # escapes are long: what is cut is what is drawn
+    shown = (shown if len(shown) <= 40 else f"{shown[:39]}…").replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
