@@ -432,7 +432,7 @@ def outspoken(lm: LanguageModel) -> LanguageModel:
     model = copy.deepcopy(lm.model)
     norm = find_readout(model).norm
     offset = 1.0 if lm.key == "tiny-gemma" else 0.0  # Gemma stores the gain less one
-    norm.weight.data = 20 * (norm.weight.data + offset) - offset
+    norm.weight.data = 15 * (norm.weight.data + offset) - offset
     return replace(lm, model=model)
 
 
@@ -446,7 +446,7 @@ def test_dual_reward_makes_the_lens_say_the_word(outspoken: LanguageModel, tmp_p
 
     assert (at_layer() < 0.1).all()
     with adapted(lm.model, Adapter(VO, rank=16, scale=2.0, layers=(0, 1, 2)), seed=0) as wrapped:
-        schedule = Schedule(steps=80, batch_size=4, learning_rate=1e-2, seed=0, every=80)
+        schedule = Schedule(steps=240, batch_size=4, learning_rate=1e-2, seed=0, every=240)
         train(wrapped, lm.tokenizer, [examples(lm)[i] for i in ONE_OF_EACH], DUAL, schedule, work=tmp_path)
         assert at_layer().mean() > 0.5
     assert (at_layer() < 0.1).all()
