@@ -12,17 +12,16 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from benchmarks.training import Clock
 from classifier_emergence import grpo
 from classifier_emergence.grpo import GrpoWithLens, PolicyObjective, Sampling, Task, whole
 from classifier_emergence.models import LanguageModel, load
@@ -32,21 +31,6 @@ from classifier_emergence.rewards import exact, parse_answer
 from classifier_emergence.training import Schedule
 
 ROUNDS = 2
-
-
-class Clock(TrainerCallback):
-    """Seconds of every iteration."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Start."""
-        self.started = time.perf_counter()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Stop."""
-        self.seconds.append(time.perf_counter() - self.started)
 
 
 def measure(

@@ -1,6 +1,7 @@
 """What every instrument shares: checked prompts, a readout to compute with, named layers, and results that export."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class Reading(ABC):
     """What an instrument found, with every setting that it was found under."""
 
     model: str
@@ -31,9 +32,9 @@ class Reading:
         tree: dict[str, Any] = plain(self)
         return tree
 
+    @abstractmethod
     def rows(self) -> list[dict[str, Any]]:
         """The reading as a long table, one dictionary a row."""
-        raise NotImplementedError
 
     def to_frame(self) -> "pandas.DataFrame":
         """The same as a data frame.
@@ -47,9 +48,9 @@ class Reading:
             raise InputError("to_frame: needs pandas; install it, or use rows() or to_dict()") from error
         return pd.DataFrame(plain(self.rows()))
 
+    @abstractmethod
     def plot(self) -> "Figure":
         """A figure of the reading."""
-        raise NotImplementedError
 
 
 def check_prompts(lm: LanguageModel, prompts: Sequence[str], *, what: str = "prompt") -> None:
