@@ -209,6 +209,7 @@ class Collapse(_Section):
 
     class_weight: Fraction
     steps: int = Field(ge=1)
+    prompts: int = Field(ge=1)
     every: int = Field(ge=1)
     checkpoint_every: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
@@ -217,6 +218,7 @@ class Collapse(_Section):
     scale: float = Field(gt=0)
     curve_problems: int = Field(ge=3)
     modal_share: Fraction
+    reported_prompts: int = Field(ge=1)
     reported_group: int = Field(ge=2)
     reported_steps: list[int] = Field(min_length=3, max_length=3)
 
