@@ -41,28 +41,28 @@ def probes(other: Results) -> None:
 
 def lens(other: Results) -> None:
     """Alignment at the classifier layer and at the layer where it is largest, against the null."""
-    columns = ["Model", "Task", "Layer", "Alignment", "Interval", "Median rank", "Null 95 %", "p", "Contrast p", "Choice"]
+    columns = ["Model", "Task", "Layer", "Alignment", "Interval", "Median rank", "Null 95 %", "p", "Contrast p"]
     rows = []
     for model, result in other.items():
         for task in TASKS:
             found, largest = result[task]["lens"], result[task]["lens"]["largest"]
-            null = found["null"]
-            for layer in (result["layer"], largest["layer"]):
-                row = result["layers"].index(layer)
-                # Of the largest the null is the largest over layers, too.
-                fixed = layer == result["layer"]
-                low, high = found["alignment"]["interval"][row]
-                rows.append(
-                    [
-                        model, task, layer if fixed else f"{layer} (largest)",
-                        small_share(found["alignment"]["mean"][row]), f"[{small_share(low)}, {small_share(high)}]",
-                        number(found["rank"][row], 0), small_share(null["alignment_95"][row] if fixed else largest["null_95"]),
-                        number(null["p"][row] if fixed else largest["p"], 3), number(null["contrast_p"][row], 3),
-                        percent(found["choice"]["accuracy"][row]),
-                    ]
-                )  # fmt: skip
+            row = result["layers"].index(result["layer"])
+            null = {"null_95": found["null"]["alignment_95"][row], "p": found["null"]["p"][row]}
+            rows.append([model, task, result["layer"], *_lens_cells(found, row, null)])
+            row = result["layers"].index(largest["layer"])
+            # Of the largest over layers; so is its null.
+            rows.append([model, task, f"{largest['layer']} (largest)", *_lens_cells(found, row, largest)])
     caption = "Alignment of the prompt's own class word before training, against words matched in unembedding norm."
-    write_table(FOLDER / "other_tasks_lens", columns, rows, caption=caption)
+    write_table(FOLDER / "other_tasks_lens", [*columns, "Choice"], rows, caption=caption)
+
+
+def _lens_cells(found: Mapping[str, Any], row: int, null: Mapping[str, Any]) -> list[str]:
+    low, high = found["alignment"]["interval"][row]
+    return [
+        small_share(found["alignment"]["mean"][row]), f"[{small_share(low)}, {small_share(high)}]",
+        number(found["rank"][row], 0), small_share(null["null_95"]), number(null["p"], 3),
+        number(found["null"]["contrast_p"][row], 3), percent(found["choice"]["accuracy"][row]),
+    ]  # fmt: skip
 
 
 def training(other: Results) -> None:

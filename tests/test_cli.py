@@ -153,7 +153,9 @@ def test_dual_reward_then_lens_with_its_adapter(ce: Run, tmp_path: Path) -> None
 
 
 def test_grpo_says_what_was_right_while_training(ce: Run, tmp_path: Path) -> None:
-    code, out, err = ce("grpo", "-m", MODEL, "--steps", "2", "--batch-size", "2", "--task", "places", "--json", "grpo.json")
+    code, out, err = ce(
+        "grpo", "-m", MODEL, "--steps", "2", "--batch-size", "2", "--task", "places", "--json", "grpo.json"
+    )
     assert code == 0, err
     assert "adapter: not kept" in out
     assert "right while training: 0.0 % in the first 1 steps, 0.0 % in the last 1" in out

@@ -213,7 +213,8 @@ def test_grpo_without_an_output_keeps_nothing(
     [
         (" 56", " 56", 1), ("56\n7", " 56", 1), (" 56.", " 56", 1), (" 56 apples", " 56", 1), (" 567", " 56", 0),
         (" 56.5", " 56", 0), (" 5", " 56", 0), ("", " 56", 0), (" It is 56", " 56", 0), (" Europe.", " Europe", 1),
-        (" European", " Europe", 0), (" (a+b)*", " (a+b)*", 1), (" -5", " -5", 1), (" South America", " South America", 1),
+        (" European", " Europe", 0), (" (a+b)*", " (a+b)*", 1), (" -5", " -5", 1),
+        (" South America", " South America", 1),
     ],
 )  # fmt: skip
 def test_a_completion_is_right_if_it_begins_with_the_answer(completion: str, answer: str, right: int) -> None:

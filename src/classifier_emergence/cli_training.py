@@ -229,5 +229,7 @@ def _report_rewards(reading: "FineTuned") -> None:
     if mixed:
         say(f"{percent(mixed)} of the prompts got both right and wrong answers; only these teach")
     else:
-        say("no prompt got both right and wrong answers, so rewards taught nothing: take prompts that the model answers")
+        say(
+            "no prompt got both right and wrong answers, so rewards taught nothing: take prompts that the model answers"
+        )
         say("sometimes, more --shots or a larger --group")

@@ -21,7 +21,7 @@ def other_tasks(other: Results, tasks: Sequence[str]) -> Figure:
         figure = Figure(figsize=(WIDTH, 0.4 + 1.75 * len(tasks)), layout="constrained")
         panels = figure.subplots(len(tasks), len(other), sharey=True, squeeze=False)
         for row, task in zip(panels, tasks, strict=True):
-            for axis, (model, result) in zip(row, other.items(), strict=True):
+            for axis, result in zip(row, other.values(), strict=True):
                 found, x = result[task], np.arange(len(result["layers"]))
                 at = result["layers"].index(result["layer"])
                 for (part, ls, marker, face), shift in zip(parts, (-0.15, 0.15), strict=True):

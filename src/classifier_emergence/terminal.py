@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 
 _BARS = " ▁▂▃▄▅▆▇█"
-_WIDEST = 60  # characters of one cell
+_WIDEST = 200  # characters of one cell: a prompt may be a book
 
 
 def printable(text: str) -> str:
