@@ -95,7 +95,7 @@ def claims(
     item = ledger[key]
     say(f"{key}: {printable(item['claim'])}")
     say(f"source: {printable(item['source'])}; reported: {printable(item['reported'])}")
-    say(f"verdict: {item['verdict']} ({_met(item)} tests met)")
+    say(f"verdict: {item['verdict']}" + (f" ({_met(item)} tests met)" if item["evidence"] else ""))
     if item["evidence"]:
         _show(item["evidence"])
     write_json(json, {key: item})
@@ -104,7 +104,7 @@ def claims(
 def _met(item: dict[str, Any]) -> str:
     # What a flaw gives explains a reported number; it is no evidence for the claim.
     counted = [e for e in item["evidence"] if e["protocol"] != "flaw ablation"]
-    return f"{sum(e['met'] for e in counted)} of {len(counted)}"
+    return f"{sum(e['met'] for e in counted)} of {len(counted)}" if counted else "–"
 
 
 def _show(evidence: list[dict[str, Any]]) -> None:
