@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from classifier_emergence import figures
+from classifier_emergence import figures, figures_tasks
 from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result
+from experiments.other_tasks_tables import TASKS
 from experiments.stage import exit_on_bad_input, result_path
 from experiments.training_tables import ARMS, FORMATS
 
@@ -21,10 +22,12 @@ def run() -> None:
     dual = {model: read_result(result_path("dual_reward", model)) for model in params.trained_models}
     plain = {model: read_result(result_path("lora_sft", model)) for model in params.trained_models}
     chain = {model: read_result(result_path("cot_alignment", model)) for model in params.trained_models}
+    other = {model: read_result(result_path("other_tasks", model)) for model in params.trained_models}
     figures.save(figures.fine_tuning_depth(plain, chain, FORMATS), FOLDER / "fine_tuning_depth")
     figures.save(figures.fine_tuning_answers(chain, FORMATS), FOLDER / "fine_tuning_answers")
     figures.save(figures.dual_reward_steps(dual), FOLDER / "dual_reward_steps")
     figures.save(figures.dual_reward_arms(dual, ARMS), FOLDER / "dual_reward_arms")
+    figures.save(figures_tasks.other_tasks(other, TASKS), FOLDER / "other_tasks")
     figures.save(figures.probe_depth(probing), FOLDER / "probe_depth")
     figures.save(figures.alignment_null(logit_lens), FOLDER / "alignment_null")
     figures.save(figures.lens_heatmap(logit_lens), FOLDER / "lens_heatmap")

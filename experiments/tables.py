@@ -9,7 +9,7 @@ from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result
 from classifier_emergence.tasks import OPERATIONS, STYLES
 from classifier_emergence.typeset import accuracy_text, number, percent, small_share, write_table
-from experiments import training_tables
+from experiments import other_tasks_tables, training_tables
 from experiments.stage import RESULTS, exit_on_bad_input, result_path
 from experiments.training_tables import FOLDER, Results
 
@@ -21,9 +21,9 @@ def run() -> None:
         {model: read_result(result_path(stage, model)) for model in params.models}
         for stage in ("fetch", "probing", "logit_lens")
     )
-    dual, plain, chain = (
+    dual, plain, chain, other = (
         {model: read_result(result_path(stage, model)) for model in params.trained_models}
-        for stage in ("dual_reward", "lora_sft", "cot_alignment")
+        for stage in ("dual_reward", "lora_sft", "cot_alignment", "other_tasks")
     )
     claims(read_result(RESULTS / "claims.json"))
     models(fetched)
@@ -41,6 +41,7 @@ def run() -> None:
     training_tables.dual_reward_flaws(dual)
     training_tables.lora_sft(plain)
     training_tables.cot_alignment(chain)
+    other_tasks_tables.write(other)
 
 
 def claims(ledger: Mapping[str, dict[str, Any]]) -> None:

@@ -152,6 +152,19 @@ def test_dual_reward_then_lens_with_its_adapter(ce: Run, tmp_path: Path) -> None
     assert read_result(tmp_path / "lens.json")["model"] == "tiny-llama+adapter"
 
 
+def test_grpo_says_what_was_right_while_training(ce: Run, tmp_path: Path) -> None:
+    code, out, err = ce(
+        "grpo", "-m", MODEL, "--steps", "2", "--batch-size", "2", "--task", "places", "--json", "grpo.json"
+    )
+    assert code == 0, err
+    assert "adapter: not kept" in out
+    assert "right while training: 0.0 % in the first 1 steps, 0.0 % in the last 1" in out
+    assert "rewards taught nothing" in out
+    result = read_result(tmp_path / "grpo.json")
+    assert (result["method"], result["task"], len(result["losses"])) == ("grpo", "places", 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["grpo.json"]
+
+
 def test_routers_project(mixture: Path, ce: Run, tmp_path: Path) -> None:
     code, out, err = ce("routers", "project", "-m", "./moe", "--word", "multiply", "--json", "routers.json")
     assert code == 0, err

@@ -1,11 +1,13 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 
-from classifier_emergence import figures
+from classifier_emergence import figures, figures_tasks
 from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result
+from experiments.other_tasks_tables import TASKS
 from experiments.training_tables import ARMS, FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,15 +23,16 @@ ROOT = Path(__file__).resolve().parents[1]
         ("dual_reward_arms", ["dual_reward"], ARMS),
         ("fine_tuning_answers", ["cot_alignment"], FORMATS),
         ("fine_tuning_depth", ["lora_sft", "cot_alignment"], FORMATS),
+        ("other_tasks", ["other_tasks"], TASKS),
     ],
 )
 def test_the_committed_figures_are_what_the_results_give(
-    name: str, stages: list[str], names: dict[str, str] | None, tmp_path: Path
+    name: str, stages: list[str], names: Any, tmp_path: Path
 ) -> None:
     params = load_params(ROOT / "params.yaml")
     models = params.models if stages[0] in ("probing", "logit_lens") else params.trained_models
     results = [{model: read_result(ROOT / "results" / stage / f"{model}.json") for model in models} for stage in stages]
-    draw = getattr(figures, name)
+    draw = getattr(figures_tasks if hasattr(figures_tasks, name) else figures, name)
     arguments = [*results, *([] if names is None else [names])]
     figures.save(draw(*arguments), tmp_path / name)  # warnings are errors: a missing glyph fails here
     figures.save(draw(*arguments), tmp_path / "again")
