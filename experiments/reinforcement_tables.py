@@ -59,7 +59,7 @@ def grpo_probe(grpo: Results) -> None:
 def grpo_reported(grpo: Results) -> None:
     """What the originals measured before and after."""
     columns = [
-        "Model", "Training", "Probe", "Trials", "Truth words", "Separation", "Rank", "Probability", "d",
+        "Model", "Training", "Probe", "Deviation", "Truth words", "Separation", "Rank", "Probability", "d",
         "Weights changed",
     ]  # fmt: skip
     rows = []
