@@ -297,6 +297,5 @@ def contrasts(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-
 if __name__ == "__main__":
     main(run, __doc__)

@@ -227,6 +227,11 @@ def late_and_early(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def measure(study: Study) -> dict[str, Any]:
     """What the model is now, by both protocols."""
+    return {**outcomes(study), "statements": statements(study), "reported": reported(study)}
+
+
+def outcomes(study: Study) -> dict[str, Any]:
+    """The lens at every layer, and what the model answers."""
     lm, params, settings = study.lm, study.params, study.settings
     bank = [prompt.text for prompt in prompt_bank("symbol", params.bank)]
     states = residual_stream(lm.model, lm.tokenizer, bank)
@@ -244,8 +249,6 @@ def measure(study: Study) -> dict[str, Any]:
             },
         },
         "sampled_reward": sampled_reward(study),
-        "statements": statements(study),
-        "reported": reported(study),
     }
 
 

@@ -83,7 +83,6 @@ def _reported(found: Mapping[str, Any], row: int) -> list[str]:
     ]  # fmt: skip
 
 
-
 def grpo_controlled(grpo: Results) -> None:
     """Alignment against its null, probes for true statements, and answers."""
     columns = [

@@ -101,7 +101,7 @@ def test_the_interval_of_a_difference_is_newcombes() -> None:
     assert found["mean"] == pytest.approx(0.2)
     assert found["interval"] == pytest.approx([0.0524, 0.3339], abs=5e-5)  # his table II, first example, method 10
     mean = {"mean": 2.0, "interval": [1.0, 4.0], "n": 7}
-    assert grpo.change(mean, mean) == {"mean": 0.0, "interval": pytest.approx([-5**0.5, 5**0.5]), "n": 7}
+    assert grpo.change(mean, mean) == {"mean": 0.0, "interval": pytest.approx([-(5**0.5), 5**0.5]), "n": 7}
 
 
 def test_an_effect_counts_new_words_alone_and_never_the_embedding() -> None:
