@@ -6,7 +6,7 @@ the originals at a time. A model has collapsed if nearly all prompts get one cla
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,7 +28,7 @@ from classifier_emergence.tasks import LENS, labelled
 from classifier_emergence.training import VO, Adapter, Schedule, adapted
 from classifier_emergence.vocabulary import token_text
 from experiments.grpo import Study as GrpoStudy
-from experiments.grpo import reported_problems, reported_prompt, sampled_reward
+from experiments.grpo import change, late_and_early, reported_problems, reported_prompt, sampled_reward
 from experiments.stage import main
 from experiments.training import Runs, over_seeds, share_of
 
@@ -93,7 +93,7 @@ class Study(GrpoStudy):
 def run(params: Params, key: str) -> None:
     """Train every arm and write one result."""
     study = Study(load(key, params.registry), params)
-    runs = Runs("collapse", key, params)
+    runs = Runs("collapse", key, params, "grpo", "bank")
     _ = study.base_answers
     before = runs.once("base", lambda _: measure(study))
     arms = {}
@@ -107,6 +107,8 @@ def run(params: Params, key: str) -> None:
         "classes": CLASSES,
         "before": before,
         "arms": arms,
+        "contrasts": contrasts(arms),
+        "reported_collapsed": sum(arms[name]["summary"]["collapsed"] for name in reported_arms(params)),
     }
     write_result(runs.result, result)
     shutil.rmtree(runs.folder)
@@ -255,14 +257,49 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "sampled_reward", "reported.score",
     )  # fmt: skip
     last = [run["steps"][-1] for run in runs]
+    rewards = [late_and_early(run["steps"]) for run in runs]
     return {
         "seeds": len(runs),
         "collapsed": sum(run["classes"]["collapsed"] for run in runs),
         **{path.replace(".", "_"): over_seeds(runs, path) for path in paths},
+        **{f"reward_{when}": over_seeds(rewards, when) for when in ("early", "late")},
+        "reported_one_word": over_seeds([{"share": one_word(run["reported"]["prompts"])} for run in runs], "share"),
         "final_reward": [step["reward"] for step in last],
         "final_kl": [step.get("kl") for step in last],
         "final_signed_kl": [step.get("signed_kl") for step in last],
         "final_class_loss": [step.get("class_loss") for step in last],
+    }
+
+
+def one_word(prompts: Sequence[Mapping[str, Any]]) -> float:
+    """Largest share of the prompts that have one and the same class's word on top: 1 is the originals' collapse."""
+    found = [entry["top_token"].strip().lower() for entry in prompts]
+    return max(found.count(name) for name in CLASSES) / len(found)
+
+
+def contrasts(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Differences between cells of the factorial, by seed.
+
+    What the combination loses against each half of the loss alone, and what it gains if V and O alone are trained.
+    """
+
+    def between(a: str, b: str, part: Callable[[Any], Any]) -> dict[str, Any]:
+        pairs = zip(arms[a]["runs"], arms[b]["runs"], strict=True)
+        return over_seeds([{"change": change(part(x), part(y))} for x, y in pairs], "change")
+
+    def accuracy(run: Mapping[str, Any]) -> Any:
+        return run["classes"]["balanced_accuracy"]
+
+    def reward(run: Mapping[str, Any]) -> Any:
+        return run["sampled_reward"]
+
+    return {
+        "whole_accuracy": between("whole_both", "whole_class", accuracy),
+        "whole_reward": between("whole_both", "whole_grpo", reward),
+        "vo_accuracy": between("vo_both", "vo_class", accuracy),
+        "vo_reward": between("vo_both", "vo_grpo", reward),
+        "vo_against_whole_accuracy": between("vo_both", "whole_both", accuracy),
+        "vo_against_whole_reward": between("vo_both", "whole_both", reward),
     }
 
 

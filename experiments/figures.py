@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from classifier_emergence import figures, figures_tasks
+from classifier_emergence import figures, figures_reinforcement, figures_tasks
 from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result
+from experiments import reinforcement_tables as names
 from experiments.other_tasks_tables import TASKS
 from experiments.stage import exit_on_bad_input, result_path
 from experiments.training_tables import ARMS, FORMATS
@@ -23,6 +24,14 @@ def run() -> None:
     plain = {model: read_result(result_path("lora_sft", model)) for model in params.trained_models}
     chain = {model: read_result(result_path("cot_alignment", model)) for model in params.trained_models}
     other = {model: read_result(result_path("other_tasks", model)) for model in params.trained_models}
+    grpo = {model: read_result(result_path("grpo", model)) for model in params.trained_models}
+    collapse = {model: read_result(result_path("collapse", model)) for model in params.collapse_models}
+    figures.save(figures_reinforcement.grpo_steps(grpo, names.TRAININGS), FOLDER / "grpo_steps")
+    figures.save(figures_reinforcement.grpo_depth(grpo), FOLDER / "grpo_depth")
+    figures.save(
+        figures_reinforcement.collapse_map(collapse, names.FACTORIAL, names.ATTEMPTS, names.FLAWS),
+        FOLDER / "collapse_map",
+    )
     figures.save(figures.fine_tuning_depth(plain, chain, FORMATS), FOLDER / "fine_tuning_depth")
     figures.save(figures.fine_tuning_answers(chain, FORMATS), FOLDER / "fine_tuning_answers")
     figures.save(figures.dual_reward_steps(dual), FOLDER / "dual_reward_steps")

@@ -7,7 +7,7 @@ operands never trained on. Flaws of the originals are switched off in an arm of 
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -121,14 +121,14 @@ class Study:
 def run(params: Params, key: str) -> None:
     """Train every arm, measure before and after and write one result."""
     study = Study(load(key, params.registry), params)
-    runs = Runs("grpo", key, params)
+    runs = Runs("grpo", key, params, "bank", "probing")
     _ = study.base_answers, study.null
     before = runs.once("base", lambda _: measure(study))
     arms = {}
     for name, arm in ARMS.items():
         seeds = params.grpo.seeds[:1] if arm.reported else params.grpo.seeds
         found = [runs.once(f"{name}-{seed}", trained(study, name, arm, seed)) for seed in seeds]
-        arms[name] = {"runs": found, "summary": summary(found, before)}
+        arms[name] = {"runs": found, "summary": summary(found, before, layer_row(study.layer))}
     result = {
         "model": key,
         "layers": layer_labels(study.n_layers),
@@ -169,7 +169,7 @@ def trained(study: Study, name: str, arm: Arm, seed: int) -> Callable[[Path], di
             "steps": found.steps,
             "parameters": found.parameters,
             "share_of_weights_changed": moved / found.parameters,
-            "reward": late_and_early(found),
+            "reward": late_and_early(found.steps),
             **after,
         }
 
@@ -218,15 +218,20 @@ def reported_problems(n: int, seed: int) -> list[Problem]:
     return found
 
 
-def late_and_early(found: Grpo) -> dict[str, float]:
+def late_and_early(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Mean reward of the first and the last fifth of the steps."""
-    rewards = [reward for step in found.steps if (reward := step["reward"]) is not None]
+    rewards = [reward for step in steps if (reward := step["reward"]) is not None]
     n = max(1, len(rewards) // 5)
     return {"early": float(np.mean(rewards[:n])), "late": float(np.mean(rewards[-n:]))}
 
 
 def measure(study: Study) -> dict[str, Any]:
     """What the model is now, by both protocols."""
+    return {**outcomes(study), "statements": statements(study), "reported": reported(study)}
+
+
+def outcomes(study: Study) -> dict[str, Any]:
+    """The lens at every layer, and what the model answers."""
     lm, params, settings = study.lm, study.params, study.settings
     bank = [prompt.text for prompt in prompt_bank("symbol", params.bank)]
     states = residual_stream(lm.model, lm.tokenizer, bank)
@@ -244,8 +249,6 @@ def measure(study: Study) -> dict[str, Any]:
             },
         },
         "sampled_reward": sampled_reward(study, study.problems.test),
-        "statements": statements(study),
-        "reported": reported(study),
     }
 
 
@@ -397,17 +400,19 @@ def first_token(study: Study, problems: Sequence[Problem]) -> dict[str, Any]:
     }
 
 
-def summary(runs: Sequence[dict[str, Any]], before: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of an arm over its seeds, and what changed."""
+def summary(runs: Sequence[dict[str, Any]], before: dict[str, Any], row: int) -> dict[str, Any]:
+    """The numbers of an arm over its seeds, and what changed; ``row`` is the lens's layer."""
     paths = (
         "answers.exact", "answers.change", "sampled_reward", "statements.selected", "reward.early", "reward.late",
         "share_of_weights_changed", "reported.first_token.rank", "reported.first_token.probability",
     )  # fmt: skip
     base = np.array(before["reported"]["by_trial"])
     old, new = before["alignment"], [run["alignment"] for run in runs]
+    effects = [effect(run, before, row) for run in runs]
     return {
         "seeds": len(runs),
         **{path.replace(".", "_"): over_seeds(runs, path) for path in paths},
+        **{name: over_seeds(effects, name) for name in effects[0]},
         "largest_alignment": [max(lens["alignment"]) for lens in new],
         # Over layers, and beside it what the maximum over the other words makes of the same.
         "largest_rise": [np.subtract(lens["alignment"], old["alignment"]).max() for lens in new],
@@ -418,10 +423,45 @@ def summary(runs: Sequence[dict[str, Any]], before: dict[str, Any]) -> dict[str,
     }
 
 
+def effect(run: Mapping[str, Any], before: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """What one run made, next to the model before training."""
+    lens, token, base = run["alignment"], run["reported"]["first_token"], before["reported"]["first_token"]
+    # Of the blocks' outputs: the embedding is trained too, but no layer of the lens.
+    peak = 1 + int(np.argmax(lens["alignment"][1:]))
+    at = [{"mean": lens["alignment"][i], "interval": lens["interval"][i], "n": lens["n"]} for i in (row, peak)]
+    words = set(run["reported"]["direction"]["found"]) - set(before["reported"]["direction"]["found"])
+    return {
+        "alignment_at_classifier": at[0],
+        "alignment_peak": at[1],
+        "answers_exact_change": change(run["answers"]["exact"], before["answers"]["exact"]),
+        "sampled_reward_change": change(run["sampled_reward"], before["sampled_reward"]),
+        "statements_selected_change": change(run["statements"]["selected"], before["statements"]["selected"]),
+        "truth_words_gained": len(words),
+        "reported_rank_ratio": token["rank"]["mean"] / base["rank"]["mean"],
+        "reported_probability_ratio": token["probability"]["mean"] / base["probability"]["mean"],
+    }
+
+
+def change(after: Any, before: Any) -> dict[str, Any]:
+    """Difference of two accuracies or means, with an interval made of theirs by squaring and adding.
+
+    Its ends are ``d - sqrt((a - a_low)^2 + (b_high - b)^2)`` and ``d + sqrt((a_high - a)^2 + (b - b_low)^2)``, which
+    takes the two as independent. They are of the same items, which makes the interval too wide rather than too narrow.
+
+    Source: Newcombe (1998), Interval estimation for the difference between independent proportions, method 10.
+    """
+    (a, (a_low, a_high)), (b, (b_low, b_high)) = (
+        (item["accuracy"] if "accuracy" in item else item["mean"], item["interval"]) for item in (after, before)
+    )
+    low, high = np.hypot(a - a_low, b_high - b), np.hypot(a_high - a, b - b_low)
+    return {"mean": a - b, "interval": [a - b - low, a - b + high], "n": after["n"]}
+
+
 def cohens_d(after: np.ndarray, before: np.ndarray) -> float | None:
-    """Difference of means in units of the pooled standard deviation; None if nothing varies."""
+    """Difference of means in units of the pooled standard deviation; None if nothing varies but the means differ."""
+    difference = float(after.mean() - before.mean())
     pooled = np.sqrt((after.var(ddof=1) + before.var(ddof=1)) / 2)
-    return float((after.mean() - before.mean()) / pooled) if pooled > 0 else None
+    return float(difference / pooled) if pooled > 0 else None if difference else 0.0
 
 
 if __name__ == "__main__":

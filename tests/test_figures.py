@@ -1,12 +1,14 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 
-from classifier_emergence import figures, figures_tasks
+from classifier_emergence import figures, figures_reinforcement, figures_tasks
 from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result
+from experiments import reinforcement_tables
 from experiments.other_tasks_tables import TASKS
 from experiments.training_tables import ARMS, FORMATS
 
@@ -32,12 +34,36 @@ def test_the_committed_figures_are_what_the_results_give(
     params = load_params(ROOT / "params.yaml")
     models = params.models if stages[0] in ("probing", "logit_lens") else params.trained_models
     results = [{model: read_result(ROOT / "results" / stage / f"{model}.json") for model in models} for stage in stages]
-    draw = getattr(figures_tasks if hasattr(figures_tasks, name) else figures, name)
-    arguments = [*results, *([] if names is None else [names])]
-    figures.save(draw(*arguments), tmp_path / name)  # warnings are errors: a missing glyph fails here
-    figures.save(draw(*arguments), tmp_path / "again")
-    assert (tmp_path / f"{name}.svg").read_bytes() == (tmp_path / "again.svg").read_bytes()
-    assert (tmp_path / f"{name}.svg").read_bytes() == (ROOT / "paper" / "figures" / f"{name}.svg").read_bytes()
+    check(getattr(figures_tasks if hasattr(figures_tasks, name) else figures, name), [*results, *([] if names is None else [names])], name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "names"),
+    [
+        ("grpo_steps", "grpo", [reinforcement_tables.TRAININGS]),
+        ("grpo_depth", "grpo", []),
+        (
+            "collapse_map",
+            "collapse",
+            [reinforcement_tables.FACTORIAL, reinforcement_tables.ATTEMPTS, reinforcement_tables.FLAWS],
+        ),
+    ],
+)
+def test_the_committed_figures_on_reinforcement_are_what_the_results_give(
+    name: str, stage: str, names: list[Any], tmp_path: Path
+) -> None:
+    params = load_params(ROOT / "params.yaml")
+    models = {"grpo": params.trained_models, "collapse": params.collapse_models}[stage]
+    results = {model: read_result(ROOT / "results" / stage / f"{model}.json") for model in models}
+    check(getattr(figures_reinforcement, name), [results, *names], name, tmp_path)
+
+
+def check(draw: Callable[..., Figure], arguments: list[Any], name: str, folder: Path) -> None:
+    """The same bytes twice, and those that are committed."""
+    figures.save(draw(*arguments), folder / name)  # warnings are errors: a missing glyph fails here
+    figures.save(draw(*arguments), folder / "again")
+    assert (folder / f"{name}.svg").read_bytes() == (folder / "again.svg").read_bytes()
+    assert (folder / f"{name}.svg").read_bytes() == (ROOT / "paper" / "figures" / f"{name}.svg").read_bytes()
 
 
 def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from classifier_emergence.models import LanguageModel
 from classifier_emergence.params import load_params
 from classifier_emergence.problems import Problem
+from classifier_emergence.statistics import Proportion, wilson
 from classifier_emergence.tasks import LENS, SIGNS, labelled, prompt_bank
 from experiments import collapse, grpo
 
@@ -91,3 +93,57 @@ def test_arms_of_the_factorial_differ_in_what_is_trained_and_on_what_alone() -> 
     assert all(arm.half for name, arm in arms.items() if name.startswith("reported"))
     both = arms["whole_both"]
     assert arms["flaw_shared_target"] == replace(both, shared_target=True, balanced=False, several_seeds=False)
+
+
+def test_the_interval_of_a_difference_is_newcombes() -> None:
+    after, before = (Proportion(k / n, n, wilson(k, n, confidence=0.95)) for k, n in ((56, 70), (48, 80)))
+    found = grpo.change(*({"accuracy": p.accuracy, "interval": p.interval, "n": p.n} for p in (after, before)))
+    assert found["mean"] == pytest.approx(0.2)
+    assert found["interval"] == pytest.approx([0.0524, 0.3339], abs=5e-5)  # his table II, first example, method 10
+    mean = {"mean": 2.0, "interval": [1.0, 4.0], "n": 7}
+    assert grpo.change(mean, mean) == {"mean": 0.0, "interval": pytest.approx([-(5**0.5), 5**0.5]), "n": 7}
+
+
+def test_an_effect_counts_new_words_alone_and_never_the_embedding() -> None:
+    def run(alignment: list[float], rank: float, found: list[str]) -> dict[str, Any]:
+        share = {"accuracy": 0.5, "mean": 0.5, "interval": [0.4, 0.6], "n": 10}
+        token = {"rank": {"mean": rank}, "probability": {"mean": 1 / rank}}
+        return {
+            "alignment": {"alignment": alignment, "interval": [[x, x] for x in alignment], "n": 3},
+            "answers": {"exact": share},
+            "sampled_reward": share,
+            "statements": {"selected": share},
+            "reported": {"direction": {"found": found}, "first_token": token},
+        }
+
+    before = run([0.0, 0.0, 0.0, 0.0], 4.0, ["bad", "no"])
+    effect = grpo.effect(run([0.9, 0.1, 0.3, 0.2], 2.0, ["no", "yes"]), before, row=1)
+    assert effect["alignment_at_classifier"] == {"mean": 0.1, "interval": [0.1, 0.1], "n": 3}
+    assert effect["alignment_peak"]["mean"] == 0.3
+    assert effect["truth_words_gained"] == 1
+    assert (effect["reported_rank_ratio"], effect["reported_probability_ratio"]) == (0.5, 2.0)
+    assert effect["answers_exact_change"]["mean"] == 0
+
+
+def test_one_word_is_the_share_of_the_commonest_class_on_top() -> None:
+    def share(*tops: str) -> float:
+        return collapse.one_word([{"top_token": top} for top in tops])
+
+    assert share(" add", "add", "Add") == 1
+    assert share(" add", "multiply", "政", "政") == 0.25
+    assert share("政", "政") == 0  # the same token everywhere, but no class
+
+
+def test_contrasts_pair_seeds_and_give_what_the_other_half_of_the_loss_takes() -> None:
+    def arm(*accuracies: float) -> dict[str, Any]:
+        shares = [{"accuracy": a, "interval": [a - 0.1, a + 0.1], "n": 9} for a in accuracies]
+        return {"runs": [{"classes": {"balanced_accuracy": s}, "sampled_reward": s} for s in shares]}
+
+    arms = {f"{place}_{part}": arm(0.5, 0.5) for place in ("whole", "vo") for part in ("grpo", "class", "both")}
+    arms |= {"whole_both": arm(0.3, 0.4), "whole_class": arm(0.9, 0.8)}
+    found = collapse.contrasts(arms)
+    assert found["whole_accuracy"]["by_seed"] == pytest.approx([-0.6, -0.4])
+    assert found["whole_accuracy"]["interval"] == pytest.approx([-0.6 - 0.02**0.5, -0.4 + 0.02**0.5])
+    assert found["whole_reward"]["value"] == pytest.approx(-0.15)
+    assert found["vo_accuracy"]["value"] == found["vo_reward"]["value"] == 0
+    assert found["vo_against_whole_accuracy"]["value"] == pytest.approx(0.15)

@@ -49,7 +49,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TINY = [f"{stage}/tiny-{name}.json" for stage in ("fetch", "probing", "logit_lens") for name in ("llama", "gemma")]
-TRAINED = ("dual_reward", "lora_sft", "cot_alignment", "other_tasks")
+TRAINED = ("dual_reward", "lora_sft", "cot_alignment", "other_tasks", "grpo", "collapse")
 TINY += [f"{stage}/tiny-gemma.json" for stage in TRAINED]  # training on one model: seconds count here
 
 
@@ -69,7 +69,8 @@ def test_the_tiny_run_ends_with_a_paper(tiny_run: Path) -> None:
         for ending in ("csv", "md", "tex"):
             assert "tiny-llama" in (tiny_run / "paper" / "tables" / f"{name}.{ending}").read_text() or name == "claims"
     for name in ("probe_depth", "lens_heatmap", "alignment_null", "dual_reward_steps", "dual_reward_arms",
-                 "fine_tuning_depth", "fine_tuning_answers", "other_tasks"):  # fmt: skip
+                 "fine_tuning_depth", "fine_tuning_answers", "other_tasks", "grpo_steps", "grpo_depth",
+                 "collapse_map"):  # fmt: skip
         assert (tiny_run / "paper" / "figures" / f"{name}.svg").stat().st_size > 1000
 
 

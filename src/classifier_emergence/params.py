@@ -270,6 +270,7 @@ class Params(_Section):
     cot_alignment: CotAlignment
     other_tasks: OtherTasks
     grpo: Grpo
+    collapse_models: list[str] = Field(min_length=1)
     collapse: Collapse
     moe_models: list[str] = Field(min_length=1)
     moe_routers: MoeRouters
@@ -279,9 +280,10 @@ class Params(_Section):
     def _models_are_registered(self) -> "Params":
         for key in self.models:
             source_of(key, self.registry, parameter="models")
-        for key in self.trained_models:
-            if key not in self.models:
-                raise ValueError(f"trained_models: {key!r} is not among models, whose results it is compared with")
+        for name in ("trained_models", "collapse_models"):
+            for key in getattr(self, name):
+                if key not in self.models:
+                    raise ValueError(f"{name}: {key!r} is not among models, whose results it is compared with")
         for key in self.moe_models:
             source_of(key, self.registry, parameter="moe_models")
         return self
