@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from classifier_emergence import figures
+from classifier_emergence import figures, figures_moe
 from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result
+from experiments.moe_tables import projected, upcycled
 from experiments.training_tables import ARMS, FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +35,15 @@ def test_the_committed_figures_are_what_the_results_give(
     figures.save(draw(*arguments), tmp_path / name)  # warnings are errors: a missing glyph fails here
     figures.save(draw(*arguments), tmp_path / "again")
     assert (tmp_path / f"{name}.svg").read_bytes() == (tmp_path / "again.svg").read_bytes()
+    assert (tmp_path / f"{name}.svg").read_bytes() == (ROOT / "paper" / "figures" / f"{name}.svg").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["router_maxima", "routing_load", "routing_layers", "mixture_lens"])
+def test_the_committed_figures_of_mixtures_are_what_the_results_give(name: str, tmp_path: Path) -> None:
+    models = load_params(ROOT / "params.yaml").moe_models
+    moe = {model: read_result(ROOT / "results" / "moe_routers" / f"{model}.json") for model in models}
+    shown = {m: projected(result) for m, result in moe.items()} if name == "router_maxima" else upcycled(moe)
+    figures.save(getattr(figures_moe, name)(shown), tmp_path / name)
     assert (tmp_path / f"{name}.svg").read_bytes() == (ROOT / "paper" / "figures" / f"{name}.svg").read_bytes()
 
 

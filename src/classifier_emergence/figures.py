@@ -15,7 +15,7 @@ from classifier_emergence.results import write_bytes_atomic
 Results = Mapping[str, Mapping[str, Any]]
 """Model -> result of one stage."""
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 7,
     "axes.titlesize": 7.5,
@@ -27,7 +27,7 @@ _STYLE: Any = {
     "svg.hashsalt": "classifier-emergence",  # ids in the SVG are random without it
     "savefig.dpi": 200,
 }
-_WIDTH = 6.3  # inches: the text width of the paper
+WIDTH = 6.3  # inches: the text width of the paper
 _STYLES = ("symbol", "word", "story")
 
 
@@ -36,14 +36,14 @@ def save(figure: Figure, stem: Path) -> None:
     metadata: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
     for ending, entries in metadata.items():
         buffer = io.BytesIO()
-        with mpl.rc_context(_STYLE):
+        with mpl.rc_context(STYLE):
             figure.savefig(buffer, format=ending, metadata=entries)
         write_bytes_atomic(stem.parent / f"{stem.name}.{ending}", buffer.getvalue())
 
 
 def probe_depth(probing: Results) -> Figure:
     """Probe accuracy over depth: styles down, models across, the reported protocol beside the controlled one."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = _grid(probing, height=5.2)
         for (style, model), axis in axes.items():
             result = probing[model]
@@ -61,7 +61,7 @@ def probe_depth(probing: Results) -> Figure:
             axis.axhline(bag, color="0.3", ls=(0, (1, 3)), lw=0.9, label="bag of tokens, held out templates")
             axis.axhline(0.25, color="0.7", lw=0.6, zorder=0)
             axis.set_ylim(0, 1.04)
-            _layer_axis(axis, result["layers"])
+            layer_axis(axis, result["layers"])
         for style in _STYLES:
             axes[style, next(iter(probing))].set_ylabel(f"{style} prompts\naccuracy")
         _legend(figure, axes["symbol", next(iter(probing))])
@@ -70,7 +70,7 @@ def probe_depth(probing: Results) -> Figure:
 
 def alignment_null(logit_lens: Results) -> Figure:
     """Mean alignment of the operation word over depth, against other words of the same unembedding norm."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = _grid(logit_lens, height=5.2)
         for (style, model), axis in axes.items():
             result = logit_lens[model]
@@ -86,7 +86,7 @@ def alignment_null(logit_lens: Results) -> Figure:
             axis.plot(x, synonyms, color="0.35", ls="--", lw=0.8, label="synonyms")
             axis.set_yscale("log")
             axis.set_ylim(1e-12, 2)
-            _layer_axis(axis, result["layers"])
+            layer_axis(axis, result["layers"])
         for style in _STYLES:
             axes[style, next(iter(logit_lens))].set_ylabel(f"{style} prompts\nmean alignment")
         _legend(figure, axes["symbol", next(iter(logit_lens))])
@@ -95,8 +95,8 @@ def alignment_null(logit_lens: Results) -> Figure:
 
 def lens_heatmap(logit_lens: Results) -> Figure:
     """Alignment of each prompt's operation word by layer, for the originals' eight prompts."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 0.35 + 1.35 * len(logit_lens)), layout="constrained")
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.35 + 1.35 * len(logit_lens)), layout="constrained")
         panels = figure.subplots(len(logit_lens), 1, squeeze=False)[:, 0]
         for axis, (model, result) in zip(panels, logit_lens.items(), strict=True):
             reported = result["reported"]
@@ -104,7 +104,7 @@ def lens_heatmap(logit_lens: Results) -> Figure:
             image = axis.imshow(values, aspect="auto", cmap="cividis", vmin=-12, vmax=0, interpolation="nearest")
             axis.set_yticks(range(len(reported["prompts"])), [entry["prompt"] for entry in reported["prompts"]])
             axis.set_title(model, loc="left")
-            _layer_axis(axis, result["layers"], margin=0.5)
+            layer_axis(axis, result["layers"], margin=0.5)
             # The layer that the originals read.
             row = result["layers"].index(reported["layer"])
             axis.axvline(row - 0.5, color="w", lw=0.6)
@@ -116,8 +116,8 @@ def lens_heatmap(logit_lens: Results) -> Figure:
 
 def dual_reward_steps(dual: Results) -> Figure:
     """Alignment by layer and step of the main arm, beside its losses."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 1.75 * len(dual)), layout="constrained")
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 1.75 * len(dual)), layout="constrained")
         panels = figure.subplots(len(dual), 2, squeeze=False, width_ratios=(1.6, 1))
         for (heat, line), (model, result) in zip(panels, dual.items(), strict=True):
             watched = result["main"]["watched"]
@@ -150,8 +150,8 @@ def dual_reward_steps(dual: Results) -> Figure:
 def dual_reward_arms(dual: Results, names: Mapping[str, str]) -> Figure:
     """What each arm makes (top token on held-out symbols and on words) and costs (exact answers)."""
     arms = [key for key in names if all(key in result["arms"] for result in dual.values())]
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 0.9 + 0.17 * len(arms)), layout="constrained")
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.9 + 0.17 * len(arms)), layout="constrained")
         panels = figure.subplots(1, 2 * len(dual), sharey=True, squeeze=False)[0]
         y = np.arange(len(arms))[::-1]
         for i, (model, result) in enumerate(dual.items()):
@@ -177,8 +177,8 @@ def dual_reward_arms(dual: Results, names: Mapping[str, str]) -> Figure:
 
 def fine_tuning_depth(plain: Results, chain: Results, names: Mapping[str, str]) -> Figure:
     """Mean alignment over depth: plain fine-tuning by step, and training with and without a word before the answer."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 4.4), layout="constrained")
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
         panels = figure.subplots(2, len(plain), sharey=True, squeeze=False)
         for (above, below), model in zip(panels.T, plain, strict=True):
             labels = plain[model]["layers"]
@@ -199,7 +199,7 @@ def fine_tuning_depth(plain: Results, chain: Results, names: Mapping[str, str]) 
             for axis in (above, below):
                 axis.set_yscale("log")
                 axis.set_ylim(1e-9, 2)
-                _layer_axis(axis, labels)
+                layer_axis(axis, labels)
         for axis, name in zip(panels[:, 0], ("plain fine-tuning", "by what is trained on"), strict=True):
             axis.set_ylabel(f"{name}\nmean alignment")
             axis.legend(loc="upper left", fontsize=6)
@@ -208,8 +208,8 @@ def fine_tuning_depth(plain: Results, chain: Results, names: Mapping[str, str]) 
 
 def fine_tuning_answers(chain: Results, names: Mapping[str, str]) -> Figure:
     """Right answers before and after fine-tuning: on held-out operands, and on the nine prompts of the write-up."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 1.5), layout="constrained")
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 1.5), layout="constrained")
         panels = figure.subplots(1, len(chain), sharey=True, squeeze=False)[0]
         y = np.arange(len(names))[::-1]
         for axis, (model, result) in zip(panels, chain.items(), strict=True):
@@ -245,7 +245,7 @@ def _dots(axis: Axes, items: Sequence[Mapping[str, Any]], y: Any, marker: str, f
 
 
 def _grid(results: Results, *, height: float) -> tuple[Figure, dict[tuple[str, str], Axes]]:
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     panels = figure.subplots(len(_STYLES), len(results), sharey=True, squeeze=False)
     axes = {(style, model): panels[i, j] for i, style in enumerate(_STYLES) for j, model in enumerate(results)}
     for model in results:
@@ -254,7 +254,8 @@ def _grid(results: Results, *, height: float) -> tuple[Figure, dict[tuple[str, s
     return figure, axes
 
 
-def _layer_axis(axis: Axes, labels: Sequence[str], *, margin: float = 0.2) -> None:
+def layer_axis(axis: Axes, labels: Sequence[str], *, margin: float = 0.2) -> None:
+    """Layers as ticks of the x axis, a few of them named."""
     ticks = [0, *range(1, len(labels), max(1, round(len(labels) / 5)))]
     if len(ticks) > 2 and ticks[1] - ticks[0] < ticks[2] - ticks[1]:
         ticks.pop(1)  # emb and L0 would overlap

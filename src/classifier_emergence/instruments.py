@@ -10,6 +10,18 @@ from classifier_emergence.finetuning import dual_reward, sft
 from classifier_emergence.instrument_direction import direction
 from classifier_emergence.instrument_lens import lens
 from classifier_emergence.instrument_probe import probe
+from classifier_emergence.instrument_routing import routing_usage, trace_texts
 from classifier_emergence.models import LanguageModel
 
-__all__ = ["LanguageModel", "LayerProbes", "direction", "dual_reward", "lens", "open_model", "probe", "sft"]
+__all__ = [
+    "LanguageModel",
+    "LayerProbes",
+    "direction",
+    "dual_reward",
+    "lens",
+    "open_model",
+    "probe",
+    "routing_usage",
+    "sft",
+    "trace_texts",
+]
