@@ -258,8 +258,9 @@ def difference(
 def summary(mixtures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the claims read: of the mixtures of all seeds, or of one that was not made here.
 
-    Shares of experts that stand out at the false discovery rate, the smallest q of a word and an expert, and how much of
-    routing a change of context changes and the token alone decides (means over layers; None if routing was not run).
+    Shares of experts that stand out at the false discovery rate, the smallest q of a word and an expert, how much of
+    routing another context changes, and how much the token alone decides (means over layers; None if routing was not
+    run).
     """
 
     def over(values: Sequence[Any]) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def mixture_twin(moe: Results) -> None:
     rows = []
     for model, result in upcycled(moe).items():
         for domain in result["experts"]:
-            rows.append([model, f"loss on {domain}, nats", *_compared(result, f"losses.{domain}", _loss), "–"])
+            rows.append([model, f"loss on {domain}", *_compared(result, f"losses.{domain}", _loss), "–"])
         rows.append([model, "exact answers", *_compared(result, "answers", _accuracy), "–"])
         for style, gap in result["mixture_minus_twin"].items():
             low, high = gap["interval"]
@@ -209,8 +209,7 @@ def _accuracy(item: Mapping[str, Any]) -> str:
 
 
 def _alignment(item: Mapping[str, Any]) -> str:
-    low, high = item["interval"]
-    return f"{small_share(item['value'])} [{small_share(low)}, {small_share(high)}]"
+    return small_share(item["value"])
 
 
 def _signed(x: float) -> str:

@@ -109,7 +109,7 @@ def test_a_stage_that_runs_on_some_models_judges_those() -> None:
 
 
 def test_a_number_that_was_not_measured_is_no_evidence() -> None:
-    claim = Claim(claim="c", source="s", reported="r", tests=[Criterion.model_validate(TRUE | {"at": None, "key": "a"})])
+    claim = Claim(claim="c", source="s", reported="r", tests=[Criterion.model_validate(TRUE | {"at": None})])
     results = {"probing": {"small": {"a": None}, "large": {"a": 1.0}}}
     done = evaluate(claim, results, ["small", "large"], PARAMETERS)
     assert [(item.model, item.met) for item in done["evidence"]] == [("large", True)]

@@ -145,7 +145,8 @@ def test_routers_project(mixture: Path, ce: Run, tmp_path: Path) -> None:
 
 
 def test_routers_trace(mixture: Path, ce: Run, tmp_path: Path) -> None:
-    words = ["routers", "trace", "-m", "./moe", "7 * 8 = 56", "[b]\n=1", "--layer", "L1", "--json", "t.json", "--plot", "t.png"]
+    words = ["routers", "trace", "-m", "./moe", "7 * 8 = 56", "[b]\n=1", "--layer", "L1", "--json", "t.json",
+             "--plot", "t.png"]  # fmt: skip
     code, out, err = ce(*words)
     assert code == 0, err
     result = read_result(tmp_path / "t.json")
@@ -157,8 +158,9 @@ def test_routers_trace(mixture: Path, ce: Run, tmp_path: Path) -> None:
     weights = [sum(pair) for pair in first["weights"][0]]
     assert weights == pytest.approx([1.0] * len(weights))
     expert, weight = first["experts"][0][0][0], first["weights"][0][0][0]
-    assert out.splitlines()[:2] == ["token\tL1", next(line for line in out.splitlines() if line.startswith("7\t"))]
-    assert out.splitlines()[1].startswith(f"7\t{expert} ({weight:.2f}), ")
+    header, row, *_ = out.splitlines()
+    assert header == "token\tL1"
+    assert row.startswith(f"7\t{expert} ({weight:.2f}), ")
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
     assert "\x1b" not in out + err
 
@@ -185,8 +187,7 @@ def test_routers_usage(mixture: Path, ce: Run, tmp_path: Path) -> None:
     assert "no token occurs in two contexts" in out
 
 
-def test_claims(
-ce: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claims(ce: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     committed = read_result(ROOT / "results" / "claims.json")
     code, out, _ = ce("claims", "c09")
@@ -294,8 +295,7 @@ BAD = {
     "dense": (["routers", "trace", "-m", MODEL, "x"], "give a mixture of experts"),
     "no texts": (["routers", "trace", "-m", MODEL], "texts: give them"),
     "texts twice": (["routers", "usage", "-m", MODEL, "x", "--task", "arithmetic"], "texts: give them"),
-    "markup":
- (["lens", "-m", "[bold]\n\x1b[31m", "x"], "unknown key"),
+    "markup": (["lens", "-m", "[bold]\n\x1b[31m", "x"], "unknown key"),
 }
 
 

@@ -32,7 +32,11 @@ def test_a_newcomer_needs_five_commands_to_a_curve() -> None:
 
 
 def test_every_command_of_the_guide_runs(
-    tiny_models: Path, mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_models: Path,
+    mixture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     ours = {MODEL: str(tiny_models / "tiny-llama"), MIXTURE: str(mixture)}

@@ -164,10 +164,8 @@ def usage(
     if label:
         say(f"the class has {number(label.label_bits)} bits; p: against {reading.shuffles} permutations of the labels")
     if context:
-        say(
-            f"another context changes {percent(context.overall)} {interval_text(context.overall_interval, 0)} of a token's "
-            f"experts, mean over layers, {context.tokens:,} tokens; the same context {percent(float(context.repeated.mean()))}"
-        )
+        change = f"{percent(context.overall)} {interval_text(context.overall_interval, 0)}"
+        say(f"another context changes {change} of a token's experts, mean over layers, {context.tokens:,} tokens")
     else:
         say("no token occurs in two contexts, so nothing is said of contexts; give texts that share words")
     write_outputs(reading, json, plot)

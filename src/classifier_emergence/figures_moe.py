@@ -12,6 +12,8 @@ from classifier_emergence.figures import STYLE, WIDTH, Results, layer_axis
 
 Projections = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Model -> what its routers were when they were read ("fresh", "trained") -> what was read."""
+FLOOR = 1e-16
+"""Of alignments on a logarithmic axis; what lies below is drawn on it."""
 
 
 def router_maxima(read: Projections) -> Figure:
@@ -45,7 +47,7 @@ def router_maxima(read: Projections) -> Figure:
         for axis in axes[-1]:
             axis.set_xlabel("layer")
         handles, names = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper center", ncols=len(names))
+        figure.legend(handles, names, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -80,31 +82,35 @@ def routing_layers(moe: Results) -> Figure:
         for (told, own, context), (model, result) in zip(axes, moe.items(), strict=True):
             runs = result["mixtures"]
             labels = runs[0]["after"]["routing"]["layers"]
-            for when, name, ls, shade in (("before", "fresh", "--", "0.5"), ("after", "trained", "-", "0.0")):
+            for when, name, ls, shade in (
+                ("before", "fresh routers", "--", "0.5"),
+                ("after", "trained routers", "-", "0.0"),
+            ):
                 routings = [run[when]["routing"] for run in runs]
-                _over_seeds(told, [r["domain"]["share"] for r in routings], ls, shade, f"{name} routers")
-                for style, mark in (("symbol", "o"), ("word", "s")):
-                    shares = [r["prompts"][style]["own_share"] for r in routings]
-                    _over_seeds(own, shares, ls, shade, f"{name}, {style} prompts", mark)
-                _over_seeds(context, [r["context"]["change"] for r in routings], ls, shade, "another context")
-                if when == "after":
-                    other = np.mean([r["context"]["other_tokens"] for r in routings], axis=0)
-                    again = np.mean([r["context"]["repeated"] for r in routings], axis=0)
-                    context.plot(other, color="0.3", ls=":", label="another token")
-                    context.plot(again, color="0.3", ls="-.", lw=0.7, label="the same context again")
-            own.axhline(runs[0]["after"]["routing"]["prompts"]["symbol"]["chance"], color="0.7", lw=0.6)
+                _over_seeds(told, [r["domain"]["share"] for r in routings], ls, shade, name)
+                _over_seeds(context, [r["context"]["change"] for r in routings], ls, shade, name)
+                for style, mark in (("symbol", ""), ("word", "s")):
+                    _over_seeds(own, [r["prompts"][style]["own_share"] for r in routings], ls, shade, name, mark)
+            routings = [run["after"]["routing"] for run in runs]
+            context.plot(np.mean([r["context"]["other_tokens"] for r in routings], axis=0), color="0.3", ls=":",
+                         label="another token")  # fmt: skip
+            context.plot(np.mean([r["context"]["repeated"] for r in routings], axis=0), color="0.3", ls="-.", lw=0.7,
+                         label="the same context again")  # fmt: skip
+            own.plot([], [], color="0.0", ls="", marker="s", ms=2, label="word prompts")
+            own.axhline(routings[0]["prompts"]["symbol"]["chance"], color="0.7", lw=0.6)
             told.axhline(0, color="0.7", lw=0.6)
-            told.set_ylabel("part of the domain that\nthe experts tell")
-            own.set_ylabel("share of the own operation's\nexpert at the prompt's end")
-            context.set_ylabel("experts that change with")
             told.set_title(model, loc="left")
-            context.set_ylim(-0.03, 1.03)
+            told.set_ylabel("part of the domain told")
+            own.set_ylabel("share of the own expert")
+            context.set_ylabel("experts changed by context")
             for axis in (told, own, context):
+                axis.set_ylim(top=1.03)
                 layer_axis(axis, labels)
                 axis.set_xlabel("layer")
-                handles, names = axis.get_legend_handles_labels()
-                some = dict(zip(names, handles, strict=True))  # one entry a name
-                axis.legend(some.values(), some.keys(), fontsize=5.5)
+        entries = {
+            name: handle for axis in axes[0] for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=len(entries))
     return figure
 
 
@@ -124,11 +130,11 @@ def mixture_lens(moe: Results) -> Figure:
             for j, style in enumerate(("symbol", "word")):
                 lens, probe = axes[2 * i, j], axes[2 * i + 1, j]
                 for (name, found), (shade, ls) in zip(runs.items(), looks, strict=True):
-                    curves = [np.clip(run["lens"][style]["alignment"], 1e-9, None) for run in found]
+                    curves = [np.clip(run["lens"][style]["alignment"], FLOOR, None) for run in found]
                     _over_seeds(lens, curves, ls, shade, name)
                     _over_seeds(probe, [run["probe"][style]["accuracy"] for run in found], ls, shade, name)
                 lens.set_yscale("log")
-                lens.set_ylim(1e-9, 2)
+                lens.set_ylim(FLOOR, 2)
                 probe.set_ylim(0, 1.04)
                 probe.axhline(1 / 4, color="0.7", lw=0.6)
                 lens.set_title(f"{model}: {style} prompts", loc="left")

@@ -102,9 +102,7 @@ class UsageReading(Reading):
         return expert_load(self)
 
 
-def trace_texts(
-    lm: LanguageModel, texts: Sequence[str], *, layers: Sequence[str | int] | None = None
-) -> TraceReading:
+def trace_texts(lm: LanguageModel, texts: Sequence[str], *, layers: Sequence[str | int] | None = None) -> TraceReading:
     """Which experts does each token of each text go to?
 
     Args:
@@ -197,5 +195,7 @@ def _numbers(lm: LanguageModel, layers: Sequence[str | int] | None) -> list[int]
     by_name = {name: number for number in known for name in (str(number), f"L{number}")}
     for layer in layers:
         if str(layer) not in by_name:
-            raise InputError(f"layer {layer!r}: {lm.key} has routers in {len(known)} layers, L{known[0]} to L{known[-1]}")
+            raise InputError(
+                f"layer {layer!r}: {lm.key} has routers in {len(known)} layers, L{known[0]} to L{known[-1]}"
+            )
     return sorted({by_name[str(layer)] for layer in layers})
