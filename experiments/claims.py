@@ -20,6 +20,7 @@ def run() -> None:
     models = params.models
     on = dict.fromkeys(STAGES, models) | dict.fromkeys(TRAINED, params.trained_models)
     on["collapse"] = params.collapse_models
+    on |= {"moe_routers": params.moe_models}
     results = {stage: {m: read_result(result_path(stage, m)) for m in chosen} for stage, chosen in on.items()}
     parameters = {model: read_result(result_path("fetch", model))["parameters"] for model in models}
     ledger = load_claims(LEDGER)

@@ -9,7 +9,7 @@ from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result
 from classifier_emergence.tasks import OPERATIONS, STYLES
 from classifier_emergence.typeset import accuracy_text, number, percent, small_share, write_table
-from experiments import other_tasks_tables, reinforcement_tables, training_tables
+from experiments import moe_tables, other_tasks_tables, reinforcement_tables, training_tables
 from experiments.stage import RESULTS, exit_on_bad_input, result_path
 from experiments.training_tables import FOLDER, Results
 
@@ -50,6 +50,7 @@ def run() -> None:
     reinforcement_tables.collapse_attempts(collapse)
     reinforcement_tables.collapse_factorial(collapse)
     reinforcement_tables.collapse_flaws(collapse)
+    moe_tables.write({model: read_result(result_path("moe_routers", model)) for model in params.moe_models})
 
 
 def claims(ledger: Mapping[str, dict[str, Any]]) -> None:

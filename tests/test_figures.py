@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from classifier_emergence import figures, figures_reinforcement, figures_tasks
+from classifier_emergence import figures, figures_moe, figures_reinforcement, figures_tasks
 from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result
 from experiments import reinforcement_tables
+from experiments.moe_tables import projected, upcycled
 from experiments.other_tasks_tables import TASKS
 from experiments.training_tables import ARMS, FORMATS
 
@@ -64,6 +65,15 @@ def check(draw: Callable[..., Figure], arguments: list[Any], name: str, folder: 
     figures.save(draw(*arguments), folder / "again")
     assert (folder / f"{name}.svg").read_bytes() == (folder / "again.svg").read_bytes()
     assert (folder / f"{name}.svg").read_bytes() == (ROOT / "paper" / "figures" / f"{name}.svg").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["router_maxima", "routing_load", "routing_layers", "mixture_lens"])
+def test_the_committed_figures_of_mixtures_are_what_the_results_give(name: str, tmp_path: Path) -> None:
+    models = load_params(ROOT / "params.yaml").moe_models
+    moe = {model: read_result(ROOT / "results" / "moe_routers" / f"{model}.json") for model in models}
+    shown = {m: projected(result) for m, result in moe.items()} if name == "router_maxima" else upcycled(moe)
+    figures.save(getattr(figures_moe, name)(shown), tmp_path / name)
+    assert (tmp_path / f"{name}.svg").read_bytes() == (ROOT / "paper" / "figures" / f"{name}.svg").read_bytes()
 
 
 def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from classifier_emergence.instrument_direction import direction
 from classifier_emergence.instrument_grpo import grpo
 from classifier_emergence.instrument_lens import lens
 from classifier_emergence.instrument_probe import probe
+from classifier_emergence.instrument_routing import routing_usage, trace_texts
 from classifier_emergence.models import LanguageModel
 
 __all__ = [
@@ -22,5 +23,7 @@ __all__ = [
     "lens",
     "open_model",
     "probe",
+    "routing_usage",
     "sft",
+    "trace_texts",
 ]
