@@ -25,8 +25,8 @@ def run() -> None:
     plain = {model: read_result(result_path("lora_sft", model)) for model in params.trained_models}
     chain = {model: read_result(result_path("cot_alignment", model)) for model in params.trained_models}
     other = {model: read_result(result_path("other_tasks", model)) for model in params.trained_models}
-    grpo = {model: read_result(result_path("grpo", model)) for model in params.trained_models}
-    collapse = {model: read_result(result_path("collapse", model)) for model in params.collapse_models}
+    grpo = {model: read_result(result_path("grpo", model)) for model in params.reinforcement_models}
+    collapse = {model: read_result(result_path("collapse", model)) for model in params.reinforcement_models}
     figures.save(figures_reinforcement.grpo_steps(grpo, names.TRAININGS), FOLDER / "grpo_steps")
     figures.save(figures_reinforcement.grpo_depth(grpo), FOLDER / "grpo_depth")
     figures.save(

@@ -21,11 +21,14 @@ def run() -> None:
         {model: read_result(result_path(stage, model)) for model in params.models}
         for stage in ("fetch", "probing", "logit_lens")
     )
-    dual, plain, chain, other, grpo = (
+    dual, plain, chain, other = (
         {model: read_result(result_path(stage, model)) for model in params.trained_models}
-        for stage in ("dual_reward", "lora_sft", "cot_alignment", "other_tasks", "grpo")
+        for stage in ("dual_reward", "lora_sft", "cot_alignment", "other_tasks")
     )
-    collapse = {model: read_result(result_path("collapse", model)) for model in params.collapse_models}
+    grpo, collapse = (
+        {model: read_result(result_path(stage, model)) for model in params.reinforcement_models}
+        for stage in ("grpo", "collapse")
+    )
     claims(read_result(RESULTS / "claims.json"))
     models(fetched)
     words(fetched)

@@ -54,7 +54,7 @@ def test_the_committed_figures_on_reinforcement_are_what_the_results_give(
     name: str, stage: str, names: list[Any], tmp_path: Path
 ) -> None:
     params = load_params(ROOT / "params.yaml")
-    models = {"grpo": params.trained_models, "collapse": params.collapse_models}[stage]
+    models = params.reinforcement_models
     results = {model: read_result(ROOT / "results" / stage / f"{model}.json") for model in models}
     check(getattr(figures_reinforcement, name), [results, *names], name, tmp_path)
 
