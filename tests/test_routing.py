@@ -123,6 +123,21 @@ def test_a_router_that_gives_something_else_is_refused(flaw: Any) -> None:
         trace(model, TEXTS)
 
 
+def test_experts_that_differ_by_a_rounding_error_may_be_chosen_either_way() -> None:
+    class Near(nn.Module):
+        def forward(self, gap: float) -> tuple[Tensor, Tensor, Tensor]:
+            return torch.tensor([[2.0, 2.0 + gap, -1.0]]), torch.ones(1, 1), torch.tensor([[0]])
+
+    model = model_of("Mixtral")
+    Near.__name__ = "NearTopKRouter"
+    near = model.model.layers[0].mlp.gate = Near()
+    with hooked(model) as seen:
+        near(5e-7)
+    assert seen[0][2].item() == 0
+    with hooked(model), pytest.raises(InputError, match="gives no"):
+        near(1e-3)
+
+
 # --- Usage ---
 
 

@@ -23,6 +23,7 @@ from classifier_emergence.residuals import BATCH_TOKENS
 from classifier_emergence.statistics import Floats, bootstrap_mean, permutation_p
 
 Outputs = tuple[Tensor, Tensor, Tensor]
+ROUNDING = 1e-5  # relative: many times the rounding error of a softmax in 32 bits
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,11 @@ def _checked(output: object, name: str) -> Outputs:
     if isinstance(output, tuple) and len(output) == 3 and all(isinstance(part, Tensor) for part in output):
         logits, weights, experts = output
         if weights.shape == experts.shape and len(logits) == len(experts) and not experts.is_floating_point():
-            chosen = logits.gather(-1, experts)
-            # The k chosen are those with the largest logits: fewer than k lie above the least of them.
-            if bool(((logits > chosen.amin(-1, keepdim=True)).sum(-1) < experts.shape[-1]).all()):
+            least = logits.gather(-1, experts).amin(-1, keepdim=True)
+            # The k chosen are those with the largest logits: fewer than k lie above the least of them, but for a
+            # rounding error, as routers choose by probabilities, which may be equal where logits are not quite.
+            above = logits > least + ROUNDING * (1 + least.abs())
+            if bool((above.sum(-1) < experts.shape[-1]).all()):
                 return logits, weights, experts
     raise InputError(
         f"router {name}: gives no (logits, weights, experts); this version of transformers is not supported"
