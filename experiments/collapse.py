@@ -161,7 +161,7 @@ def trained(study: Study, name: str, arm: Arm, seed: int) -> Callable[[Path], di
             signed_kl=arm.signed_kl,
             entropy_bonus=arm.entropy_bonus,
         )
-        schedule = Schedule(arm.steps, study.settings.prompts, arm.learning_rate, seed, settings.every)
+        schedule = Schedule(arm.steps, prompts(study, arm), arm.learning_rate, seed, settings.every)
         group = settings.reported_group if arm.reported else study.settings.group
         how = Sampling(group, study.settings.temperature, study.settings.new_tokens)
         reward = exact(parse_reported if arm.reported else parse_answer)
@@ -198,9 +198,15 @@ def prepared(study: Study, arm: Arm, seed: int, dtype: torch.dtype) -> AbstractC
     return adapted(study.lm.model, place, seed=seed)
 
 
+def prompts(study: Study, arm: Arm) -> int:
+    """Prompts a step: as many completions in all with the originals' group as with ours."""
+    settings = study.params.collapse
+    return settings.reported_prompts if arm.reported else settings.prompts
+
+
 def tasks(study: Study, arm: Arm, seed: int) -> list[Task]:
     """Problems in the order in which they are trained on, with the class that each is told to name."""
-    size = study.settings.prompts
+    size = prompts(study, arm)
     n = arm.steps * size
     random = np.random.default_rng(seed)
     pools: dict[str, list[Problem]] = {operation: list(study.problems.train[operation]) for operation in CLASSES}
@@ -228,7 +234,7 @@ def measure(study: Study) -> dict[str, Any]:
     return {
         "classes": study.classes(study.problems.test),
         "answers": share_of(study.answer().exact, study.params),
-        "sampled_reward": sampled_reward(study),
+        "sampled_reward": sampled_reward(study, study.problems.test[: study.params.collapse.curve_problems]),
         "reported": {
             "prompts": [
                 {

@@ -3,10 +3,12 @@
 import argparse
 from pathlib import Path
 
-from classifier_emergence import figures, figures_reinforcement
+from classifier_emergence import figures, figures_moe, figures_reinforcement, figures_tasks
 from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result
 from experiments import reinforcement_tables as names
+from experiments.moe_tables import projected, upcycled
+from experiments.other_tasks_tables import TASKS
 from experiments.stage import exit_on_bad_input, result_path
 from experiments.training_tables import ARMS, FORMATS
 
@@ -22,18 +24,25 @@ def run() -> None:
     dual = {model: read_result(result_path("dual_reward", model)) for model in params.trained_models}
     plain = {model: read_result(result_path("lora_sft", model)) for model in params.trained_models}
     chain = {model: read_result(result_path("cot_alignment", model)) for model in params.trained_models}
-    grpo = {model: read_result(result_path("grpo", model)) for model in params.trained_models}
-    collapse = {model: read_result(result_path("collapse", model)) for model in params.collapse_models}
+    other = {model: read_result(result_path("other_tasks", model)) for model in params.trained_models}
+    grpo = {model: read_result(result_path("grpo", model)) for model in params.reinforcement_models}
+    collapse = {model: read_result(result_path("collapse", model)) for model in params.reinforcement_models}
     figures.save(figures_reinforcement.grpo_steps(grpo, names.TRAININGS), FOLDER / "grpo_steps")
     figures.save(figures_reinforcement.grpo_depth(grpo), FOLDER / "grpo_depth")
     figures.save(
         figures_reinforcement.collapse_map(collapse, names.FACTORIAL, names.ATTEMPTS, names.FLAWS),
         FOLDER / "collapse_map",
     )
+    moe = {model: read_result(result_path("moe_routers", model)) for model in params.moe_models}
+    read = {model: projected(result) for model, result in moe.items()}
+    figures.save(figures_moe.router_maxima(read), FOLDER / "router_maxima")
+    for draw in (figures_moe.routing_load, figures_moe.routing_layers, figures_moe.mixture_lens):
+        figures.save(draw(upcycled(moe)), FOLDER / draw.__name__)
     figures.save(figures.fine_tuning_depth(plain, chain, FORMATS), FOLDER / "fine_tuning_depth")
     figures.save(figures.fine_tuning_answers(chain, FORMATS), FOLDER / "fine_tuning_answers")
     figures.save(figures.dual_reward_steps(dual), FOLDER / "dual_reward_steps")
     figures.save(figures.dual_reward_arms(dual, ARMS), FOLDER / "dual_reward_arms")
+    figures.save(figures_tasks.other_tasks(other, TASKS), FOLDER / "other_tasks")
     figures.save(figures.probe_depth(probing), FOLDER / "probe_depth")
     figures.save(figures.alignment_null(logit_lens), FOLDER / "alignment_null")
     figures.save(figures.lens_heatmap(logit_lens), FOLDER / "lens_heatmap")

@@ -248,13 +248,13 @@ def outcomes(study: Study) -> dict[str, Any]:
                 for op in study.operations
             },
         },
-        "sampled_reward": sampled_reward(study),
+        "sampled_reward": sampled_reward(study, study.problems.test),
     }
 
 
-def sampled_reward(study: Study) -> dict[str, Any]:
-    """Reward of completions drawn for the test problems; the interval is over problems."""
-    lm, test, how = study.lm, study.problems.test, sampling(study)
+def sampled_reward(study: Study, test: Sequence[Problem]) -> dict[str, Any]:
+    """Reward of completions drawn for problems; the interval is over problems."""
+    lm, how = study.lm, sampling(study)
     encoded = lm.tokenizer([study.prompt(problem) for problem in test])["input_ids"]
     stop = [int(lm.tokenizer.eos_token_id), *line_ends(lm.tokenizer)]
     hits: list[float] = []

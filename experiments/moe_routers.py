@@ -27,7 +27,7 @@ from classifier_emergence.probes import fit_probes
 from classifier_emergence.problems import NEUTRAL
 from classifier_emergence.readout import decoder_blocks, find_readout
 from classifier_emergence.residuals import residual_stream
-from classifier_emergence.results import write_result
+from classifier_emergence.results import plain, write_result
 from classifier_emergence.routers import has_routers, load_routers
 from classifier_emergence.sources import fetch
 from classifier_emergence.statistics import bootstrap_mean
@@ -46,7 +46,7 @@ from classifier_emergence.upcycling import (
 from classifier_emergence.vocabulary import word_tokens
 from experiments.mixtures import DOMAINS, READ, Data, balanced, in_use, projection
 from experiments.stage import accuracy_curve, main, result_path
-from experiments.training import Runs, mean_of, over_seeds, share_of
+from experiments.training import ADAPTERS, Runs, mean_of, over_seeds, share_of
 
 TOLERANCE = 1e-4  # of probes, relative to the objective
 
@@ -71,6 +71,9 @@ def run(params: Params, key: str) -> None:
         lm = load(key, params.registry)
         data = Data(lm.tokenizer, params.moe_routers, list(NEUTRAL))
         result["routing"] = in_use(lm.model, data, params)
+    result = plain(result)
+    result["summary"] = summary([result])
+    (ADAPTERS / "moe_routers" / key).mkdir(parents=True, exist_ok=True)  # the pipeline wants it of every model
     write_result(result_path("moe_routers", key), result)
 
 
@@ -99,7 +102,7 @@ def upcycle(lm: LanguageModel, params: Params) -> None:
     twins = [runs.once(f"twin_{n}", partial(twin, lm, data, n, runs, params)) for n in settings.seeds]
     shown = ("answers", *(f"losses.{d}" for d in DOMAINS), *(f"lens.{s}.at_depth" for s in READ),
              *(f"probe.{s}.at_depth" for s in READ))  # fmt: skip
-    result = {
+    result: dict[str, Any] = {
         "model": key,
         "kind": "upcycled",
         "layers": layer_labels(len(decoder_blocks(lm.model))),
@@ -120,6 +123,7 @@ def upcycle(lm: LanguageModel, params: Params) -> None:
         "mixture_minus_twin": {style: difference(mixtures, twins, style, data, params) for style in READ},
         "mixture_minus_base": {style: difference(mixtures, [{"after": base}], style, data, params) for style in READ},
     }
+    result["summary"] = summary([run["after"] for run in result["mixtures"]])
     runs.finish(result)
 
 
@@ -249,6 +253,41 @@ def difference(
         a - b, confidence=params.confidence, resamples=params.moe_routers.resamples, seed=0, clusters=pairs
     )
     return {"mean": np.mean(a - b), "interval": [low, high], "n": len(a)}
+
+
+def summary(mixtures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the claims read: of the mixtures of all seeds, or of one that was not made here.
+
+    Shares of experts that stand out at the false discovery rate, the smallest q of a word and an expert, how much of
+    routing another context changes, and how much the token alone decides (means over layers; None if routing was not
+    run).
+    """
+
+    def over(values: Sequence[Any]) -> dict[str, Any]:
+        return over_seeds([{"of": value} for value in values], "of")
+
+    rows = [mixture["projection"] for mixture in mixtures]
+    found = {
+        name: over([row[name]["found"] / np.size(row[name]["q"]) for row in rows])
+        for name in ("reported", "controlled", "coherence")
+    }
+    contexts = [mixture["routing"]["context"] for mixture in mixtures if mixture["routing"]]
+    change, decided = [], []
+    for context in contexts:
+        mean, (low, high), others = context["overall"], context["overall_interval"], np.mean(context["other_tokens"])
+        change.append({"mean": mean, "interval": [low, high], "n": context["tokens"]})
+        if others:
+            ends = [float(1 - high / others), float(1 - low / others)]
+            decided.append({"mean": float(1 - mean / others), "interval": ends, "n": context["tokens"]})
+    unknown = dict.fromkeys(("value", "least", "largest", "interval", "n"))
+    return {
+        "experts": np.size(rows[0]["reported"]["q"]),
+        "largest_cosine": over([row["reported"]["largest"] for row in rows]),
+        **{f"{name}_found": share for name, share in found.items()},
+        "words_smallest_q": over([min((word["q"] for word in row["words"]), default=1.0) for row in rows]),
+        "context_change": over(change) if change else unknown,
+        "decided_by_token": over(decided) if decided else unknown,
+    }
 
 
 def _public(measured: Mapping[str, Any], *, tokens: bool = False) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def status(picks: list[str], json: Path | None) -> int:
     names = list(select(picks))
     found = stale(names)
     if found:
-        table(["stale", "why"], [[name, "; ".join(why)] for name, why in found.items()])
+        table(["stale", "why"], [[name, reason] for name, why in found.items() for reason in why])
     else:
         say(f"nothing is stale: the results of {len(names)} stages belong to the code and parameters")
     return _answer(1 if found else 0, json, {"stale": found, "stages": names})
@@ -86,7 +86,9 @@ def stale(names: list[str]) -> dict[str, list[str]]:
         graph = repo.index.graph  # an edge leads from a stage to one that it needs
         needs = {stage.addressing: {other.addressing for other in nx.descendants(graph, stage)} for stage in graph}
         cached = {out.def_path for stage in graph for out in stage.outs if out.use_cache}
+        new = {stage.addressing for stage in graph if not any(out.hash_info for out in stage.outs)}
     own = {name: why for name in names if (why := reasons(changes.get(name, []), cached))}
+    own |= {name: ["never run"] for name in own if name in new}
     found = {}
     for name in names:
         above = [other for other in own if other in needs[name]]

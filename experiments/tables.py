@@ -9,7 +9,7 @@ from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result
 from classifier_emergence.tasks import OPERATIONS, STYLES
 from classifier_emergence.typeset import accuracy_text, number, percent, small_share, write_table
-from experiments import reinforcement_tables, training_tables
+from experiments import moe_tables, other_tasks_tables, reinforcement_tables, training_tables
 from experiments.stage import RESULTS, exit_on_bad_input, result_path
 from experiments.training_tables import FOLDER, Results
 
@@ -21,11 +21,14 @@ def run() -> None:
         {model: read_result(result_path(stage, model)) for model in params.models}
         for stage in ("fetch", "probing", "logit_lens")
     )
-    dual, plain, chain, grpo = (
+    dual, plain, chain, other = (
         {model: read_result(result_path(stage, model)) for model in params.trained_models}
-        for stage in ("dual_reward", "lora_sft", "cot_alignment", "grpo")
+        for stage in ("dual_reward", "lora_sft", "cot_alignment", "other_tasks")
     )
-    collapse = {model: read_result(result_path("collapse", model)) for model in params.collapse_models}
+    grpo, collapse = (
+        {model: read_result(result_path(stage, model)) for model in params.reinforcement_models}
+        for stage in ("grpo", "collapse")
+    )
     claims(read_result(RESULTS / "claims.json"))
     models(fetched)
     words(fetched)
@@ -42,6 +45,7 @@ def run() -> None:
     training_tables.dual_reward_flaws(dual)
     training_tables.lora_sft(plain)
     training_tables.cot_alignment(chain)
+    other_tasks_tables.write(other)
     reinforcement_tables.grpo_probe(grpo)
     reinforcement_tables.grpo_reported(grpo)
     reinforcement_tables.grpo_controlled(grpo)
@@ -49,6 +53,7 @@ def run() -> None:
     reinforcement_tables.collapse_attempts(collapse)
     reinforcement_tables.collapse_factorial(collapse)
     reinforcement_tables.collapse_flaws(collapse)
+    moe_tables.write({model: read_result(result_path("moe_routers", model)) for model in params.moe_models})
 
 
 def claims(ledger: Mapping[str, dict[str, Any]]) -> None:

@@ -1,3 +1,5 @@
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,6 +7,7 @@ import pytest
 import torch
 from number_snapshots import NumbersExtension
 from syrupy.assertion import SnapshotAssertion
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from classifier_emergence.models import LanguageModel, load
 from experiments import tiny
@@ -36,3 +39,18 @@ def lm(tiny_models: Path, request: pytest.FixtureRequest) -> LanguageModel:
 def seeded() -> Callable[..., torch.Tensor]:
     """Normal random tensors from an explicit seed."""
     return lambda *shape, seed=0: torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def mixture(tiny_models: Path, tmp_path: Path) -> Path:
+    """A tiny mixture of experts with a tokenizer beside it."""
+    torch.manual_seed(0)
+    size = json.loads((tiny_models / "tiny-llama" / "config.json").read_text())["vocab_size"]
+    config = MixtralConfig(
+        vocab_size=size, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=4,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "moe")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_models / "tiny-llama" / name, tmp_path / "moe")
+    return tmp_path / "moe"

@@ -108,6 +108,14 @@ def test_a_stage_that_runs_on_some_models_judges_those() -> None:
     assert [item.model for item in done["evidence"]] == ["small"]
 
 
+def test_a_number_that_was_not_measured_is_no_evidence() -> None:
+    claim = Claim(claim="c", source="s", reported="r", tests=[Criterion.model_validate(TRUE | {"at": None})])
+    results = {"probing": {"small": {"a": None}, "large": {"a": 1.0}}}
+    done = evaluate(claim, results, ["small", "large"], PARAMETERS)
+    assert [(item.model, item.met) for item in done["evidence"]] == [("large", True)]
+    assert evaluate(claim, results, ["small"], PARAMETERS)["verdict"] == "not tested yet"
+
+
 TRUE = {"what": "w", "protocol": "reported", "stage": "probing", "key": "a", "at": "max", "at_least": 0}
 
 
@@ -154,6 +162,7 @@ def test_claims_whose_stages_exist_have_verdicts() -> None:
     now = {"C01", "C02", "C03", "C04", "C05", "C06", "C07", "C22", "C25", "C26"}  # models as they are
     now |= {"C08", "C09", "C10", "C11", "C12", "C20", "C21", "C24"}  # supervised training
     now |= {"C13", "C14", "C15", "C16", "C17"}  # reinforcement learning
+    now |= {"C18", "C19"}  # mixtures of experts
     assert {key for key, claim in ledger.items() if claim["verdict"] != "not tested yet"} == now
     offline = {"C03", "C05", "C12", "C25"}
     assert {key for key, claim in ledger.items() if claim["verdict"] == "not testable offline"} == offline

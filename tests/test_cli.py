@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import typer
-from transformers import MixtralConfig, MixtralForCausalLM
 
 from classifier_emergence import cli_paper, instrument_lens
 from classifier_emergence.cli import app, run
@@ -38,21 +35,6 @@ def ce(tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         return code, captured.out, captured.err
 
     return call
-
-
-@pytest.fixture
-def mixture(tiny_models: Path, tmp_path: Path) -> Path:
-    """A tiny mixture of experts with a tokenizer beside it."""
-    torch.manual_seed(0)
-    size = json.loads((tiny_models / "tiny-llama" / "config.json").read_text())["vocab_size"]
-    config = MixtralConfig(
-        vocab_size=size, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, num_local_experts=4,
-    )  # fmt: skip
-    MixtralForCausalLM(config).save_pretrained(tmp_path / "moe")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_models / "tiny-llama" / name, tmp_path / "moe")
-    return tmp_path / "moe"
 
 
 def every_command(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -152,6 +134,19 @@ def test_dual_reward_then_lens_with_its_adapter(ce: Run, tmp_path: Path) -> None
     assert read_result(tmp_path / "lens.json")["model"] == "tiny-llama+adapter"
 
 
+def test_grpo_says_what_was_right_while_training(ce: Run, tmp_path: Path) -> None:
+    code, out, err = ce(
+        "grpo", "-m", MODEL, "--steps", "2", "--batch-size", "2", "--task", "places", "--json", "grpo.json"
+    )
+    assert code == 0, err
+    assert "adapter: not kept" in out
+    assert "right while training: 0.0 % in the first 1 steps, 0.0 % in the last 1" in out
+    assert "rewards taught nothing" in out
+    result = read_result(tmp_path / "grpo.json")
+    assert (result["method"], result["task"], len(result["losses"])) == ("grpo", "places", 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["grpo.json"]
+
+
 def test_routers_project(mixture: Path, ce: Run, tmp_path: Path) -> None:
     code, out, err = ce("routers", "project", "-m", "./moe", "--word", "multiply", "--json", "routers.json")
     assert code == 0, err
@@ -160,6 +155,49 @@ def test_routers_project(mixture: Path, ce: Run, tmp_path: Path) -> None:
     assert result["largest"] == pytest.approx(max(e["top_scores"][0] for e in result["experts"]))
     assert result["words"][0]["best_rank"] >= 1
     assert "random" in out
+
+
+def test_routers_trace(mixture: Path, ce: Run, tmp_path: Path) -> None:
+    words = ["routers", "trace", "-m", "./moe", "7 * 8 = 56", "[b]\n=1", "--layer", "L1", "--json", "t.json",
+             "--plot", "t.png"]  # fmt: skip
+    code, out, err = ce(*words)
+    assert code == 0, err
+    result = read_result(tmp_path / "t.json")
+    assert (result["layers"], result["n_experts"]) == (["L1"], 4)
+    first, second = result["texts"]
+    assert (first["text"], second["text"]) == ("7 * 8 = 56", "[b]\n=1")
+    assert "".join(first["tokens"]) == "7 * 8 = 56"
+    assert len(first["experts"][0]) == len(first["weights"][0]) == len(first["tokens"])
+    weights = [sum(pair) for pair in first["weights"][0]]
+    assert weights == pytest.approx([1.0] * len(weights))
+    expert, weight = first["experts"][0][0][0], first["weights"][0][0][0]
+    header, row, *_ = out.splitlines()
+    assert header == "token\tL1"
+    assert row.startswith(f"7\t{expert} ({weight:.2f}), ")
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+    assert "\x1b" not in out + err
+
+
+def test_routers_usage(mixture: Path, ce: Run, tmp_path: Path) -> None:
+    words = ["routers", "usage", "-m", "./moe", *CLASSES, "--shuffles", "19", "--json", "u.json", "--plot", "u.svg"]
+    code, out, err = ce(*words)
+    assert code == 0, err
+    result = read_result(tmp_path / "u.json")
+    assert (result["classes"], result["n_texts"]) == (["multiply", "add"], 6)
+    for layer in (0, 1):
+        assert sum(result["usage"]["load"][layer]) == pytest.approx(1)
+        for load in result["class_load"]:
+            assert sum(load[layer]) == pytest.approx(1)
+    assert result["label"]["label_bits"] == pytest.approx(1, abs=0.1)  # two classes, about as many tokens
+    assert result["context"]["repeated"] == [0, 0]
+    header, *lines = out.splitlines()
+    assert header.split("\t")[4:] == ["bits of the class", "p", "change with context", "between other tokens"]
+    assert len(lines) == 2 + 2
+    code, out, err = ce("routers", "usage", "-m", "./moe", "7 * 8 =", "some other words", "--json", "plain.json")
+    assert code == 0, err
+    plain = read_result(tmp_path / "plain.json")
+    assert (plain["classes"], plain["label"], plain["context"]) == ([], None, None)
+    assert "no token occurs in two contexts" in out
 
 
 def test_claims(ce: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +305,9 @@ BAD = {
     "no clone": (["claims", "C09"], "not in a clone"),
     "weight": (["dual-reward", "-m", MODEL, "--output", "o", "--class-weight", "2"], "class_weight"),
     "answers": (["dual-reward", "-m", MODEL, "--output", "o", *CLASSES], "no answer to train on"),
+    "dense": (["routers", "trace", "-m", MODEL, "x"], "give a mixture of experts"),
+    "no texts": (["routers", "trace", "-m", MODEL], "texts: give them"),
+    "texts twice": (["routers", "usage", "-m", MODEL, "x", "--task", "arithmetic"], "texts: give them"),
     "markup": (["lens", "-m", "[bold]\n\x1b[31m", "x"], "unknown key"),
 }
 

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from classifier_emergence import figures, figures_reinforcement
+from classifier_emergence import figures, figures_moe, figures_reinforcement, figures_tasks
 from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result
 from experiments import reinforcement_tables
+from experiments.moe_tables import projected, upcycled
+from experiments.other_tasks_tables import TASKS
 from experiments.training_tables import ARMS, FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,15 +26,16 @@ ROOT = Path(__file__).resolve().parents[1]
         ("dual_reward_arms", ["dual_reward"], ARMS),
         ("fine_tuning_answers", ["cot_alignment"], FORMATS),
         ("fine_tuning_depth", ["lora_sft", "cot_alignment"], FORMATS),
+        ("other_tasks", ["other_tasks"], TASKS),
     ],
 )
 def test_the_committed_figures_are_what_the_results_give(
-    name: str, stages: list[str], names: dict[str, str] | None, tmp_path: Path
+    name: str, stages: list[str], names: Any, tmp_path: Path
 ) -> None:
     params = load_params(ROOT / "params.yaml")
     models = params.models if stages[0] in ("probing", "logit_lens") else params.trained_models
     results = [{model: read_result(ROOT / "results" / stage / f"{model}.json") for model in models} for stage in stages]
-    check(getattr(figures, name), [*results, *([] if names is None else [names])], name, tmp_path)
+    check(getattr(figures_tasks if hasattr(figures_tasks, name) else figures, name), [*results, *([] if names is None else [names])], name, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +54,7 @@ def test_the_committed_figures_on_reinforcement_are_what_the_results_give(
     name: str, stage: str, names: list[Any], tmp_path: Path
 ) -> None:
     params = load_params(ROOT / "params.yaml")
-    models = {"grpo": params.trained_models, "collapse": params.collapse_models}[stage]
+    models = params.reinforcement_models
     results = {model: read_result(ROOT / "results" / stage / f"{model}.json") for model in models}
     check(getattr(figures_reinforcement, name), [results, *names], name, tmp_path)
 
@@ -62,6 +65,15 @@ def check(draw: Callable[..., Figure], arguments: list[Any], name: str, folder: 
     figures.save(draw(*arguments), folder / "again")
     assert (folder / f"{name}.svg").read_bytes() == (folder / "again.svg").read_bytes()
     assert (folder / f"{name}.svg").read_bytes() == (ROOT / "paper" / "figures" / f"{name}.svg").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["router_maxima", "routing_load", "routing_layers", "mixture_lens"])
+def test_the_committed_figures_of_mixtures_are_what_the_results_give(name: str, tmp_path: Path) -> None:
+    models = load_params(ROOT / "params.yaml").moe_models
+    moe = {model: read_result(ROOT / "results" / "moe_routers" / f"{model}.json") for model in models}
+    shown = {m: projected(result) for m, result in moe.items()} if name == "router_maxima" else upcycled(moe)
+    figures.save(getattr(figures_moe, name)(shown), tmp_path / name)
+    assert (tmp_path / f"{name}.svg").read_bytes() == (ROOT / "paper" / "figures" / f"{name}.svg").read_bytes()
 
 
 def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

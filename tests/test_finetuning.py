@@ -1,6 +1,7 @@
 """Fine-tuning on anyone's task: it does what it says on held-out items, and leaves nothing half done."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from classifier_emergence.classification import Item, Task
 from classifier_emergence.effects import alignment
 from classifier_emergence.errors import InputError
 from classifier_emergence.finetuning import dual_reward, held_out, sft
+from classifier_emergence.instrument_grpo import begins_with_answer, grpo, in_turn
 from classifier_emergence.models import LanguageModel, load
 from classifier_emergence.problems import Problem
 from classifier_emergence.results import write_result
@@ -157,3 +159,103 @@ def test_a_class_word_of_several_tokens_is_refused(llama: LanguageModel, tmp_pat
     odd = Task(task.name, task.classes, ("multiply", "xqzxqz"), task.items)
     with pytest.raises(InputError, match="'xqzxqz': with a leading space it is no single token"):
         dual_reward(llama, odd, tmp_path / "a")
+
+
+# --- GRPO ---
+
+QUICK: dict[str, Any] = {"steps": 2, "batch_size": 2, "group": 2, "new_tokens": 4, "rank": 2}
+
+
+def even(prompts: Sequence[str], completions: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """Something that a tiny model can be good or bad at."""
+    return [float(len(text) % 2 == 0) for text in completions]
+
+
+def test_grpo_trains_what_is_rewarded_and_leaves_an_adapter(llama: LanguageModel, tmp_path: Path) -> None:
+    weights = {name: p.clone() for name, p in llama.model.named_parameters()}
+    seen: list[tuple[str, str]] = []
+
+    def watched(prompts: Sequence[str], completions: Sequence[str], answers: Sequence[str]) -> list[float]:
+        seen.extend(zip(prompts, answers, strict=True))
+        return even(prompts, completions, answers)
+
+    tuned = grpo(llama, arithmetic(), tmp_path / "adapter", reward=watched, class_weight=0.5, **QUICK)
+    assert [step["step"] for step in tuned.losses] == [1, 2]
+    assert all({"reward", "zero_variance", "kl", "class_loss"} < step.keys() for step in tuned.losses)
+    assert tuned.settings["shots"] == 3
+    assert tuned.n_train == len(held_out(arithmetic())[0]) - 3
+    assert tuned.before.answers is not None
+    assert not np.array_equal(tuned.before.alignment, tuned.after.alignment)
+    assert all(torch.equal(p, weights[name]) for name, p in llama.model.named_parameters())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
+    open_model(llama.model.name_or_path, adapter=tmp_path / "adapter")
+    # Three solved items, then the item itself, none of them held out, in every prompt.
+    items = {item.prompt: item for item in held_out(arithmetic())[0]}
+    for prompt, answer in seen:
+        *shots, own = prompt.split("\n")
+        assert len(shots) == 3
+        assert all(items[line[: line.index("=") + 1]].answer == line[line.index("=") + 1 :] for line in shots)
+        assert items[own].answer == answer
+        assert not any(line.startswith(own) for line in shots)
+
+
+def test_grpo_without_an_output_keeps_nothing(
+    llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tuned = grpo(llama, arithmetic(), shots=0, reward=even, **QUICK)
+    assert "class_loss" not in tuned.losses[-1]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "right"),
+    [
+        (" 56", " 56", 1), ("56\n7", " 56", 1), (" 56.", " 56", 1), (" 56 apples", " 56", 1), (" 567", " 56", 0),
+        (" 56.5", " 56", 0), (" 5", " 56", 0), ("", " 56", 0), (" It is 56", " 56", 0), (" Europe.", " Europe", 1),
+        (" European", " Europe", 0), (" (a+b)*", " (a+b)*", 1), (" -5", " -5", 1),
+        (" South America", " South America", 1),
+    ],
+)  # fmt: skip
+def test_a_completion_is_right_if_it_begins_with_the_answer(completion: str, answer: str, right: int) -> None:
+    assert begins_with_answer(["p"], [completion], [answer]) == [right]
+
+
+def test_classes_are_trained_in_turn_and_every_item_before_any_again() -> None:
+    items = held_out(arithmetic())[0]
+    drawn = in_turn(items, 2 * len(items), seed=0)
+    assert [item.label for item in drawn] == [0, 1] * len(items)
+    for label in (0, 1):
+        own = [item for item in drawn if item.label == label]
+        n = sum(item.label == label for item in items)
+        assert len({item.prompt for item in own[:n]}) == n
+    assert drawn != in_turn(items, 2 * len(items), seed=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps: 0 is too small"),
+        ({"group": 1}, "group: 1 completion"),
+        ({"new_tokens": 1, "reward": None}, "new_tokens: 1, but answer"),
+        ({"class_weight": 2.0}, "class_weight: 2.0"),
+        ({"kl_weight": -1.0}, "kl_weight: -1.0 is negative"),
+        ({"temperature": 0.0}, "temperature: 0.0 is not positive"),
+        ({"shots": -1}, "shots: -1 is negative"),
+        ({"shots": 40}, "shots: 40 leave a class without items"),
+        ({"learning_rate": 0.0}, "learning_rate: 0.0 is not positive"),
+        ({"reward": lambda *_: [1.0]}, "reward: gave 1 rewards for 4 completions"),
+    ],
+)
+def test_bad_settings_of_grpo_are_refused_by_name(
+    changes: dict[str, Any], message: str, llama: LanguageModel, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        grpo(llama, arithmetic(), tmp_path / "a", **{**QUICK, "reward": even, **changes})
+    assert not (tmp_path / "a").exists()
+
+
+def test_answers_that_reward_needs_must_be_there(llama: LanguageModel) -> None:
+    with pytest.raises(InputError, match="no answer to reward"):
+        grpo(llama, arithmetic(answers=False), **QUICK)
+    assert grpo(llama, arithmetic(answers=False), shots=0, reward=even, **QUICK).before.answers is None

@@ -10,6 +10,7 @@ from classifier_emergence.cli import run
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "guide.md"
 MODEL = "smollm2-135m-instruct"
+MIXTURE = "olmoe-1b-7b"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 SETUP = ("python3 -m venv .venv && . .venv/bin/activate", "pip install -c constraints.txt .")
 """What only an installation can run; CI installs the package by the second."""
@@ -31,11 +32,16 @@ def test_a_newcomer_needs_five_commands_to_a_curve() -> None:
 
 
 def test_every_command_of_the_guide_runs(
-    tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_models: Path,
+    mixture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    ours = {MODEL: str(tiny_models / "tiny-llama"), MIXTURE: str(mixture)}
     for line in commands()[2:]:
-        words = [str(tiny_models / "tiny-llama") if word == MODEL else word for word in shlex.split(line)[1:]]
+        words = [ours.get(word, word) for word in shlex.split(line)[1:]]
         code = run(words)
         captured = capsys.readouterr()
         assert code == 0, f"{line}\n{captured.err}"

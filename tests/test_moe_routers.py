@@ -8,11 +8,12 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from classifier_emergence import figures_moe
 from classifier_emergence.models import LanguageModel
 from classifier_emergence.params import Params, PathSource, load_params
 from classifier_emergence.results import read_result, write_result
 from classifier_emergence.tasks import OPERATIONS
-from experiments import moe_routers
+from experiments import moe_routers, moe_tables
 from experiments.mixtures import DOMAINS, Data, balanced
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +60,9 @@ def test_a_run_that_was_cut_short_goes_on_and_every_measure_is_there(
     assert (result["kind"], result["experts"]) == ("upcycled", list(DOMAINS))
     assert np.isfinite(numbers(result)).all()
     (mixture,) = result["mixtures"]
+    summary = result["summary"]
+    assert summary["context_change"]["value"] == mixture["after"]["routing"]["context"]["overall"]
+    assert summary["largest_cosine"]["value"] == mixture["after"]["projection"]["reported"]["largest"]
     assert mixture["before"]["projection"] != mixture["after"]["projection"]
     assert mixture["before"]["routing"] != mixture["after"]["routing"]
     for measured in (result["base"], mixture["before"], mixture["after"], result["twins"][0]["after"]):
@@ -100,6 +104,18 @@ def test_a_mixture_is_read_as_it_is(lm: LanguageModel, params: Params, tmp_path:
     assert result["projection"]["layers"] == result["routing"]["layers"] == ["L0", "L1"]
     assert result["projection"]["controlled"]["found"] == 0  # routers that were never trained
     assert np.isfinite(numbers(result)).all()
+    assert result["summary"]["experts"] == 8
+    assert result["summary"]["controlled_found"]["value"] == 0
+    assert Path("data/adapters/moe_routers/moe").is_dir()
+    # It goes through the tables and figures that show published mixtures beside those that are made here.
+    read = {"moe": result}
+    for table in (moe_tables.router_found, moe_tables.router_rows, moe_tables.router_words):
+        table(read)
+    found, rows = (Path(f"paper/tables/router_{name}.csv").read_text().splitlines() for name in ("found", "rows"))
+    assert found[1].startswith("moe,as published,–,8,")
+    assert len(rows) == 1 + 2 * moe_tables.SHOWN
+    assert moe_tables.upcycled(read) == {}
+    assert figures_moe.router_maxima({"moe": moe_tables.projected(result)}).axes
 
 
 @ONE_MODEL

@@ -56,8 +56,8 @@ def test_the_shipped_parameters_are_valid(name: str) -> None:
             "trained_models: 'olmoe-1b-7b' is not among models",
         ),
         (
-            lambda raw: raw["collapse_models"].append("olmoe-1b-7b"),
-            "collapse_models: 'olmoe-1b-7b' is not among models",
+            lambda raw: raw["reinforcement_models"].append("olmoe-1b-7b"),
+            "reinforcement_models: 'olmoe-1b-7b' is not among models",
         ),
         (
             lambda raw: raw["dual_reward"].update(clas_weight=0.3),

@@ -157,6 +157,8 @@ def _evidence(
         suffix = _row(test, results[model])
         key = test.key + suffix
         value = lookup(results[model], key)
+        if value is None:  # not measured on this model, so no evidence
+            continue
         interval = lookup(results[model], test.interval + suffix) if test.interval else None
         n = lookup(results[model], test.n) if test.n else None
         file = f"results/{test.stage}/{model}.json"

@@ -1,7 +1,8 @@
 """The command line ``classifier-emergence``: a thin layer over the library, which it imports only when it runs.
 
-Modules: this one holds the frame and what is about models; ``cli_instruments`` what measures and trains a model,
-``cli_routers`` what reads mixture-of-experts checkpoints, ``cli_paper`` what is about the repository's results.
+Modules: this one holds the frame and what is about models; ``cli_instruments`` what measures a model,
+``cli_training`` what trains one, ``cli_routers`` what reads mixture-of-experts checkpoints, ``cli_paper`` what is about
+the repository's results.
 """
 
 import logging
@@ -14,7 +15,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from classifier_emergence import __version__, cli_instruments, cli_paper, cli_routers
+from classifier_emergence import __version__, cli_instruments, cli_paper, cli_routers, cli_training
 from classifier_emergence.cli_options import EXAMPLE, JsonFile, write_json
 from classifier_emergence.errors import InputError
 from classifier_emergence.terminal import complain, say, table
@@ -31,6 +32,7 @@ app = typer.Typer(
 models = typer.Typer(help="List, fetch, check and describe models.", no_args_is_help=True)
 app.add_typer(models, name="models", epilog=EXAMPLE + "classifier-emergence models list")
 cli_instruments.add_to(app)
+cli_training.add_to(app)
 cli_routers.add_to(app)
 cli_paper.add_to(app)
 

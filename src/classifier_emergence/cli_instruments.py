@@ -1,7 +1,6 @@
-"""Commands that measure or train a model: probe, lens, direction, dual-reward, sft."""
+"""Commands that measure a model: probe, lens, direction."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,6 +13,7 @@ from classifier_emergence.cli_options import (
     Layers,
     Model,
     PlotFile,
+    Seed,
     TaskName,
     check_outputs,
     labelled_prompts,
@@ -21,23 +21,10 @@ from classifier_emergence.cli_options import (
 )
 from classifier_emergence.terminal import bar, printable, say, spark, table
 
-if TYPE_CHECKING:
-    from classifier_emergence.classification import Task
-    from classifier_emergence.finetuning import FineTuned
-
 SHOWN_LAYERS = 6  # columns of the table of top tokens
 
 Penalty = Annotated[float, typer.Option("--C", min=1e-9, help="Inverse strength of the probe's L2 penalty.")]
 Shuffles = Annotated[int, typer.Option("--shuffles", min=1, help="Label permutations behind the null.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")]
-Output = Annotated[Path, typer.Option("--output", metavar="FOLDER", help="New folder for the adapter (PEFT format).")]
-Steps = Annotated[int, typer.Option("--steps", min=1, help="Training steps.")]
-Rank = Annotated[int, typer.Option("--rank", min=1, help="Of the adapter.")]
-Rate = Annotated[float, typer.Option("--learning-rate", min=1e-12, help="Constant learning rate of AdamW.")]
-Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Items a step.")]
-Layer = Annotated[
-    str | None, typer.Option("--layer", metavar="LAYER", help="Classifier layer: L16 or 16. Default: at 55 % depth.")
-]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -59,14 +46,6 @@ def add_to(app: typer.Typer) -> None:
         + """classifier-emergence direction -m smollm2-135m-instruct --layer L16 --layer L20 \\
     --class "multiply:7 * 8 =|12 * 5 =|3 * 9 =" --class "add:23 + 45 =|17 + 38 =|11 + 22 =\"""",
     )(direction)
-    app.command(
-        "dual-reward",
-        epilog=EXAMPLE + "classifier-emergence dual-reward -m smollm2-135m-instruct --steps 60 --output adapter",
-    )(dual_reward)
-    app.command(
-        "sft",
-        epilog=EXAMPLE + "classifier-emergence sft -m smollm2-135m-instruct --steps 20 --output adapter",
-    )(sft)
 
 
 def probe(
@@ -237,118 +216,3 @@ def direction(
     )  # fmt: skip
     say(f"p: share of directions from {reading.shuffles} permutations of the labels that do as well")
     write_outputs(reading, json, plot)
-
-
-def dual_reward(
-    model: Model,
-    output: Output,
-    classes: Classes = None,
-    file: File = None,
-    task: TaskName = None,
-    steps: Steps = 60,
-    class_weight: Annotated[
-        float, typer.Option("--class-weight", help="Weight of the lens; 1 needs no answers.")
-    ] = 0.4,
-    layer: Layer = None,
-    rank: Rank = 16,
-    learning_rate: Rate = 5e-4,
-    batch_size: Batch = 4,
-    seed: Seed = 0,
-    adapter: AdapterFolder = None,
-    json: JsonFile = None,
-    plot: PlotFile = None,
-) -> None:
-    """Train the lens to name the class (LoRA on V, O).
-
-    Answers are trained along, so that they stay right. Without prompts on arithmetic.
-    Measured on items that are held out. A run that is stopped goes on when the same command is given again.
-    """
-    data = _items(classes, file, task, json, plot)
-    from classifier_emergence.catalogue import open_model
-    from classifier_emergence.finetuning import dual_reward as train
-
-    reading = train(
-        open_model(model, adapter=adapter),
-        data,
-        output,
-        steps=steps,
-        class_weight=class_weight,
-        layer=layer,
-        rank=rank,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    _report(reading, output)
-    write_outputs(reading, json, plot)
-
-
-def sft(
-    model: Model,
-    output: Output,
-    classes: Classes = None,
-    file: File = None,
-    task: TaskName = None,
-    steps: Steps = 100,
-    layer: Layer = None,
-    rank: Rank = 8,
-    learning_rate: Rate = 1e-4,
-    batch_size: Batch = 8,
-    seed: Seed = 0,
-    adapter: AdapterFolder = None,
-    json: JsonFile = None,
-    plot: PlotFile = None,
-) -> None:
-    """Train on answers alone (LoRA everywhere).
-
-    Does the lens name the class then? Without prompts on arithmetic.
-    Measured on items that are held out. A run that is stopped goes on when the same command is given again.
-    """
-    data = _items(classes, file, task, json, plot)
-    from classifier_emergence.catalogue import open_model
-    from classifier_emergence.finetuning import sft as train
-
-    reading = train(
-        open_model(model, adapter=adapter),
-        data,
-        output,
-        steps=steps,
-        layer=layer,
-        rank=rank,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    _report(reading, output)
-    write_outputs(reading, json, plot)
-
-
-def _items(
-    classes: list[str] | None, file: Path | None, task: str | None, json: Path | None, plot: Path | None
-) -> "Task":
-    if not (classes or file or task):
-        task = "arithmetic"
-    data = labelled_prompts(classes, file, task)
-    check_outputs(json, plot)
-    return data
-
-
-def _report(reading: "FineTuned", output: Path) -> None:
-    from classifier_emergence.typeset import interval_text, percent
-
-    row = reading.layers.index(reading.layer)
-    before, after = reading.before, reading.after
-    lines = [["mean probability of the class's word", *(percent(float(m.alignment[row]), 2) for m in (before, after))]]
-    for what, pair in {
-        "top token is the class's word": (before.top, after.top),
-        "class's word beats those of the others": (before.choice, after.choice),
-        "exact answers": (before.answers, after.answers),
-    }.items():
-        cells = [f"{percent(p.accuracy)} {interval_text(p.interval, 0)}" if p else "no answers" for p in pair]
-        lines.append([what, *cells])
-    table(
-        [f"lens at {reading.layer}, {reading.n_test} held-out items", "before", "after"],
-        lines,
-        title=f"{printable(reading.model)}: {reading.method}, {reading.n_train} items trained on",
-    )
-    say(f"adapter: {output}")

@@ -40,6 +40,7 @@ File = Annotated[
     typer.Option("--file", metavar="FILE", help="CSV or JSONL with columns prompt, label [, word, group, answer]."),
 ]
 TaskName = Annotated[str | None, typer.Option("--task", metavar="NAME", help="A task of the library.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")]
 
 
 def labelled_prompts(classes: Sequence[str] | None, file: Path | None, task: str | None) -> "Task":

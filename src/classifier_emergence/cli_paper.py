@@ -95,26 +95,34 @@ def claims(
     item = ledger[key]
     say(f"{key}: {printable(item['claim'])}")
     say(f"source: {printable(item['source'])}; reported: {printable(item['reported'])}")
-    say(f"verdict: {item['verdict']} ({_met(item)} tests met)")
+    say(f"verdict: {item['verdict']}" + (f" ({_met(item)} tests met)" if item["evidence"] else ""))
     if item["evidence"]:
-        table(["protocol", "what", "model", "value", "interval", "n", "claim says", "met"], _evidence(item))
+        _show(item["evidence"])
     write_json(json, {key: item})
 
 
 def _met(item: dict[str, Any]) -> str:
     # What a flaw gives explains a reported number; it is no evidence for the claim.
     counted = [e for e in item["evidence"] if e["protocol"] != "flaw ablation"]
-    return f"{sum(e['met'] for e in counted)} of {len(counted)}"
+    return f"{sum(e['met'] for e in counted)} of {len(counted)}" if counted else "–"
 
 
-def _evidence(item: dict[str, Any]) -> list[list[str]]:
+def _show(evidence: list[dict[str, Any]]) -> None:
     from classifier_emergence.typeset import interval_text, number
 
-    return [
-        [e["protocol"], e["what"], e["model"], number(e["value"], 3), interval_text(e["interval"], 3, scale=1),
-         "" if e["n"] is None else str(e["n"]), e["expected"], "yes" if e["met"] else "no"]
-        for e in item["evidence"]
-    ]  # fmt: skip
+    tests: dict[tuple[str, ...], list[list[str]]] = {}
+    for e in evidence:
+        interval = interval_text(e["interval"], 3, scale=1)
+        n = "" if e["n"] is None else str(e["n"])
+        row = [e["model"], number(e["value"], 3), interval, n, "yes" if e["met"] else "no"]
+        tests.setdefault((e["protocol"], e["what"], e["expected"]), []).append(row)
+    columns = ["model", "value", "interval", "n", "met"]
+    if not sys.stdout.isatty():
+        table(["protocol", "what", "claim says", *columns], [[*test, *row] for test in tests for row in tests[test]])
+        return
+    for (protocol, what, expected), rows in tests.items():  # one wide table would be unreadable
+        say()
+        table(columns, rows, title=f"{protocol}: {what}; claimed: {expected}")
 
 
 def compare(

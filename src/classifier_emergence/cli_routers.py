@@ -1,14 +1,31 @@
-"""Commands on mixture-of-experts checkpoints."""
+"""Commands on mixtures of experts: their routers without the model, and routing in use."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from classifier_emergence.cli_options import EXAMPLE, JsonFile, check_outputs, write_json
-from classifier_emergence.terminal import printable, say, table
+from classifier_emergence.cli_options import (
+    EXAMPLE,
+    Classes,
+    File,
+    JsonFile,
+    Layers,
+    Model,
+    PlotFile,
+    TaskName,
+    check_outputs,
+    labelled_prompts,
+    write_json,
+    write_outputs,
+)
+from classifier_emergence.errors import InputError
+from classifier_emergence.terminal import printable, say, shortened, table
 
 routers = typer.Typer(help="Routers of mixture-of-experts models.")
+
+Texts = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts, if they come from no option.")]
+SHOWN_LAYERS = 6  # columns of the table of tokens
 
 
 def add_to(app: typer.Typer) -> None:
@@ -65,6 +82,105 @@ def _word_rows(reading: dict[str, Any]) -> list[list[str]]:
          f"{item['null_best_rank']:,}"]
         for item in reading["words"]
     ]  # fmt: skip
+
+
+@routers.command(
+    "trace", epilog=EXAMPLE + 'classifier-emergence routers trace -m olmoe-1b-7b "7 * 8 = 56" --layer L0 --layer L8'
+)
+def trace(
+    model: Model,
+    texts: Texts = None,
+    file: File = None,
+    layer: Layers = None,
+    json: JsonFile = None,
+    plot: PlotFile = None,
+) -> None:
+    """Which experts does each token go to?
+
+    The chosen experts at each layer with a router, with the weights of their outputs.
+    """
+    chosen, _ = _texts(texts, None, file, None)
+    check_outputs(json, plot)
+    from classifier_emergence.catalogue import open_model
+    from classifier_emergence.instrument_routing import trace_texts
+    from classifier_emergence.typeset import number
+
+    reading = trace_texts(open_model(model), chosen, layers=layer)
+    last = len(reading.layers) - 1
+    shown = range(last + 1) if layer else sorted({round(i * last / (SHOWN_LAYERS - 1)) for i in range(SHOWN_LAYERS)})
+    for item in reading.texts:
+        table(
+            ["token", *(reading.layers[i] for i in shown)],
+            [
+                [token.strip() or "␣",
+                 *(", ".join(f"{e} ({number(float(w))})" for e, w in zip(item.experts[i, t], item.weights[i, t],
+                                                                           strict=True)) for i in shown)]
+                for t, token in enumerate(item.tokens)
+            ],
+            title=f"{printable(reading.model)}: experts (and weights) of {shortened(item.text)}",
+        )  # fmt: skip
+    write_outputs(reading, json, plot)
+
+
+@routers.command(
+    "usage", epilog=EXAMPLE + "classifier-emergence routers usage -m olmoe-1b-7b --task arithmetic --plot usage.png"
+)
+def usage(
+    model: Model,
+    texts: Texts = None,
+    classes: Classes = None,
+    file: File = None,
+    task: TaskName = None,
+    shuffles: Annotated[int, typer.Option("--shuffles", min=19, help="Permutations behind the p-values.")] = 200,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 0,
+    json: JsonFile = None,
+    plot: PlotFile = None,
+) -> None:
+    """How are experts used, and what do they go by?
+
+    Load; what a token's experts tell of its text's class and of the token; how many change with the context.
+    """
+    chosen, labels = _texts(texts, classes, file, task)
+    check_outputs(json, plot)
+    from classifier_emergence.catalogue import open_model
+    from classifier_emergence.instrument_routing import routing_usage
+    from classifier_emergence.typeset import interval_text, number, percent
+
+    reading = routing_usage(open_model(model), chosen, labels, shuffles=shuffles, seed=seed)
+    load, label, context = reading.usage.load, reading.label, reading.context
+    columns = ["layer", "busiest expert", "its share", "evenness"]
+    columns += ["bits of the class", "p"] if label else []
+    columns += ["change with context", "between other tokens"] if context else []
+    rows: list[list[str]] = []
+    for i, name in enumerate(reading.layers):
+        row = [name, str(load[i].argmax()), percent(float(load[i].max())), number(float(reading.usage.load_entropy[i]))]
+        row += [number(float(label.bits[i])), number(float(label.p[i]), 3)] if label else []
+        if context:
+            change = f"{percent(float(context.change[i]))} {interval_text(context.interval[i].tolist(), 0)}"
+            row += [change, percent(float(context.other_tokens[i]))]
+        rows.append(row)
+    title = f"{printable(reading.model)}: {reading.n_tokens:,} tokens of {reading.n_texts:,} texts"
+    table(columns, rows, title=title)
+    if label:
+        say(f"the class has {number(label.label_bits)} bits; p: against {reading.shuffles} permutations of the labels")
+    if context:
+        change = f"{percent(context.overall)} {interval_text(context.overall_interval, 0)}"
+        say(f"another context changes {change} of a token's experts, mean over layers, {context.tokens:,} tokens")
+    else:
+        say("no token occurs in two contexts, so nothing is said of contexts; give texts that share words")
+    write_outputs(reading, json, plot)
+
+
+def _texts(
+    texts: list[str] | None, classes: list[str] | None, file: Path | None, task: str | None
+) -> tuple[list[str], list[str] | None]:
+    """Texts, and their labels where they have some."""
+    if texts and not (classes or file or task):
+        return texts, None
+    if texts or not (classes or file or task):
+        raise InputError("texts: give them either as arguments or with an option (see --help)")
+    data = labelled_prompts(classes, file, task)
+    return [item.prompt for item in data.items], [data.classes[item.label] for item in data.items]
 
 
 def _folder(name: str) -> Path:

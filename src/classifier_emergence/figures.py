@@ -27,7 +27,9 @@ STYLE: Any = {
     "svg.hashsalt": "classifier-emergence",  # ids in the SVG are random without it
     "savefig.dpi": 200,
 }
-WIDTH = 6.3  # inches: the text width of the paper
+"""Settings of matplotlib for every figure of the paper."""
+WIDTH = 6.3
+"""Of the paper's text, in inches."""
 _STYLES = ("symbol", "word", "story")
 
 
@@ -255,7 +257,7 @@ def _grid(results: Results, *, height: float) -> tuple[Figure, dict[tuple[str, s
 
 
 def layer_axis(axis: Axes, labels: Sequence[str], *, margin: float = 0.2) -> None:
-    """Ticks at some of the layers, with a margin at the ends."""
+    """Name some rows of a residual stream along an axis."""
     ticks = [0, *range(1, len(labels), max(1, round(len(labels) / 5)))]
     if len(ticks) > 2 and ticks[1] - ticks[0] < ticks[2] - ticks[1]:
         ticks.pop(1)  # emb and L0 would overlap
@@ -264,6 +266,6 @@ def layer_axis(axis: Axes, labels: Sequence[str], *, margin: float = 0.2) -> Non
 
 
 def legend(figure: Figure, axis: Axes) -> None:
-    """One legend above all panels, from the entries of one of them."""
+    """One legend above the figure, of the lines of one panel."""
     handles, names = axis.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=3)

@@ -1,19 +1,22 @@
 """Fine-tuning for anyone's task: dual reward (the lens should name the class) and plain LoRA on answers.
 
-Both train an adapter on part of a task's items and measure on the rest, held out with their groups, before and after.
+Every way of training, ``instrument_grpo`` among them, trains an adapter on part of a task's items and measures on the
+rest, held out with their groups, before and after.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from peft import PeftModel
 
 from classifier_emergence.classification import Item, Task
 from classifier_emergence.effects import alignment, answers
@@ -85,7 +88,7 @@ class FineTuned(Reading):
 def dual_reward(
     lm: LanguageModel,
     task: Task,
-    output: str | Path,
+    output: str | Path | None = None,
     *,
     steps: int = 60,
     class_weight: float = 0.4,
@@ -104,7 +107,7 @@ def dual_reward(
     Args:
         lm: A causal language model whose attention has ``v_proj`` and ``o_proj``.
         task: Its items need answers unless ``class_weight`` is 1.
-        output: Folder for the adapter; must not exist.
+        output: Folder for the adapter; must not exist. None keeps nothing.
         steps: Of AdamW.
         class_weight: w, within (0, 1].
         layer: After which block the lens is trained; default the one at 55 % depth.
@@ -119,18 +122,18 @@ def dual_reward(
     """
     if not 0 < class_weight <= 1:
         raise InputError(f"class_weight: {class_weight} is not within (0, 1]; for answers alone use sft")
-    block = _block(lm, layer)
+    block = classifier_block(lm, layer)
     place = Adapter(VO, rank, 2.0, tuple(range(block)))
     if block < 1:
         raise InputError(f"layer: L{block} has no block below it to train; choose a later one")
     schedule = Schedule(steps, batch_size, learning_rate, seed, min(20, steps))
-    return _fine_tune(lm, task, Path(output), "dual reward", place, Objective(class_weight, block), schedule, block)
+    return _supervised(lm, task, output, "dual reward", place, Objective(class_weight, block), schedule, block)
 
 
 def sft(
     lm: LanguageModel,
     task: Task,
-    output: str | Path,
+    output: str | Path | None = None,
     *,
     steps: int = 100,
     layer: str | int | None = None,
@@ -143,49 +146,108 @@ def sft(
 
     Arguments and errors as in ``dual_reward``; every item needs an answer, and ``layer`` is only read.
     """
-    block = _block(lm, layer)
-    everywhere = tuple(range(len(decoder_blocks(lm.model))))
-    place = Adapter((*QKVO, *MLP), rank, 20.0, everywhere)
+    block = classifier_block(lm, layer)
+    place = everywhere(lm, rank, scale=20.0)
     schedule = Schedule(steps, batch_size, learning_rate, seed, min(20, steps))
-    return _fine_tune(lm, task, Path(output), "sft", place, Objective(0.0), schedule, block)
+    return _supervised(lm, task, output, "sft", place, Objective(0.0), schedule, block)
 
 
-def _fine_tune(
+def _supervised(
     lm: LanguageModel,
     task: Task,
-    output: Path,
+    output: str | Path | None,
     method: str,
     place: Adapter,
     objective: Objective,
     schedule: Schedule,
     block: int,
 ) -> FineTuned:
+    parts = parts_of(lm, task)
+    examples = [_example(lm, item, parts.words[item.label], objective) for item in parts.train]
+
+    def run(wrapped: PeftModel, work: Path) -> tuple[int, list[dict[str, float]]]:
+        text = f"{method} of {lm.key}"
+        done = train(wrapped, lm.tokenizer, examples, objective, schedule, work=work, description=text)
+        return done.parameters, done.losses
+
+    settings = {"class_weight": objective.class_weight}
+    return fine_tune(lm, task, parts, output, method, place, schedule, block, settings, run)
+
+
+# --- What every way of training shares ---
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A task made ready for a model."""
+
+    words: list[WordTokens]
+    """Of the classes."""
+    train: list[Item]
+    test: list[Item]
+
+
+def parts_of(lm: LanguageModel, task: Task) -> Parts:
+    """Check a task against a model and hold a part of it out.
+
+    Raises:
+        InputError: A prompt cannot be read, a class word with its leading space is no single token, or a class is too
+            small to hold any out.
+    """
+    if lm.tokenizer.eos_token_id is None:
+        raise InputError(f"{lm.key}: the tokenizer has no end token, which ends every answer; set one")
+    check_prompts(lm, [item.prompt for item in task.items])
+    return Parts([_target_word(word, lm) for word in task.words], *held_out(task))
+
+
+def everywhere(lm: LanguageModel, rank: int, *, scale: float) -> Adapter:
+    """An adapter on every linear map of every block."""
+    return Adapter((*QKVO, *MLP), rank, scale, tuple(range(len(decoder_blocks(lm.model)))))
+
+
+def fine_tune(
+    lm: LanguageModel,
+    task: Task,
+    parts: Parts,
+    output: str | Path | None,
+    method: str,
+    place: Adapter,
+    schedule: Schedule,
+    block: int,
+    settings: dict[str, Any],
+    run: Callable[[PeftModel, Path], tuple[int, list[dict[str, float]]]],
+) -> FineTuned:
+    """Train an adapter, write it, and measure the held-out part before and after.
+
+    Args:
+        lm: The model; it is left as it was.
+        task: What is trained on.
+        parts: From ``parts_of``; prompts may have been changed.
+        output: Folder for the adapter; None keeps nothing.
+        method: Named in the result.
+        place: Where the adapter goes.
+        schedule: How long and how fast.
+        block: After which the lens is read.
+        settings: To report beside those of ``place`` and ``schedule``.
+        run: Trains, with a folder for checkpoints; gives the number of trained parameters and the losses by step.
+
+    Raises:
+        InputError: A setting is out of range, ``output`` exists or is being written, or ``run`` raises.
+    """
     for name, value in (("steps", schedule.steps), ("batch_size", schedule.batch_size), ("rank", place.rank)):
         if value < 1:
             raise InputError(f"{name}: {value} is too small; pass at least 1")
     if not schedule.learning_rate > 0:
         raise InputError(f"learning_rate: {schedule.learning_rate} is not positive; pass for instance 0.0005")
-    if lm.tokenizer.eos_token_id is None:
-        raise InputError(f"{lm.key}: the tokenizer has no end token, which ends every answer; set one")
-    check_prompts(lm, [item.prompt for item in task.items])
-    words = [_target_word(word, lm) for word in task.words]
-    kept, test = held_out(task)
-    examples = [_example(lm, item, words[item.label], objective) for item in kept]
-    with _claimed(output) as partial:
-        before = _measure(lm, test, words, block)
+    with TemporaryDirectory() if output is None else _claimed(Path(output)) as name:
+        partial = Path(name)
+        before = _measure(lm, parts.test, parts.words, block)
         with adapted(lm.model, place, seed=schedule.seed) as wrapped:
-            trained = train(
-                wrapped,
-                lm.tokenizer,
-                examples,
-                objective,
-                schedule,
-                work=partial / "work",
-                description=f"{method} of {lm.key}",
-            )
-            after = _measure(lm, test, words, block)
+            parameters, losses = run(wrapped, partial / "work")
+            after = _measure(lm, parts.test, parts.words, block)
             wrapped.save_pretrained(str(partial / "adapter"))
-        (partial / "adapter").replace(output)
+        if output is not None:
+            (partial / "adapter").replace(output)
     labels = layer_labels(len(decoder_blocks(lm.model)))
     return FineTuned(
         model=lm.key,
@@ -197,7 +259,6 @@ def _fine_tune(
         layer=labels[layer_row(block)],
         settings={
             "steps": schedule.steps,
-            "class_weight": objective.class_weight,
             "modules": place.modules,
             "blocks": len(place.layers),
             "rank": place.rank,
@@ -206,11 +267,12 @@ def _fine_tune(
             "batch_size": schedule.batch_size,
             "seed": schedule.seed,
             "confidence": CONFIDENCE,
+            **settings,
         },
-        n_train=len(kept),
-        n_test=len(test),
-        parameters=trained.parameters,
-        losses=tuple(trained.losses),
+        n_train=len(parts.train),
+        n_test=len(parts.test),
+        parameters=parameters,
+        losses=tuple(losses),
         before=before,
         after=after,
     )
@@ -229,7 +291,8 @@ def held_out(task: Task) -> tuple[list[Item], list[Item]]:
     return [task.items[i] for i in train_rows.tolist()], [task.items[i] for i in test_rows.tolist()]
 
 
-def _block(lm: LanguageModel, layer: str | int | None) -> int:
+def classifier_block(lm: LanguageModel, layer: str | int | None) -> int:
+    """The block after which the lens is read: the one that is named, or the one at 55 % depth."""
     n_layers = len(decoder_blocks(lm.model))
     if layer is None:
         return layer_at(0.55, n_layers)

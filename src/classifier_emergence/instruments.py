@@ -8,8 +8,22 @@ from classifier_emergence.catalogue import open_model
 from classifier_emergence.estimator import LayerProbes
 from classifier_emergence.finetuning import dual_reward, sft
 from classifier_emergence.instrument_direction import direction
+from classifier_emergence.instrument_grpo import grpo
 from classifier_emergence.instrument_lens import lens
 from classifier_emergence.instrument_probe import probe
+from classifier_emergence.instrument_routing import routing_usage, trace_texts
 from classifier_emergence.models import LanguageModel
 
-__all__ = ["LanguageModel", "LayerProbes", "direction", "dual_reward", "lens", "open_model", "probe", "sft"]
+__all__ = [
+    "LanguageModel",
+    "LayerProbes",
+    "direction",
+    "dual_reward",
+    "grpo",
+    "lens",
+    "open_model",
+    "probe",
+    "routing_usage",
+    "sft",
+    "trace_texts",
+]

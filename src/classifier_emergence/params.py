@@ -209,6 +209,7 @@ class Collapse(_Section):
 
     class_weight: Fraction
     steps: int = Field(ge=1)
+    prompts: int = Field(ge=1)
     every: int = Field(ge=1)
     checkpoint_every: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
@@ -217,6 +218,7 @@ class Collapse(_Section):
     scale: float = Field(gt=0)
     curve_problems: int = Field(ge=3)
     modal_share: Fraction
+    reported_prompts: int = Field(ge=1)
     reported_group: int = Field(ge=2)
     reported_steps: list[int] = Field(min_length=3, max_length=3)
 
@@ -268,7 +270,7 @@ class Params(_Section):
     cot_alignment: CotAlignment
     other_tasks: OtherTasks
     grpo: Grpo
-    collapse_models: list[str] = Field(min_length=1)
+    reinforcement_models: list[str] = Field(min_length=1)
     collapse: Collapse
     moe_models: list[str] = Field(min_length=1)
     moe_routers: MoeRouters
@@ -278,7 +280,7 @@ class Params(_Section):
     def _models_are_registered(self) -> "Params":
         for key in self.models:
             source_of(key, self.registry, parameter="models")
-        for name in ("trained_models", "collapse_models"):
+        for name in ("trained_models", "reinforcement_models"):
             for key in getattr(self, name):
                 if key not in self.models:
                     raise ValueError(f"{name}: {key!r} is not among models, whose results it is compared with")

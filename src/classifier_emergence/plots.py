@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from classifier_emergence.instrument_direction import DirectionReading
     from classifier_emergence.instrument_lens import LensReading
     from classifier_emergence.instrument_probe import ProbeReading
+    from classifier_emergence.instrument_routing import TraceReading, UsageReading
 
 ENDINGS = (".png", ".svg", ".pdf")
 _FLOOR = 1e-12  # of a probability on a logarithmic axis
+_MOST_TEXTS, _MOST_TOKENS = 8, 64  # of a grid of tokens
 # A tuple of line styles carries what colours would.
 _LINES = ("-", "--", ":", "-.")
 
@@ -117,6 +119,47 @@ def before_and_after(reading: "FineTuned") -> Figure:
     axis.set_ylabel("alignment of the class's word")
     axis.legend(frameon=False)
     axis.set_title(_text(reading.model), loc="left", fontsize="medium")
+    return figure
+
+
+def routing_grid(reading: "TraceReading") -> Figure:
+    """Tokens down, layers across, a panel a text: the first expert's number on a shade of its weight.
+
+    The first texts, and the first tokens of each: a page holds no more.
+    """
+    shown = [(item, item.tokens[:_MOST_TOKENS]) for item in reading.texts[:_MOST_TEXTS]]
+    heights = [max(2, len(tokens)) for _, tokens in shown]
+    width = max(4.0, 1.6 + 0.32 * len(reading.layers))
+    figure = Figure(figsize=(width, 0.6 * len(heights) + 0.22 * sum(heights)), layout="constrained")
+    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, (item, tokens) in zip(axes, shown, strict=True):
+        first = item.weights[:, : len(tokens), 0].T  # (tokens, layers)
+        axis.imshow(first, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        for t, i in np.ndindex(first.shape):
+            shade = "1" if first[t, i] > 0.5 else "0"
+            axis.text(i, t, str(item.experts[i, t, 0]), color=shade, ha="center", va="center", fontsize=6)
+        axis.set_yticks(range(len(tokens)), [_text(token) for token in tokens], family="monospace")
+        axis.set_title(_text(item.text), loc="left", fontsize="medium")
+        _layers(axis, reading.layers)
+    axes[-1].set_xlabel("layer  (number of the first expert; black: it has all the weight)")
+    return figure
+
+
+def expert_load(reading: "UsageReading") -> Figure:
+    """Share of tokens that each expert gets at each layer: of all texts, then of each class's."""
+    panels = [("all tokens", reading.usage.load), *zip(reading.classes, reading.class_load, strict=True)]
+    height = 0.6 + min(3.0, 0.5 + 0.16 * reading.n_experts)
+    figure = Figure(figsize=(6.4, height * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
+    most = max(float(load.max()) for _, load in panels)
+    for axis, (title, load) in zip(axes, panels, strict=True):
+        image = axis.imshow(load.T, cmap="cividis", vmin=0, vmax=most, aspect="auto", interpolation="nearest")
+        axis.set_ylabel("expert")
+        axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.set_title(_text(title), loc="left", fontsize="medium")
+        _layers(axis, reading.layers)
+    axes[-1].set_xlabel(f"layer  ({_text(reading.model)})")
+    figure.colorbar(image, ax=list(axes), label="share of tokens")
     return figure
 
 

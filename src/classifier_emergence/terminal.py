@@ -9,7 +9,8 @@ import unicodedata
 from collections.abc import Sequence
 
 _BARS = " ▁▂▃▄▅▆▇█"
-_WIDEST = 60  # characters of one cell
+_WORD = 30  # characters that are not broken over lines
+_WIDEST = 200  # characters of one cell: a prompt may be a book
 
 
 def printable(text: str) -> str:
@@ -61,12 +62,29 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str |
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        grid.add_column(Text(column), overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(shortened(cell)) for cell in row))
     console = Console(highlight=False)
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False)
+    shown = [[shortened(cell) for cell in row] for row in rows]
+    between = 3 * len(columns) - 1
+    for column, width in zip(columns, _widths([columns, *shown], console.width - between), strict=True):
+        grid.add_column(Text(column), overflow="fold", width=width)
+    for row in shown:
+        grid.add_row(*map(Text, row))
     if title:
         console.print(Text(title))
     console.print(grid)
+
+
+def _widths(rows: Sequence[Sequence[str]], room: int) -> Sequence[int | None]:
+    """Widths of columns that fit: cells wrap between words, and words stay whole; None where that does not fit."""
+    from rich.cells import cell_len
+
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(cell_len, column)) for column in columns]
+    least = [min(_WORD, max(cell_len(word) for cell in column for word in cell.split() or [""])) for column in columns]
+    if sum(least) > room:
+        return [None] * len(columns)
+    while sum(widths) > room:  # the widest of those that can be narrower
+        i = max((i for i in range(len(widths)) if widths[i] > least[i]), key=widths.__getitem__)
+        widths[i] -= 1
+    return widths
