@@ -139,7 +139,7 @@ def collapse_attempts(collapse: Results) -> None:
     for model, result in collapse.items():
         before = result["before"]
         rows.append([model, "before training", *["–"] * 4, percent(before["reported"]["score"]["accuracy"]), "–",
-                     *_classes(before["classes"]), "–"])  # fmt: skip
+                     *_classes(before["reported"]["classes"]), "–"])  # fmt: skip
         for key, name in ATTEMPTS.items():
             (run, *_), found = result["arms"][key]["runs"], result["arms"][key]["summary"]
             first, last = run["steps"][0], run["steps"][-1]
@@ -149,7 +149,7 @@ def collapse_attempts(collapse: Results) -> None:
                     model, name, number(last["step"]), _from_to(first, last, "class_loss"),
                     _from_to(first, last, "reward"), "–" if divergence is None else number(divergence, 1),
                     percent(found["reported_score"]["value"]), percent(found["reported_one_word"]["value"]),
-                    *_classes(run["classes"]), "yes" if found["collapsed"] else "no",
+                    *_classes(run["reported"]["classes"]), "yes" if found["reported_collapsed"] else "no",
                 ]
             )  # fmt: skip
     caption = "GRPO and the class loss: the originals' five configurations, with their flaws."
@@ -168,7 +168,8 @@ def _from_to(first: Mapping[str, Any], last: Mapping[str, Any], name: str) -> st
 def collapse_factorial(collapse: Results) -> None:
     """What is trained, and on what: classes, reward, distance and answers over seeds."""
     columns = [
-        "Model", "Trained", "Loss", "Entropy", "Commonest", "Accuracy", "Alignment", "Reward", "KL", "Exact", "Collapsed",
+        "Model", "Trained", "Loss", "Entropy", "Commonest", "Accuracy", "Alignment", "Reward", "KL", "Exact",
+        "Collapsed",
     ]  # fmt: skip
     rows = []
     for model, result in collapse.items():
