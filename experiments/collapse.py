@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from classifier_emergence.effects import Alignment, alignment
+from classifier_emergence.errors import InputError
 from classifier_emergence.grpo import PolicyObjective, Sampling, Task, cast, train_grpo, whole
 from classifier_emergence.layers import layer_labels, layer_row
 from classifier_emergence.models import load
@@ -26,7 +27,7 @@ from classifier_emergence.results import write_result
 from classifier_emergence.rewards import exact, parse_answer, parse_reported
 from classifier_emergence.tasks import LENS, labelled
 from classifier_emergence.training import VO, Adapter, Schedule, adapted
-from classifier_emergence.vocabulary import token_text
+from classifier_emergence.vocabulary import WordTokens, token_text
 from experiments.grpo import Study as GrpoStudy
 from experiments.grpo import change, late_and_early, reported_problems, reported_prompt, sampled_reward
 from experiments.stage import main
@@ -62,9 +63,19 @@ class Study(GrpoStudy):
     """What all arms share."""
 
     @cached_property
-    def words(self) -> list[Any]:
+    def words(self) -> list[WordTokens]:
         """The words of the classes."""
         return [self.targets[operation] for operation in CLASSES]
+
+    @cached_property
+    def target_ids(self) -> dict[str, int]:
+        """What the lens is told to say: the words with a leading space, as bare words are cut by some vocabularies."""
+        for word in self.words:
+            if f" {word.word}" not in word.forms:
+                raise InputError(
+                    f"target word {word.word!r}: with a leading space it is no single token of {self.lm.key}"
+                )
+        return {word.word: word.forms[f" {word.word}"] for word in self.words}
 
     def read(self, problems: Sequence[Problem], prompts: Sequence[str]) -> Alignment:
         """The lens at the classifier layer."""
@@ -72,9 +83,9 @@ class Study(GrpoStudy):
         row = layer_row(self.layer)
         return alignment(self.lm.model, self.lm.tokenizer, prompts, own, self.words, rows=[row])
 
-    def classes(self, problems: Sequence[Problem]) -> dict[str, Any]:
-        """Which class the lens gives to problems: its spread and whether it is right."""
-        found = self.read(problems, [self.prompt(problem) for problem in problems])
+    def classes(self, problems: Sequence[Problem], prompt: Callable[[Problem], str]) -> dict[str, Any]:
+        """Which class the lens gives to problems, put as prompts: its spread and whether it is right."""
+        found = self.read(problems, [prompt(problem) for problem in problems])
         choice = found.choice[0]
         own = torch.tensor([CLASSES.index(problem.operation) for problem in problems])
         shares = choice.bincount(minlength=len(CLASSES)).double() / len(choice)
@@ -108,7 +119,7 @@ def run(params: Params, key: str) -> None:
         "before": before,
         "arms": arms,
         "contrasts": contrasts(arms),
-        "reported_collapsed": sum(arms[name]["summary"]["collapsed"] for name in reported_arms(params)),
+        "reported_collapsed": sum(arms[name]["summary"]["reported_collapsed"] for name in reported_arms(params)),
     }
     write_result(runs.result, result)
     shutil.rmtree(runs.folder)
@@ -171,7 +182,7 @@ def trained(study: Study, name: str, arm: Arm, seed: int) -> Callable[[Path], di
         def watch() -> dict[str, Any]:
             cast(lm.model, torch.float32)  # and back: without loss
             try:
-                found = study.classes(few)
+                found = study.classes(few, reported_prompt if arm.reported else study.prompt)
             finally:
                 cast(lm.model, dtype)
             return {"shares": {k: float(v) for k, v in found["shares"].items()}, "modal": float(found["modal_share"])}
@@ -222,7 +233,7 @@ def tasks(study: Study, arm: Arm, seed: int) -> list[Task]:
         problems = [pools[name][int(random.integers(len(pools[name])))] for name in names]
         for name, problem in zip(names, problems, strict=True):
             prompt = reported_prompt(problem) if arm.reported else study.prompt(problem)
-            target = study.targets[names[0] if arm.shared_target else name].strict_id
+            target = study.target_ids[names[0] if arm.shared_target else name]
             found.append(Task(prompt, problem.answer, target))
     return found
 
@@ -232,7 +243,7 @@ def measure(study: Study) -> dict[str, Any]:
     problems = [problem for problem in map(Problem.parse, labelled(LENS)[0]) if problem.operation in CLASSES]
     found = study.read(problems, [problem.symbol for problem in problems])
     return {
-        "classes": study.classes(study.problems.test),
+        "classes": study.classes(study.problems.test, study.prompt),
         "answers": share_of(study.answer().exact, study.params),
         "sampled_reward": sampled_reward(study, study.problems.test[: study.params.collapse.curve_problems]),
         "reported": {
@@ -241,11 +252,13 @@ def measure(study: Study) -> dict[str, Any]:
                     "prompt": problem.symbol,
                     "top_token": token_text(study.lm.tokenizer, int(found.top_id[0, i])),
                     "top_probability": found.top_probability[0, i],
-                    "own_probability": found.strict[0, i],
+                    "own_probability": found.own[0, i],
                 }
                 for i, problem in enumerate(problems)
             ],
             "score": share_of(found.is_top[0], study.params),
+            # Where the originals' configurations are trained: at the lone space.
+            "classes": study.classes(study.problems.test, reported_prompt),
         },
     }
 
@@ -254,13 +267,14 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The numbers of an arm over its seeds."""
     paths = (
         "classes.entropy", "classes.modal_share", "classes.balanced_accuracy", "classes.alignment", "answers",
-        "sampled_reward", "reported.score",
+        "sampled_reward", "reported.score", "reported.classes.modal_share", "reported.classes.balanced_accuracy",
     )  # fmt: skip
     last = [run["steps"][-1] for run in runs]
     rewards = [late_and_early(run["steps"]) for run in runs]
     return {
         "seeds": len(runs),
         "collapsed": sum(run["classes"]["collapsed"] for run in runs),
+        "reported_collapsed": sum(run["reported"]["classes"]["collapsed"] for run in runs),
         **{path.replace(".", "_"): over_seeds(runs, path) for path in paths},
         **{f"reward_{when}": over_seeds(rewards, when) for when in ("early", "late")},
         "reported_one_word": over_seeds([{"share": one_word(run["reported"]["prompts"])} for run in runs], "share"),

@@ -17,7 +17,7 @@ TRAININGS = {
 ATTEMPTS = {
     "reported_first": "weight 0.4", "reported_own_targets": "+ balanced, own targets",
     "reported_entropy_bonus": "+ entropy bonus", "reported_low_rate": "+ low learning rate",
-    "reported_class_focus": "weight 0.9, no divergence",
+    "reported_class_focus": "weight 0.9, no KL",
 }  # fmt: skip
 """The originals' configurations."""
 
@@ -29,7 +29,7 @@ FACTORIAL = {
 """Cells of the factorial: what is trained, and on what."""
 
 FLAWS = {
-    "flaw_signed_kl": "signed divergence, prompt included", "flaw_shared_target": "one target a step",
+    "flaw_signed_kl": "signed divergence", "flaw_shared_target": "one target a step",
     "flaw_half_precision": "half precision", "without_half_precision": "its learning rate alone",
 }  # fmt: skip
 
@@ -39,7 +39,7 @@ DEPTHS = [layer / 22 for layer in (0, 2, 4, 8, 10, 14, 16, 20)]
 
 def grpo_probe(grpo: Results) -> None:
     """The originals' table: accuracy for true statements by layer, on 20 items and on held-out operands."""
-    columns = ["Model", "Layer", "20 before", "20 after", "Held out before", "Held out after"]
+    columns = ["Model", "Layer", "20 items, before", "20 items, after", "Held out, before", "Held out, after"]
     rows = []
     for model, result in grpo.items():
         first, seed = result["arms"]["reported"]["runs"][0], result["arms"]["controlled"]["runs"][0]
@@ -132,14 +132,14 @@ def collapse_prompts(collapse: Results) -> None:
 def collapse_attempts(collapse: Results) -> None:
     """The originals' table of training: five configurations."""
     columns = [
-        "Model", "Configuration", "Steps", "Class loss", "Reward", "Divergence", "Six prompts", "One word",
-        "Commonest class", "Balanced accuracy", "Collapsed",
+        "Model", "Configuration", "Steps", "Class loss", "Reward", "Divergence", "Six prompts", "One word", "Commonest",
+        "Accuracy", "Collapsed",
     ]  # fmt: skip
     rows = []
     for model, result in collapse.items():
         before = result["before"]
         rows.append([model, "before training", *["–"] * 4, percent(before["reported"]["score"]["accuracy"]), "–",
-                     *_classes(before["classes"]), "–"])  # fmt: skip
+                     *_classes(before["reported"]["classes"]), "–"])  # fmt: skip
         for key, name in ATTEMPTS.items():
             (run, *_), found = result["arms"][key]["runs"], result["arms"][key]["summary"]
             first, last = run["steps"][0], run["steps"][-1]
@@ -149,7 +149,7 @@ def collapse_attempts(collapse: Results) -> None:
                     model, name, number(last["step"]), _from_to(first, last, "class_loss"),
                     _from_to(first, last, "reward"), "–" if divergence is None else number(divergence, 1),
                     percent(found["reported_score"]["value"]), percent(found["reported_one_word"]["value"]),
-                    *_classes(run["classes"]), "yes" if found["collapsed"] else "no",
+                    *_classes(run["reported"]["classes"]), "yes" if found["reported_collapsed"] else "no",
                 ]
             )  # fmt: skip
     caption = "GRPO and the class loss: the originals' five configurations, with their flaws."
@@ -158,7 +158,7 @@ def collapse_attempts(collapse: Results) -> None:
 
 def _classes(found: Mapping[str, Any]) -> list[str]:
     name = max(found["shares"], key=found["shares"].__getitem__)
-    return [f"{percent(found['modal_share'])} {name}", accuracy_text(found["balanced_accuracy"])]
+    return [f"{percent(found['modal_share'])} {name}", percent(found["balanced_accuracy"]["accuracy"])]
 
 
 def _from_to(first: Mapping[str, Any], last: Mapping[str, Any], name: str) -> str:
@@ -168,8 +168,8 @@ def _from_to(first: Mapping[str, Any], last: Mapping[str, Any], name: str) -> st
 def collapse_factorial(collapse: Results) -> None:
     """What is trained, and on what: classes, reward, distance and answers over seeds."""
     columns = [
-        "Model", "Trained", "Loss", "Entropy", "Commonest class", "Balanced accuracy", "Alignment", "Reward", "KL",
-        "Exact answers", "Collapsed",
+        "Model", "Trained", "Loss", "Entropy", "Commonest", "Accuracy", "Alignment", "Reward", "KL", "Exact",
+        "Collapsed",
     ]  # fmt: skip
     rows = []
     for model, result in collapse.items():
@@ -178,7 +178,7 @@ def collapse_factorial(collapse: Results) -> None:
             [
                 model, "before training", "–", number(before["classes"]["entropy"]),
                 percent(before["classes"]["modal_share"]), accuracy_text(before["classes"]["balanced_accuracy"]),
-                small_share(before["classes"]["alignment"]), _reward(before["sampled_reward"]), "–",
+                small_share(before["classes"]["alignment"]), percent(before["sampled_reward"]["mean"]), "–",
                 percent(before["answers"]["accuracy"]), "–",
             ]
         )  # fmt: skip
@@ -188,7 +188,7 @@ def collapse_factorial(collapse: Results) -> None:
                 [
                     model, trained, loss, number(found["classes_entropy"]["value"]),
                     percent(found["classes_modal_share"]["value"]), _over(found["classes_balanced_accuracy"]),
-                    small_share(found["classes_alignment"]["value"]), _reward(found["sampled_reward"]),
+                    small_share(found["classes_alignment"]["value"]), percent(found["sampled_reward"]["value"]),
                     _mean(found["final_kl"]), percent(found["answers"]["value"]),
                     f"{number(found['collapsed'])} of {number(found['seeds'])}",
                 ]
@@ -200,7 +200,7 @@ def collapse_factorial(collapse: Results) -> None:
 def collapse_flaws(collapse: Results) -> None:
     """What each flaw does to both parts of the loss on the whole model."""
     columns = [
-        "Model", "Flaw", "Class loss", "Commonest class", "Balanced accuracy", "Reward", "Signed", "k3", "Collapsed",
+        "Model", "Flaw", "Class loss", "Commonest", "Accuracy", "Reward", "Signed", "k3", "Collapsed",
     ]  # fmt: skip
     rows = []
     for model, result in collapse.items():
@@ -225,7 +225,7 @@ def _over(item: Mapping[str, Any]) -> str:
 
 
 def _reward(item: Mapping[str, Any]) -> str:
-    return f"{percent(item['value'] if 'value' in item else item['mean'])} {interval_text(item['interval'])}"
+    return f"{percent(item['mean'])} {interval_text(item['interval'])}"
 
 
 def _mean(values: Sequence[float | None]) -> str:

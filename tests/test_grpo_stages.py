@@ -72,7 +72,7 @@ def test_balanced_tasks_name_their_own_class_and_shared_ones_that_of_the_first(
 ) -> None:
     study = collapse.Study(lm, PARAMS)
     arm = collapse.Arm(0.4, 0.1, 1e-5, steps=12, reported=reported)
-    words = {study.targets[name].strict_id: name for name in collapse.CLASSES}
+    words = {token: name for name, token in study.target_ids.items()}
     own = collapse.tasks(study, arm, seed=0)
     size = PARAMS.grpo.prompts
     assert len(own) == arm.steps * size
