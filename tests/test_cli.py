@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import typer
+from fsspec.implementations.memory import MemoryFileSystem
+from transformers import AutoTokenizer
 
-from classifier_emergence import cli_paper, instrument_lens
+from classifier_emergence import cli_paper, instrument_lens, router_words
 from classifier_emergence.cli import app, run
 from classifier_emergence.cli_options import labelled_prompts
 from classifier_emergence.errors import InputError
@@ -155,6 +157,28 @@ def test_routers_project(mixture: Path, ce: Run, tmp_path: Path) -> None:
     assert result["largest"] == pytest.approx(max(e["top_scores"][0] for e in result["experts"]))
     assert result["words"][0]["best_rank"] >= 1
     assert "random" in out
+
+
+def test_routers_of_the_hub_are_read_without_the_rest(
+    mixture: Path, ce: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, revision = MemoryFileSystem(), "0" * 40
+    memory.put(str(mixture), f"/org/moe@{revision}", recursive=True)
+    monkeypatch.setattr("classifier_emergence.checkpoints.HfFileSystem", lambda: memory)
+    tokenizer = AutoTokenizer.from_pretrained(mixture)
+    asked = []
+    monkeypatch.setattr(
+        router_words.AutoTokenizer, "from_pretrained", lambda *a, **k: asked.append((a, k)) or tokenizer
+    )
+    code, _, err = ce("routers", "project", "-m", f"org/moe@{revision}", "--json", "hub.json")
+    assert code == 0, err
+    assert asked == [(("org/moe",), {"revision": revision, "trust_remote_code": False})]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    here, there = tmp_path / "here.json", tmp_path / "hub.json"
+    assert ce("routers", "project", "-m", "./moe", "--json", "here.json")[0] == 0
+    assert read_result(here) == read_result(there)
+    assert read_result(there)["bytes_read"] < read_result(there)["total_bytes"] / 2
 
 
 def test_routers_trace(mixture: Path, ce: Run, tmp_path: Path) -> None:

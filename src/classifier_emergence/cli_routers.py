@@ -1,7 +1,7 @@
 """Commands on mixtures of experts: their routers without the model, and routing in use."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,9 @@ from classifier_emergence.cli_options import (
 )
 from classifier_emergence.errors import InputError
 from classifier_emergence.terminal import printable, say, shortened, table
+
+if TYPE_CHECKING:
+    from classifier_emergence.params import HubSource
 
 routers = typer.Typer(help="Routers of mixture-of-experts models.")
 
@@ -53,11 +56,11 @@ def project(
     Cosines of every expert's row with every token, without loading the model, beside random rows.
     """
     check_outputs(json, None)
-    from classifier_emergence.router_words import project_folder
+    from classifier_emergence.router_words import project_checkpoint
     from classifier_emergence.typeset import number
 
-    folder = _folder(model)
-    reading = project_folder(folder, words=word or [], gains=gains, top=top, seed=seed)
+    place = _place(model)
+    reading = project_checkpoint(place, words=word or [], gains=gains, top=top, seed=seed)
     best = sorted(reading["experts"], key=lambda item: -item["top_scores"][0])[:20]
     columns: list[str] = ["layer", "expert", "largest cosine", "top tokens"]
     rows: list[list[str]] = [
@@ -65,7 +68,7 @@ def project(
          " ".join(token.strip() for token in item["top_tokens"][:4])]
         for item in best
     ]  # fmt: skip
-    table(columns, rows, title=f"{printable(folder.name)}: the {len(rows)} experts whose rows come closest to a token")
+    table(columns, rows, title=f"{printable(model)}: the {len(rows)} experts whose rows come closest to a token")
     if reading["words"]:
         table(["word", "best rank of an expert", "random rows"], _word_rows(reading))
     null = reading["null"]
@@ -73,6 +76,7 @@ def project(
         f"largest cosine of {len(reading['experts'])} experts: {number(reading['largest'], 3)}; of as many random "
         f"rows {number(null['largest'], 3)}; chance for one isotropic row {number(null['expected_max_cosine'], 3)}"
     )
+    say(f"{reading['bytes_read'] / 1e6:,.1f} MB read of {reading['total_bytes'] / 1e6:,.1f} MB of weights")
     write_json(json, reading)
 
 
@@ -183,7 +187,7 @@ def _texts(
     return [item.prompt for item in data.items], [data.classes[item.label] for item in data.items]
 
 
-def _folder(name: str) -> Path:
+def _place(name: str) -> "Path | HubSource":
     from classifier_emergence.catalogue import named_source, registry
     from classifier_emergence.params import source_of
 
@@ -194,6 +198,8 @@ def _folder(name: str) -> Path:
         if path.is_dir():
             return path
         source = source_of(name, known)
+    if source.source == "hub":  # read from there: the rest of it may be large
+        return source
     from classifier_emergence.sources import fetch
 
     return fetch(name, source)

@@ -103,8 +103,9 @@ def routing_layers(moe: Results) -> Figure:
             told.set_ylabel("part of the domain told")
             own.set_ylabel("share of the own expert")
             context.set_ylabel("experts changed by context")
+            for axis in (own, context):
+                axis.set_ylim(-0.03, 1.03)
             for axis in (told, own, context):
-                axis.set_ylim(top=1.03)
                 layer_axis(axis, labels)
                 axis.set_xlabel("layer")
         entries = {

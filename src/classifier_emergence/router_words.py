@@ -4,22 +4,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoTokenizer
 
+from classifier_emergence.checkpoints import Checkpoint
 from classifier_emergence.errors import InputError
+from classifier_emergence.params import HubSource
 from classifier_emergence.router_projection import controlled, project_routers, random_routers, reported
 from classifier_emergence.routers import load_routers
 from classifier_emergence.statistics import expected_max_cosine
 from classifier_emergence.vocabulary import token_text, word_tokens
 
 
-def project_folder(
-    folder: Path, *, words: Sequence[str] = (), gains: bool = False, top: int = 10, seed: int = 0
+def project_checkpoint(
+    place: Path | HubSource, *, words: Sequence[str] = (), gains: bool = False, top: int = 10, seed: int = 0
 ) -> dict[str, Any]:
     """Cosines of every router row of a checkpoint with the vocabulary; see ``router_projection.project_routers``.
 
     Args:
-        folder: Checkpoint in the Hugging Face layout (or OpenAI's of GPT-OSS) with its tokenizer.
+        place: Folder of a checkpoint in the Hugging Face layout (or OpenAI's of GPT-OSS) with its tokenizer, or a
+            repository of the hub, of which only what is needed is downloaded: routers, norm gains, unembedding and tokenizer.
         words: Words whose ranks are wanted.
         gains: Whether the gains of both norms are folded in, and what all experts of a layer share is taken out.
         top: How many tokens to keep for each expert.
@@ -29,16 +34,18 @@ def project_folder(
         ``experts``: for each its ``layer``, ``expert``, ``top_tokens``, ``top_scores`` and largest ``z`` (standard
         deviations above the mean over the vocabulary). ``words``: for each the best rank over all experts, and over as
         many random rows. ``largest`` and, under ``null``, the largest cosine of random rows and what chance gives.
+        ``bytes_read`` of ``total_bytes`` of weights.
 
     Raises:
         InputError: See ``routers.load_routers``; or there is no tokenizer, or a word is no single token of it.
     """
-    weights = load_routers(folder)
+    weights = load_routers(place if isinstance(place, Path) else _hub(place))
+    name, revision = (place.repo, place.revision) if isinstance(place, HubSource) else (place, "main")
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:  # a damaged file makes transformers stumble in any way
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{folder}: no tokenizer can be read ({reason}); put it beside the weights") from error
+        raise InputError(f"{name}: no tokenizer can be read ({reason}); put it beside the weights") from error
     ids = []
     for word in words:
         if not (found := word_tokens(word, tokenizer).ids):
@@ -82,4 +89,14 @@ def project_folder(
             "largest": float(null.top_scores.max()),
             "expected_max_cosine": expected_max_cosine(weights.vocabulary, weights.weight.shape[-1]),
         },
+        "bytes_read": weights.bytes_read,
+        "total_bytes": weights.total_bytes,
     }
+
+
+def _hub(source: HubSource) -> Checkpoint:
+    """The hub cache's copy if it is complete, else the hub."""
+    try:
+        return Checkpoint(snapshot_download(source.repo, revision=source.revision, local_files_only=True))
+    except (LocalEntryNotFoundError, InputError):
+        return Checkpoint.on_hub(source)
