@@ -62,7 +62,8 @@ def test_cohens_d_is_a_difference_in_standard_deviations() -> None:
     x = np.array([0.4, 0.5, 0.6])
     assert grpo.cohens_d(x + 0.2, x) == pytest.approx(2.0)
     assert grpo.cohens_d(x, x + 0.2) == pytest.approx(-2.0)
-    assert grpo.cohens_d(np.ones(3), np.ones(3)) is None
+    assert grpo.cohens_d(np.ones(3), np.ones(3)) == 0
+    assert grpo.cohens_d(np.ones(3), 2 * np.ones(3)) is None
 
 
 @ONE_MODEL
@@ -74,7 +75,7 @@ def test_balanced_tasks_name_their_own_class_and_shared_ones_that_of_the_first(
     arm = collapse.Arm(0.4, 0.1, 1e-5, steps=12, reported=reported)
     words = {token: name for name, token in study.target_ids.items()}
     own = collapse.tasks(study, arm, seed=0)
-    size = PARAMS.grpo.prompts
+    size = collapse.prompts(study, arm)
     assert len(own) == arm.steps * size
     signs = [SIGNS[words[task.target]] for task in own]
     assert all(f" {sign} " in task.prompt.rpartition("\n")[2] for sign, task in zip(signs, own, strict=True))
