@@ -35,6 +35,7 @@ TRUTH = (
 )  # fmt: skip
 """The originals' words for true and false."""
 DOMAINS = (*OPERATIONS, "text")
+AGAIN = 256  # tokens a batch when texts are read again: other batches, other rounding
 READ = ("symbol", "word")
 """Styles in which lens and probes read the operation."""
 
@@ -203,7 +204,7 @@ def in_use(model: PreTrainedModel, data: Data, params: Params, experts: Sequence
     told = {"shuffles": settings.shuffles, "seed": settings.seed}
     context = context_dependence(
         everything,
-        trace(model, texts, batch_tokens=1),
+        trace(model, texts, batch_tokens=AGAIN),
         pairs_per_token=settings.pairs_per_token,
         confidence=params.confidence,
         resamples=settings.resamples,
