@@ -22,8 +22,9 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.training import Clock
-from classifier_emergence import grpo
-from classifier_emergence.grpo import GrpoWithLens, PolicyObjective, Sampling, Task, whole
+from classifier_emergence import grpo, grpo_trainer
+from classifier_emergence.grpo import whole
+from classifier_emergence.grpo_trainer import GrpoWithLens, PolicyObjective, Sampling, Task
 from classifier_emergence.models import LanguageModel, load
 from classifier_emergence.params import load_params
 from classifier_emergence.problems import sample, split
@@ -47,7 +48,7 @@ def measure(
         dataset = Dataset.from_list([asdict(task) for task in tasks])
         if kind == "ours":
             objective = PolicyObjective(kl_weight)
-            settings = grpo.arguments(objective, sampling, schedule, Path(work))
+            settings = grpo_trainer.arguments(objective, sampling, schedule, Path(work))
             trainer: Any = GrpoWithLens(model, settings, tasks, reward, objective, lm.tokenizer)
         else:
             settings = GRPOConfig(

@@ -18,7 +18,8 @@ import torch
 
 from classifier_emergence.effects import Alignment, alignment
 from classifier_emergence.errors import InputError
-from classifier_emergence.grpo import PolicyObjective, Sampling, Task, cast, train_grpo, whole
+from classifier_emergence.grpo import cast, train_grpo, whole
+from classifier_emergence.grpo_trainer import PolicyObjective, Sampling, Task
 from classifier_emergence.layers import layer_labels, layer_row
 from classifier_emergence.models import load
 from classifier_emergence.params import Params

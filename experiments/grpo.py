@@ -19,19 +19,8 @@ from torch import Tensor
 
 from classifier_emergence.directions import project
 from classifier_emergence.effects import Answers, answers
-from classifier_emergence.grpo import (
-    Grpo,
-    PolicyObjective,
-    Sampling,
-    Task,
-    cast,
-    line_ends,
-    train_grpo,
-    whole,
-)
-from classifier_emergence.grpo import (
-    sample as draw,
-)
+from classifier_emergence.grpo import Grpo, cast, train_grpo, whole
+from classifier_emergence.grpo_trainer import PolicyObjective, Sampling, Task
 from classifier_emergence.layers import layer_at, layer_labels, layer_row
 from classifier_emergence.lens import lens_scores
 from classifier_emergence.models import LanguageModel, load
@@ -42,6 +31,8 @@ from classifier_emergence.readout import decoder_blocks, find_readout
 from classifier_emergence.residuals import residual_stream
 from classifier_emergence.results import write_result
 from classifier_emergence.rewards import exact, parse_answer, parse_reported
+from classifier_emergence.rollouts import line_ends
+from classifier_emergence.rollouts import sample as draw
 from classifier_emergence.statistics import expected_max_cosine
 from classifier_emergence.tasks import LENS, SIGNS, labelled, prompt_bank, rotations
 from classifier_emergence.training import Schedule

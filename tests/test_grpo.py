@@ -18,23 +18,13 @@ from trl import GRPOTrainer
 
 from classifier_emergence import grpo
 from classifier_emergence.errors import InputError
-from classifier_emergence.grpo import (
-    Grpo,
-    GrpoWithLens,
-    PolicyObjective,
-    Sampling,
-    Task,
-    arguments,
-    line_ends,
-    sample,
-    sequence_log_probs,
-    train_grpo,
-    whole,
-)
+from classifier_emergence.grpo import Grpo, train_grpo, whole
+from classifier_emergence.grpo_trainer import GrpoWithLens, PolicyObjective, Sampling, Task, arguments
 from classifier_emergence.layers import layer_row
 from classifier_emergence.models import LanguageModel
 from classifier_emergence.readout import find_readout
 from classifier_emergence.residuals import residual_stream
+from classifier_emergence.rollouts import line_ends, sample, sequence_log_probs
 from classifier_emergence.training import QKVO, Adapter, Schedule, adapted
 from classifier_emergence.vocabulary import word_tokens
 
