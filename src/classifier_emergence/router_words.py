@@ -24,7 +24,7 @@ def project_checkpoint(
 
     Args:
         place: Folder of a checkpoint in the Hugging Face layout (or OpenAI's of GPT-OSS) with its tokenizer, or a
-            repository of the hub, of which only what is needed is downloaded: routers, norm gains, unembedding and tokenizer.
+            repository of the hub, of which only routers, norm gains, unembedding and tokenizer are downloaded.
         words: Words whose ranks are wanted.
         gains: Whether the gains of both norms are folded in, and what all experts of a layer share is taken out.
         top: How many tokens to keep for each expert.
