@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from classifier_emergence import finetuning
@@ -72,6 +73,26 @@ def test_the_lens_names_the_class_after_dual_reward_and_the_adapter_keeps_it(out
     words = [word_tokens(word, llama.tokenizer) for word in WORDS]
     scores = alignment(again.model, again.tokenizer, [i.prompt for i in items], [i.label for i in items], words)
     assert np.allclose(scores.own.double().mean(-1).numpy(), taught.after.alignment, rtol=1e-4)
+
+
+def test_training_goes_on_top_of_an_adapter(outspoken: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 4, "learning_rate": 1e-2}
+    first = sft(load(str(outspoken), {}), arithmetic(), tmp_path / "a", **settings)
+    second = dual_reward(open_model(str(outspoken), adapter=tmp_path / "a"), arithmetic(), tmp_path / "b", **settings)
+    assert np.allclose(second.before.alignment, first.after.alignment, rtol=1e-3)
+    both = open_model(str(outspoken), adapter=[tmp_path / "a", tmp_path / "b"])
+    assert both.key == "model+a+b"
+    words = [word_tokens(word, both.tokenizer) for word in WORDS]
+    again = finetuning._measure(both, held_out(arithmetic())[1], words, 2)
+    assert np.allclose(again.alignment, second.after.alignment, rtol=1e-3)
+    assert not np.allclose(again.alignment, second.before.alignment, rtol=0.1)
+
+
+def test_a_model_with_a_live_adapter_is_refused(tiny_models: Path, tmp_path: Path) -> None:
+    lm = load(str(tiny_models / "tiny-llama"), {})
+    get_peft_model(lm.model, LoraConfig(r=2, target_modules=["v_proj"], task_type="CAUSAL_LM"))
+    with pytest.raises(InputError, match="an adapter is on it"):
+        dual_reward(lm, arithmetic(), tmp_path / "a", steps=1)
 
 
 def test_plain_fine_tuning_trains_answers_everywhere(llama: LanguageModel, tmp_path: Path) -> None:

@@ -8,16 +8,23 @@ import pytest
 
 from classifier_emergence.cli import run
 
-GUIDE = Path(__file__).resolve().parents[1] / "docs" / "guide.md"
+ROOT = Path(__file__).resolve().parents[1]
 MODEL = "smollm2-135m-instruct"
 MIXTURE = "olmoe-1b-7b"
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def blocks(file: str) -> list[tuple[str, str]]:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return re.findall(r"^```(\w+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+BLOCKS = blocks("docs/guide.md")
 SETUP = ("python3 -m venv .venv && . .venv/bin/activate", "pip install -c constraints.txt .")
 """What only an installation can run; CI installs the package by the second."""
 
 
-def commands() -> list[str]:
-    text = "".join(body for kind, body in BLOCKS if kind == "sh").replace("\\\n", " ")
+def commands(found: list[tuple[str, str]] = BLOCKS) -> list[str]:
+    text = "".join(body for kind, body in found if kind == "sh").replace("\\\n", " ")
     return [line for line in text.splitlines() if line.strip()]
 
 
@@ -48,6 +55,25 @@ def test_every_command_of_the_guide_runs(
         for option in ("--json", "--plot", "--output"):
             if option in words:
                 assert (tmp_path / words[words.index(option) + 1]).exists(), line
+
+
+def test_every_command_and_snippet_of_the_readme_runs(
+    tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = commands(blocks("README.md"))
+    assert SETUP[1] in lines
+    for line in lines:
+        if not line.startswith("classifier-emergence "):
+            continue  # setting up, and nox
+        words = [str(tiny_models / "tiny-llama") if word == MODEL else word for word in shlex.split(line)[1:]]
+        monkeypatch.chdir(ROOT if words[0] == "claims" else tmp_path)
+        code = run(words)
+        assert code == 0, f"{line}\n{capsys.readouterr().err}"
+    monkeypatch.chdir(tmp_path)
+    for kind, body in blocks("README.md"):
+        if kind == "python":
+            exec(body.replace(MODEL, str(tiny_models / "tiny-llama")), {})
+    assert (tmp_path / "rewarded" / "adapter_model.safetensors").is_file()
 
 
 def test_every_snippet_of_the_guide_runs_in_order(

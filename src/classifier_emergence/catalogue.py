@@ -5,6 +5,7 @@ In a clone of the repository the registry is that of its ``params.yaml``, elsewh
 
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -88,13 +89,14 @@ def _commit(repo: str, revision: str) -> str:
     return str(commit)
 
 
-def open_model(name: str, *, adapter: str | Path | None = None) -> "LanguageModel":
+def open_model(name: str, *, adapter: str | Path | Sequence[str | Path] = ()) -> "LanguageModel":
     """Load what ``name`` and ``adapter`` mean: float32, in evaluation mode, frozen.
 
     Args:
         name: A key of ``registry()``, ``owner/name[@revision]`` on the hub, or a local folder.
         adapter: Folder of a PEFT adapter (``adapter_config.json``, ``adapter_model.safetensors``) that was trained on
-            this model. It stays separate from the weights and is on.
+            this model; or several, each trained on the model with those before it. They are merged into the weights, so
+            that training can go on from there.
 
     Raises:
         InputError: See ``models.load``; or the adapter is no such folder, or does not fit the model tensor by tensor.
@@ -104,7 +106,9 @@ def open_model(name: str, *, adapter: str | Path | None = None) -> "LanguageMode
     known = registry()
     source = named_source(name, known)
     lm = load(name, known if source is None else {name: source})
-    return lm if adapter is None else _adapted(lm, Path(adapter).expanduser())
+    for folder in [adapter] if isinstance(adapter, str | Path) else adapter:
+        lm = _adapted(lm, Path(folder).expanduser())
+    return lm
 
 
 def _adapted(lm: "LanguageModel", folder: Path) -> "LanguageModel":
@@ -122,15 +126,17 @@ def _adapted(lm: "LanguageModel", folder: Path) -> "LanguageModel":
             # Said again below, as an error.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             wrapped: Any = PeftModel.from_pretrained(lm.model, str(folder))
-        fits = stored == set(get_peft_model_state_dict(wrapped))
+        # peft leaves out, without an error, tensors for layers that the model does not have.
+        fits = stored == set(get_peft_model_state_dict(wrapped)) and not wrapped.active_peft_config.is_prompt_learning
+        model = wrapped.merge_and_unload() if fits else None
     except Exception as error:  # a damaged or foreign adapter makes peft stumble in any way
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"adapter {folder}: cannot be put on {lm.key} ({reason}); give one trained on it") from error
-    # peft leaves out, without an error, tensors for layers that the model does not have.
-    if not fits or wrapped.active_peft_config.is_prompt_learning:
+    if model is None:
         raise InputError(f"adapter {folder}: its tensors do not fit {lm.key}; give a LoRA adapter trained on it")
-    check_lens(lm.model, lm.tokenizer)
-    return replace(lm, key=f"{lm.key}+{folder.resolve().name}")
+    model.requires_grad_(False).eval()
+    check_lens(model, lm.tokenizer)
+    return replace(lm, model=model, key=f"{lm.key}+{folder.resolve().name}")
 
 
 def describe(lm: "LanguageModel") -> dict[str, Any]:

@@ -74,7 +74,7 @@ def probe(
     from classifier_emergence.typeset import interval_text, percent
 
     reading = measure(
-        open_model(model, adapter=adapter),
+        open_model(model, adapter=adapter or ()),
         [item.prompt for item in data.items],
         [data.classes[item.label] for item in data.items],
         test=test or [],
@@ -133,7 +133,7 @@ def lens(
     from classifier_emergence.instrument_lens import lens as measure
     from classifier_emergence.typeset import number, percent
 
-    lm = open_model(model, adapter=adapter)
+    lm = open_model(model, adapter=adapter or ())
     reading = measure(lm, prompts, target or [], layers=layer, null_words=null_words)
     if reading.targets:
         table(
@@ -194,7 +194,7 @@ def direction(
     labels = [data.classes[item.label] for item in data.items]
     order = list(dict.fromkeys(item.label for item in data.items))
     reading = measure(
-        open_model(model, adapter=adapter),
+        open_model(model, adapter=adapter or ()),
         [item.prompt for item in data.items],
         labels,
         words=[data.words[label] for label in order],

@@ -20,7 +20,8 @@ Model = Annotated[
     str, typer.Option("-m", "--model", metavar="MODEL", help="Registry key, hub id (owner/name[@commit]) or folder.")
 ]
 AdapterFolder = Annotated[
-    Path | None, typer.Option("--adapter", metavar="FOLDER", help="A PEFT adapter of that model, to put on it.")
+    list[Path] | None,
+    typer.Option("--adapter", metavar="FOLDER", help="A PEFT adapter of that model; repeat for one trained on top."),
 ]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the whole result here.")

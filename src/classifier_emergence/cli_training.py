@@ -77,7 +77,7 @@ def dual_reward(
     from classifier_emergence.finetuning import dual_reward as train
 
     reading = train(
-        open_model(model, adapter=adapter),
+        open_model(model, adapter=adapter or ()),
         data,
         output,
         steps=steps,
@@ -118,7 +118,7 @@ def sft(
     from classifier_emergence.finetuning import sft as train
 
     reading = train(
-        open_model(model, adapter=adapter),
+        open_model(model, adapter=adapter or ()),
         data,
         output,
         steps=steps,
@@ -167,7 +167,7 @@ def grpo(
     from classifier_emergence.instrument_grpo import grpo as train
 
     reading = train(
-        open_model(model, adapter=adapter),
+        open_model(model, adapter=adapter or ()),
         data,
         output,
         steps=steps,
@@ -229,7 +229,5 @@ def _report_rewards(reading: "FineTuned") -> None:
     if mixed:
         say(f"{percent(mixed)} of the prompts got both right and wrong answers; only these teach")
     else:
-        say(
-            "no prompt got both right and wrong answers, so rewards taught nothing: take prompts that the model answers"
-        )
-        say("sometimes, more --shots or a larger --group")
+        say("no prompt got both right and wrong answers, so rewards taught nothing")
+        say("take prompts that the model answers sometimes, more --shots or a larger --group")

@@ -17,6 +17,8 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 
 from classifier_emergence.classification import Item, Task
 from classifier_emergence.effects import alignment, answers
@@ -191,9 +193,11 @@ def parts_of(lm: LanguageModel, task: Task) -> Parts:
     """Check a task against a model and hold a part of it out.
 
     Raises:
-        InputError: A prompt cannot be read, a class word with its leading space is no single token, or a class is too
-            small to hold any out.
+        InputError: An adapter is on the model, a prompt cannot be read, a class word with its leading space is no
+            single token, or a class is too small to hold any out.
     """
+    if any(isinstance(module, BaseTunerLayer) for module in lm.model.modules()):
+        raise InputError(f"{lm.key}: an adapter is on it, which training would overwrite; merge it (merge_and_unload)")
     if lm.tokenizer.eos_token_id is None:
         raise InputError(f"{lm.key}: the tokenizer has no end token, which ends every answer; set one")
     check_prompts(lm, [item.prompt for item in task.items])
@@ -355,5 +359,5 @@ def _claimed(output: Path) -> Iterator[Path]:
         shutil.rmtree(partial)
     except Timeout as error:
         raise InputError(f"output {output}: another run is writing it; wait, or name another folder") from error
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"output {output}: cannot be written ({error}); free space or name another folder") from error
