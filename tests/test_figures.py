@@ -35,7 +35,8 @@ def test_the_committed_figures_are_what_the_results_give(
     params = load_params(ROOT / "params.yaml")
     models = params.models if stages[0] in ("probing", "logit_lens") else params.trained_models
     results = [{model: read_result(ROOT / "results" / stage / f"{model}.json") for model in models} for stage in stages]
-    check(getattr(figures_tasks if hasattr(figures_tasks, name) else figures, name), [*results, *([] if names is None else [names])], name, tmp_path)
+    draw = getattr(figures_tasks if hasattr(figures_tasks, name) else figures, name)
+    check(draw, [*results, *([] if names is None else [names])], name, tmp_path)
 
 
 @pytest.mark.parametrize(
