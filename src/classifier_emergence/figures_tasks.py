@@ -33,8 +33,9 @@ def other_tasks(other: Results, tasks: Sequence[str]) -> Figure:
                     axis.axhline(bag, color="0.4", ls=ls, lw=0.6, label=f"token counts, {name}")
                     choice = found["dual_reward"][part]["choice"]
                     bars = np.abs(np.subtract(choice["interval"], choice["value"]))[:, None]
-                    axis.errorbar(at + shift * len(x), choice["value"], yerr=bars, fmt=marker, ms=4, mfc=face, mec="0.0",
-                                  ecolor="0.3", elinewidth=0.8, label=f"lens after dual reward, {name}")  # fmt: skip
+                    axis.errorbar(at + shift * len(x), choice["value"], yerr=bars, fmt=marker, ms=4, mfc=face,
+                                  mec="0.0", ecolor="0.3", elinewidth=0.8,
+                                  label=f"lens after dual reward, {name}")  # fmt: skip
                 axis.plot(x, found["lens"]["choice"]["accuracy"], color="0.45", ls=":", label="lens before training")
                 axis.axhline(1 / len(found["classes"]), color="0.8", lw=0.6, zorder=0)
                 axis.set_ylim(0, 1.04)
