@@ -209,7 +209,7 @@ def test_grpo_trains_what_is_rewarded_and_leaves_an_adapter(llama: LanguageModel
     assert not np.array_equal(tuned.before.alignment, tuned.after.alignment)
     assert all(torch.equal(p, weights[name]) for name, p in llama.model.named_parameters())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
-    open_model(llama.model.name_or_path, adapter=tmp_path / "adapter")
+    open_model(str(llama.model.name_or_path), adapter=tmp_path / "adapter")
     # Three solved items, then the item itself, none of them held out, in every prompt.
     items = {item.prompt: item for item in held_out(arithmetic())[0]}
     for prompt, answer in seen:

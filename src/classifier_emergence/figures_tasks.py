@@ -24,7 +24,7 @@ def other_tasks(other: Results, tasks: Sequence[str]) -> Figure:
             for axis, result in zip(row, other.values(), strict=True):
                 found, x = result[task], np.arange(len(result["layers"]))
                 at = result["layers"].index(result["layer"])
-                for (part, ls, marker, face), shift in zip(parts, (-0.15, 0.15), strict=True):
+                for (part, ls, marker, face), shift in zip(parts, (-0.012, 0.012), strict=True):
                     name, curve = part.replace("_", " "), found["probing"][part]
                     low, high = np.transpose(curve["interval"])
                     axis.plot(x, curve["accuracy"], color="0.0", ls=ls, label=f"probe, {name}")
@@ -33,8 +33,9 @@ def other_tasks(other: Results, tasks: Sequence[str]) -> Figure:
                     axis.axhline(bag, color="0.4", ls=ls, lw=0.6, label=f"token counts, {name}")
                     choice = found["dual_reward"][part]["choice"]
                     bars = np.abs(np.subtract(choice["interval"], choice["value"]))[:, None]
-                    axis.errorbar(at + shift, choice["value"], yerr=bars, fmt=marker, ms=4, mfc=face, mec="0.0",
-                                  ecolor="0.3", elinewidth=0.8, label=f"lens after dual reward, {name}")  # fmt: skip
+                    axis.errorbar(at + shift * len(x), choice["value"], yerr=bars, fmt=marker, ms=4, mfc=face,
+                                  mec="0.0", ecolor="0.3", elinewidth=0.8,
+                                  label=f"lens after dual reward, {name}")  # fmt: skip
                 axis.plot(x, found["lens"]["choice"]["accuracy"], color="0.45", ls=":", label="lens before training")
                 axis.axhline(1 / len(found["classes"]), color="0.8", lw=0.6, zorder=0)
                 axis.set_ylim(0, 1.04)

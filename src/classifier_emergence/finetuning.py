@@ -243,8 +243,8 @@ def fine_tune(
             raise InputError(f"{name}: {value} is too small; pass at least 1")
     if not schedule.learning_rate > 0:
         raise InputError(f"learning_rate: {schedule.learning_rate} is not positive; pass for instance 0.0005")
-    with TemporaryDirectory() if output is None else _claimed(Path(output)) as name:
-        partial = Path(name)
+    with TemporaryDirectory() if output is None else _claimed(Path(output)) as folder:
+        partial = Path(folder)
         before = _measure(lm, parts.test, parts.words, block)
         with adapted(lm.model, place, seed=schedule.seed) as wrapped:
             parameters, losses = run(wrapped, partial / "work")
