@@ -12,8 +12,6 @@ LEDGER = Path("paper/claims.yaml")
 STAGES = ("probing", "logit_lens")
 TRAINED = ("dual_reward", "lora_sft", "cot_alignment")
 """Stages that run on the trained models only."""
-REINFORCED = ("grpo", "collapse")
-"""Stages that run on the models of reinforcement learning."""
 
 
 def run() -> None:
@@ -21,7 +19,7 @@ def run() -> None:
     params = load_params()
     models = params.models
     on = dict.fromkeys(STAGES, models) | dict.fromkeys(TRAINED, params.trained_models)
-    on |= dict.fromkeys(REINFORCED, params.reinforcement_models) | {"moe_routers": params.moe_models}
+    on |= {"grpo": params.reinforcement_models, "collapse": params.collapse_models, "moe_routers": params.moe_models}
     results = {stage: {m: read_result(result_path(stage, m)) for m in chosen} for stage, chosen in on.items()}
     parameters = {model: read_result(result_path("fetch", model))["parameters"] for model in models}
     ledger = load_claims(LEDGER)

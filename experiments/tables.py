@@ -25,10 +25,8 @@ def run() -> None:
         {model: read_result(result_path(stage, model)) for model in params.trained_models}
         for stage in ("dual_reward", "lora_sft", "cot_alignment", "other_tasks")
     )
-    grpo, collapse = (
-        {model: read_result(result_path(stage, model)) for model in params.reinforcement_models}
-        for stage in ("grpo", "collapse")
-    )
+    grpo = {model: read_result(result_path("grpo", model)) for model in params.reinforcement_models}
+    collapse = {model: read_result(result_path("collapse", model)) for model in params.collapse_models}
     claims(read_result(RESULTS / "claims.json"))
     models(fetched)
     words(fetched)
@@ -49,10 +47,11 @@ def run() -> None:
     reinforcement_tables.grpo_probe(grpo)
     reinforcement_tables.grpo_reported(grpo)
     reinforcement_tables.grpo_controlled(grpo)
-    reinforcement_tables.collapse_prompts(collapse)
-    reinforcement_tables.collapse_attempts(collapse)
-    reinforcement_tables.collapse_factorial(collapse)
-    reinforcement_tables.collapse_flaws(collapse)
+    if collapse:
+        reinforcement_tables.collapse_prompts(collapse)
+        reinforcement_tables.collapse_attempts(collapse)
+        reinforcement_tables.collapse_factorial(collapse)
+        reinforcement_tables.collapse_flaws(collapse)
     moe_tables.write({model: read_result(result_path("moe_routers", model)) for model in params.moe_models})
 
 

@@ -40,23 +40,17 @@ def test_the_committed_figures_are_what_the_results_give(
 
 
 @pytest.mark.parametrize(
-    ("name", "stage", "names"),
+    ("name", "names"),
     [
-        ("grpo_steps", "grpo", [reinforcement_tables.TRAININGS]),
-        ("grpo_depth", "grpo", []),
-        (
-            "collapse_map",
-            "collapse",
-            [reinforcement_tables.FACTORIAL, reinforcement_tables.ATTEMPTS, reinforcement_tables.FLAWS],
-        ),
+        ("grpo_steps", [reinforcement_tables.TRAININGS]),
+        ("grpo_depth", []),
     ],
 )
 def test_the_committed_figures_on_reinforcement_are_what_the_results_give(
-    name: str, stage: str, names: list[Any], tmp_path: Path
+    name: str, names: list[Any], tmp_path: Path
 ) -> None:
-    params = load_params(ROOT / "params.yaml")
-    models = params.reinforcement_models
-    results = {model: read_result(ROOT / "results" / stage / f"{model}.json") for model in models}
+    models = load_params(ROOT / "params.yaml").reinforcement_models
+    results = {model: read_result(ROOT / "results" / "grpo" / f"{model}.json") for model in models}
     check(getattr(figures_reinforcement, name), [results, *names], name, tmp_path)
 
 

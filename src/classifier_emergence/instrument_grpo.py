@@ -67,7 +67,9 @@ def grpo(
             exists or is being written, ``reward`` fails, or training diverges.
     """
     # Late: trl takes seconds to import, which the other instruments need not wait for.
-    from classifier_emergence import grpo as policy
+    from classifier_emergence.grpo import train_grpo
+    from classifier_emergence.grpo_trainer import PolicyObjective, Sampling
+    from classifier_emergence.grpo_trainer import Task as Prompted
 
     block = classifier_block(lm, layer)
     for name, value in (("new_tokens", new_tokens), ("batch_size", batch_size), ("steps", steps)):
@@ -75,8 +77,8 @@ def grpo(
             raise InputError(f"{name}: {value} is too small; pass at least 1")
     if not temperature > 0:
         raise InputError(f"temperature: {temperature} is not positive; pass for instance 1.0")
-    objective = policy.PolicyObjective(kl_weight, class_weight, block)
-    sampling = policy.Sampling(group, temperature, new_tokens)
+    objective = PolicyObjective(kl_weight, class_weight, block)
+    sampling = Sampling(group, temperature, new_tokens)
     schedule = Schedule(steps, batch_size, learning_rate, seed, min(20, steps))
     parts = parts_of(lm, task)
     if reward is None:
@@ -84,12 +86,12 @@ def grpo(
     parts = with_shots(parts, shots)
     items = in_turn(parts.train, steps * batch_size, seed=seed)
     tasks = [
-        policy.Task(item.prompt, item.answer or "", (word := parts.words[item.label]).forms[f" {word.word}"])
+        Prompted(item.prompt, item.answer or "", (word := parts.words[item.label]).forms[f" {word.word}"])
         for item in items
     ]
 
     def run(wrapped: PeftModel, work: Path) -> tuple[int, list[dict[str, float]]]:
-        done = policy.train_grpo(
+        done = train_grpo(
             wrapped, lm.tokenizer, tasks, reward or begins_with_answer, objective, sampling, schedule, work=work,
             description=f"grpo of {lm.key}",
         )  # fmt: skip

@@ -271,6 +271,7 @@ class Params(_Section):
     other_tasks: OtherTasks
     grpo: Grpo
     reinforcement_models: list[str] = Field(min_length=1)
+    collapse_models: list[str]
     collapse: Collapse
     moe_models: list[str] = Field(min_length=1)
     moe_routers: MoeRouters
@@ -280,7 +281,7 @@ class Params(_Section):
     def _models_are_registered(self) -> "Params":
         for key in self.models:
             source_of(key, self.registry, parameter="models")
-        for name in ("trained_models", "reinforcement_models"):
+        for name in ("trained_models", "reinforcement_models", "collapse_models"):
             for key in getattr(self, name):
                 if key not in self.models:
                     raise ValueError(f"{name}: {key!r} is not among models, whose results it is compared with")
