@@ -108,7 +108,7 @@ def run(params: Params, key: str) -> None:
     runs = Runs("collapse", key, params, "grpo", "bank")
     _ = study.base_answers
     before = runs.once("base", lambda _: measure(study))
-    arms = {}
+    arms: dict[str, Any] = {}
     for name, arm in all_arms(params).items():
         seeds = params.grpo.seeds if arm.several_seeds else params.grpo.seeds[:1]
         found = [runs.once(f"{name}-{seed}", trained(study, name, arm, seed)) for seed in seeds]

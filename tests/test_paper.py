@@ -357,7 +357,7 @@ def prose() -> str:
     return "\n".join(source.read_text(encoding="utf-8") for source in SOURCES)
 
 
-def printed() -> str:
+def shown_prose() -> str:
     """Without what this version of the paper leaves out."""
     studied = load_params(ROOT / "params.yaml").collapse_models
     return "\n".join(s.read_text(encoding="utf-8") for s in SOURCES if studied or s.name != "collapse.typ")
@@ -372,12 +372,12 @@ def test_the_bibliography_is_what_is_cited() -> None:
 
 
 def test_every_figure_is_shown_and_every_shown_figure_is_there() -> None:
-    shown = re.findall(r'#data-figure\(\s*"([^"]+)"', printed())
+    shown = re.findall(r'#data-figure\(\s*"([^"]+)"', shown_prose())
     assert sorted(shown) == sorted(path.stem for path in (PAPER / "figures").glob("*.svg"))
 
 
 def test_every_shown_table_is_there() -> None:
-    shown = re.findall(r'#data-table\(\s*"([^"]+)"', printed())
+    shown = re.findall(r'#data-table\(\s*"([^"]+)"', shown_prose())
     assert sorted(set(shown)) == sorted(shown)
     assert set(shown) <= {path.stem for path in (PAPER / "tables").glob("*.csv")}
 
