@@ -459,6 +459,19 @@ def test_nothing_is_left_on_the_model(lm: LanguageModel, kind: str, tmp_path: Pa
     assert not any(parameter.requires_grad for parameter in lm.model.parameters())
 
 
+def test_a_model_that_recomputes_activations_is_trained_alike_and_goes_on_recomputing(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    _, plain = run(lm, tmp_path / "plain")
+    lm.model.activation_checkpointing_enable()
+    try:
+        _, recomputing = run(lm, tmp_path / "recomputing")
+        assert lm.model.is_activation_checkpointing
+    finally:
+        lm.model.activation_checkpointing_disable()
+    assert_equal(recomputing, plain)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_trained_as_a_whole_is_put_back(lm: LanguageModel, dtype: torch.dtype) -> None:
     before = {name: value.clone() for name, value in [*lm.model.named_parameters(), *lm.model.named_buffers()]}

@@ -177,6 +177,9 @@ def borrowed(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerB
     base: Any = base_of(model)
     config = base.config.get_text_config()
     forward, generation, pad = vars(base).get("forward"), base.generation_config, config.pad_token_id
+    recomputing = base.is_activation_checkpointing
+    if recomputing:  # it goes without the cache that shared prompts need
+        base.activation_checkpointing_disable()
     base.generation_config = copy.deepcopy(generation)
     ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
     base.generation_config.eos_token_id = [*(i for i in ends if i is not None), *line_ends(tokenizer)]
@@ -184,6 +187,10 @@ def borrowed(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerB
         yield
     finally:
         base.generation_config, config.pad_token_id = generation, pad
+        if recomputing:
+            base.activation_checkpointing_enable()
+        elif base.is_activation_checkpointing:
+            base.activation_checkpointing_disable()
         if forward is None:
             vars(base).pop("forward", None)
         else:
