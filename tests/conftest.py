@@ -1,10 +1,11 @@
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from number_snapshots import NumbersExtension
 from syrupy.assertion import SnapshotAssertion
 from transformers import MixtralConfig, MixtralForCausalLM
@@ -33,6 +34,15 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lm(tiny_models: Path, request: pytest.FixtureRequest) -> LanguageModel:
     """Each tiny model: untied without BOS; tied with BOS and sandwich norms."""
     return load(str(tiny_models / request.param), {})
+
+
+@pytest.fixture
+def memory() -> Iterator[MemoryFileSystem]:
+    """A file system in memory. All of them share one store, so it is emptied."""
+    found = MemoryFileSystem()
+    yield found
+    found.store.clear()
+    found.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture

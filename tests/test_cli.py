@@ -160,9 +160,9 @@ def test_routers_project(mixture: Path, ce: Run, tmp_path: Path) -> None:
 
 
 def test_routers_of_the_hub_are_read_without_the_rest(
-    mixture: Path, ce: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mixture: Path, ce: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: MemoryFileSystem
 ) -> None:
-    memory, revision = MemoryFileSystem(), "0" * 40
+    revision = "0" * 40
     memory.put(str(mixture), f"/org/moe@{revision}", recursive=True)
     monkeypatch.setattr("classifier_emergence.checkpoints.HfFileSystem", lambda: memory)
     tokenizer = AutoTokenizer.from_pretrained(mixture)

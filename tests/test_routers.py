@@ -291,9 +291,8 @@ def test_words_and_sizes_are_checked(tmp_path: Path) -> None:
 # Elsewhere than on this machine
 
 
-def test_a_checkpoint_is_read_through_any_file_system(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_through_any_file_system(tmp_path: Path, memory: MemoryFileSystem) -> None:
     local = load_routers(sharded(tmp_path))
-    memory = MemoryFileSystem()
     memory.put(str(tmp_path), "/moe", recursive=True)
     remote = load_routers(Checkpoint("/moe", memory))
     assert torch.equal(remote.weight, local.weight)
@@ -356,8 +355,9 @@ def test_over_http_only_the_wanted_ranges_are_sent(tmp_path: Path) -> None:
     assert _Ranges.sent < 10**5 < weights.total_bytes
 
 
-def test_a_hub_checkpoint_is_that_of_its_pinned_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    memory = MemoryFileSystem()
+def test_a_hub_checkpoint_is_that_of_its_pinned_commit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, memory: MemoryFileSystem
+) -> None:
     monkeypatch.setattr("classifier_emergence.checkpoints.HfFileSystem", lambda: memory)
     revision = "0" * 40
     memory.put(str(sharded(tmp_path)), f"/org/moe@{revision}", recursive=True)
