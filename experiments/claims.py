@@ -10,8 +10,10 @@ from experiments.stage import RESULTS, exit_on_bad_input, result_path
 
 LEDGER = Path("paper/claims.yaml")
 STAGES = ("probing", "logit_lens")
-TRAINED = ("dual_reward", "lora_sft", "cot_alignment")
+TRAINED = ("dual_reward", "dual_reward_long", "lora_sft", "cot_alignment")
 """Stages that run on the trained models only."""
+REINFORCED = ("grpo", "collapse", "staged")
+"""Stages that run on the models of reinforcement learning."""
 
 
 def run() -> None:
@@ -19,7 +21,7 @@ def run() -> None:
     params = load_params()
     models = params.models
     on = dict.fromkeys(STAGES, models) | dict.fromkeys(TRAINED, params.trained_models)
-    on |= {"grpo": params.reinforcement_models, "collapse": params.collapse_models, "moe_routers": params.moe_models}
+    on |= dict.fromkeys(REINFORCED, params.reinforcement_models) | {"moe_routers": params.moe_models}
     results = {stage: {m: read_result(result_path(stage, m)) for m in chosen} for stage, chosen in on.items()}
     parameters = {model: read_result(result_path("fetch", model))["parameters"] for model in models}
     ledger = load_claims(LEDGER)

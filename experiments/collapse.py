@@ -35,6 +35,8 @@ from experiments.stage import main
 from experiments.training import Runs, over_seeds, share_of
 
 CLASSES = ("multiply", "add", "subtract")
+MOVING = ("reported_first", "reported_own_targets")
+"""The originals' attempts that are made in 32 bits as well."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,10 @@ def all_arms(params: Params) -> dict[str, Arm]:
         "flaw_half_precision": replace(both, half=True, learning_rate=params.grpo.reported.learning_rate),
         "without_half_precision": replace(both, learning_rate=params.grpo.reported.learning_rate),
     }
-    return {**reported_arms(params), **factorial, **flaws}
+    attempts = reported_arms(params)
+    # All other flaws of the originals together: half precision hides what they do.
+    moving = {f"{name}_in_32_bits": replace(attempts[name], half=False) for name in MOVING}
+    return {**attempts, **factorial, **flaws, **moving}
 
 
 def reported_arms(params: Params) -> dict[str, Arm]:

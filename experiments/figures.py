@@ -26,12 +26,13 @@ def run() -> None:
     chain = {model: read_result(result_path("cot_alignment", model)) for model in params.trained_models}
     other = {model: read_result(result_path("other_tasks", model)) for model in params.trained_models}
     grpo = {model: read_result(result_path("grpo", model)) for model in params.reinforcement_models}
-    collapse = {model: read_result(result_path("collapse", model)) for model in params.collapse_models}
+    collapse = {model: read_result(result_path("collapse", model)) for model in params.reinforcement_models}
     figures.save(figures_reinforcement.grpo_steps(grpo, names.TRAININGS), FOLDER / "grpo_steps")
     figures.save(figures_reinforcement.grpo_depth(grpo), FOLDER / "grpo_depth")
-    if collapse:
-        classes = figures_reinforcement.collapse_map(collapse, names.FACTORIAL, names.ATTEMPTS, names.FLAWS)
-        figures.save(classes, FOLDER / "collapse_map")
+    classes = figures_reinforcement.collapse_map(collapse, names.FACTORIAL, names.ATTEMPTS, names.FLAWS)
+    figures.save(classes, FOLDER / "collapse_map")
+    staged = {model: read_result(result_path("staged", model)) for model in params.reinforcement_models}
+    figures.save(figures_reinforcement.staged(staged, names.ORDERS, names.REWARDS), FOLDER / "staged")
     moe = {model: read_result(result_path("moe_routers", model)) for model in params.moe_models}
     read = {model: projected(result) for model, result in moe.items()}
     figures.save(figures_moe.router_maxima(read), FOLDER / "router_maxima")

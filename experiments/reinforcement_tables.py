@@ -7,6 +7,7 @@ import numpy as np
 
 from classifier_emergence.layers import layer_at, layer_row
 from classifier_emergence.typeset import accuracy_text, interval_text, number, percent, small_share, write_table
+from experiments.training import over_seeds
 from experiments.training_tables import FOLDER, Results
 
 TRAININGS = {
@@ -32,6 +33,15 @@ FLAWS = {
     "flaw_signed_kl": "signed divergence", "flaw_shared_target": "one target a step",
     "flaw_half_precision": "half precision", "without_half_precision": "its learning rate alone",
 }  # fmt: skip
+
+ORDERS = {
+    "dual_then_grpo": "dual reward, then GRPO", "grpo_then_dual": "GRPO, then dual reward",
+    "together": "both from the start",
+}  # fmt: skip
+"""Orders of ``staged``."""
+
+REWARDS = {"dual": "dual reward", "grpo": "GRPO", "together": "both"}
+"""What one part of ``staged`` trains on."""
 
 DEPTHS = [layer / 22 for layer in (0, 2, 4, 8, 10, 14, 16, 20)]
 """Of the layers in the originals' table of probes."""
@@ -217,6 +227,34 @@ def collapse_flaws(collapse: Results) -> None:
             )  # fmt: skip
     caption = "Flaws of the originals, switched on one by one in training the whole model on both parts of the loss."
     write_table(FOLDER / "collapse_flaws", columns, rows, caption=caption)
+
+
+def staged(staged: Results) -> None:
+    """What each part of staged training leaves: lens, answers, reward."""
+    columns = ["Model", "Order", "After", "Alignment", "Own word on top", "Reward", "Exact answers", "Change"]
+    rows = []
+    for model, result in staged.items():
+        named = [("–", "no training", [result["before"]])]
+        for key, name in ORDERS.items():
+            runs = result["orders"][key]["runs"]
+            named += [
+                (name, REWARDS[part["reward"]], [run["stages"][i] for run in runs])
+                for i, part in enumerate(runs[0]["stages"])
+            ]
+        for order, after, found in named:
+            seeds = {
+                path: over_seeds(found, path)
+                for path in ("lens.alignment", "lens.top", "sampled_reward", "answers.exact", "answers.change")
+            }
+            rows.append(
+                [
+                    model, order, after, small_share(seeds["lens.alignment"]["value"]), _over(seeds["lens.top"]),
+                    _over(seeds["sampled_reward"]), _over(seeds["answers.exact"]),
+                    number(seeds["answers.change"]["value"], 2),
+                ]
+            )  # fmt: skip
+    caption = "Dual reward and GRPO one after the other, and together: lens, reward and answers after each part."
+    write_table(FOLDER / "staged", columns, rows, caption=caption)
 
 
 def _over(item: Mapping[str, Any]) -> str:

@@ -8,7 +8,6 @@ from pypdf import PdfReader
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.paper import build, prose_numbers
-from classifier_emergence.params import load_params
 from classifier_emergence.typeset import percent, write_table
 
 ROOT = Path(__file__).parents[1]
@@ -357,12 +356,6 @@ def prose() -> str:
     return "\n".join(source.read_text(encoding="utf-8") for source in SOURCES)
 
 
-def shown_prose() -> str:
-    """Without what this version of the paper leaves out."""
-    studied = load_params(ROOT / "params.yaml").collapse_models
-    return "\n".join(s.read_text(encoding="utf-8") for s in SOURCES if studied or s.name != "collapse.typ")
-
-
 def test_the_bibliography_is_what_is_cited() -> None:
     labels = r"(?!(?:tab|fig|sec|eq)-)"
     cited = set(re.findall(rf"(?<!\w)@{labels}([a-z][\w-]*)", prose()))
@@ -372,12 +365,12 @@ def test_the_bibliography_is_what_is_cited() -> None:
 
 
 def test_every_figure_is_shown_and_every_shown_figure_is_there() -> None:
-    shown = re.findall(r'#data-figure\(\s*"([^"]+)"', shown_prose())
+    shown = re.findall(r'#data-figure\(\s*"([^"]+)"', prose())
     assert sorted(shown) == sorted(path.stem for path in (PAPER / "figures").glob("*.svg"))
 
 
 def test_every_shown_table_is_there() -> None:
-    shown = re.findall(r'#data-table\(\s*"([^"]+)"', shown_prose())
+    shown = re.findall(r'#data-table\(\s*"([^"]+)"', prose())
     assert sorted(set(shown)) == sorted(shown)
     assert set(shown) <= {path.stem for path in (PAPER / "tables").glob("*.csv")}
 

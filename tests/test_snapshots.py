@@ -34,7 +34,7 @@ def key_numbers(result: dict[str, Any]) -> dict[str, Any]:
     return {key: kept(value) for key, value in result.items()}
 
 
-CHAOTIC = ("grpo", "collapse", "moe_routers")
+CHAOTIC = ("grpo", "collapse", "staged", "moe_routers")
 """Where one drawn token, or one choice between experts, that a rounding error turns changes all that follows."""
 
 
@@ -58,7 +58,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TINY = [f"{stage}/tiny-{name}.json" for stage in ("fetch", "probing", "logit_lens") for name in ("llama", "gemma")]
-TRAINED = ("dual_reward", "lora_sft", "cot_alignment", "other_tasks", "grpo", "collapse")
+TRAINED = ("dual_reward", "dual_reward_long", "lora_sft", "cot_alignment", "other_tasks", "grpo", "collapse", "staged")
 TINY += [f"{stage}/tiny-gemma.json" for stage in TRAINED]  # training on one model: seconds count here
 TINY += ["moe_routers/tiny-llama.json"]
 
@@ -80,7 +80,7 @@ def test_the_tiny_run_ends_with_a_paper(tiny_run: Path) -> None:
             assert "tiny-llama" in (tiny_run / "paper" / "tables" / f"{name}.{ending}").read_text() or name == "claims"
     for name in ("probe_depth", "lens_heatmap", "alignment_null", "dual_reward_steps", "dual_reward_arms",
                  "fine_tuning_depth", "fine_tuning_answers", "other_tasks", "grpo_steps", "grpo_depth",
-                 "collapse_map"):  # fmt: skip
+                 "collapse_map", "staged"):  # fmt: skip
         assert (tiny_run / "paper" / "figures" / f"{name}.svg").stat().st_size > 1000
     for name in ("router_maxima", "routing_load", "routing_layers", "mixture_lens"):
         assert (tiny_run / "paper" / "figures" / f"{name}.svg").stat().st_size > 1000

@@ -107,6 +107,37 @@ def collapse_map(
     return figure
 
 
+def staged(staged: Results, names: Mapping[str, str], parts: Mapping[str, str]) -> Figure:
+    """Alignment and reward before training and after each part of it, for every order of the rewards."""
+    measures = {"alignment": ("lens", "alignment"), "reward": ("sampled_reward",)}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.4 + 1.5 * len(staged)), layout="constrained")
+        panels = figure.subplots(len(staged), len(names), sharey=True, squeeze=False)
+        for line, (model, result) in zip(panels, staged.items(), strict=True):
+            for axis, (order, name) in zip(line, names.items(), strict=True):
+                runs = result["orders"][order]["runs"]
+                found = [[result["before"], *run["stages"]] for run in runs]
+                x = range(len(found[0]))
+                for (label, path), ls, shade in zip(measures.items(), ("-", "--"), ("0.0", "0.5"), strict=True):
+                    values = np.array([[_at(part, path) for part in run] for run in found])
+                    axis.plot(x, values.mean(0), color=shade, ls=ls, marker="o", ms=3, label=label)
+                    axis.fill_between(x, values.min(0), values.max(0), color=shade, alpha=0.15, lw=0)
+                axis.set_xticks(x, ["before", *(parts[part["reward"]] for part in runs[0]["stages"])])
+                axis.set_xlim(-0.3, len(x) - 0.7)
+                axis.set_ylim(0, 1.02)
+                axis.set_title(name if len(staged) == 1 else f"{model}: {name}")
+        legend(figure, panels[0, 0])
+    return figure
+
+
+def _at(part: Mapping[str, Any], path: Sequence[str]) -> float:
+    """The mean that stands at a path."""
+    node: Any = part
+    for key in path:
+        node = node[key]
+    return float(node["mean"])
+
+
 def _shares(axis: Axes, watched: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
     steps = [entry["step"] for entry in watched]
     axis.stackplot(

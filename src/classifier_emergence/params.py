@@ -116,6 +116,12 @@ class DualReward(_Section):
     resamples: int = Field(ge=100)
 
 
+class DualRewardLong(_Section):
+    """Dual-reward runs at full length beside the first seed's."""
+
+    seeds: list[Seed] = Field(min_length=1)
+
+
 class LoraSft(_Section):
     """Plain LoRA fine-tuning on answers (see ``training``)."""
 
@@ -223,6 +229,14 @@ class Collapse(_Section):
     reported_steps: list[int] = Field(min_length=3, max_length=3)
 
 
+class Staged(_Section):
+    """Dual reward and GRPO one after the other; adapter as in dual_reward, sampling as in grpo."""
+
+    dual_steps: int = Field(ge=1)
+    grpo_steps: int = Field(ge=1)
+    grpo_learning_rate: float = Field(gt=0)
+
+
 class MoeRouters(_Section):
     """Routers of mixtures of experts (see ``experts``, ``routing``), and upcycling (see ``upcycling``)."""
 
@@ -266,13 +280,14 @@ class Params(_Section):
     logit_lens: LogitLens
     trained_models: list[str] = Field(min_length=1)
     dual_reward: DualReward
+    dual_reward_long: DualRewardLong
     lora_sft: LoraSft
     cot_alignment: CotAlignment
     other_tasks: OtherTasks
     grpo: Grpo
     reinforcement_models: list[str] = Field(min_length=1)
-    collapse_models: list[str]
     collapse: Collapse
+    staged: Staged
     moe_models: list[str] = Field(min_length=1)
     moe_routers: MoeRouters
     confidence: Fraction
@@ -281,7 +296,7 @@ class Params(_Section):
     def _models_are_registered(self) -> "Params":
         for key in self.models:
             source_of(key, self.registry, parameter="models")
-        for name in ("trained_models", "reinforcement_models", "collapse_models"):
+        for name in ("trained_models", "reinforcement_models"):
             for key in getattr(self, name):
                 if key not in self.models:
                     raise ValueError(f"{name}: {key!r} is not among models, whose results it is compared with")
