@@ -29,7 +29,9 @@ def run() -> None:
     collapse = {model: read_result(result_path("collapse", model)) for model in params.reinforcement_models}
     figures.save(figures_reinforcement.grpo_steps(grpo, names.TRAININGS), FOLDER / "grpo_steps")
     figures.save(figures_reinforcement.grpo_depth(grpo), FOLDER / "grpo_depth")
-    classes = figures_reinforcement.collapse_map(collapse, names.FACTORIAL, names.ATTEMPTS, names.FLAWS)
+    classes = figures_reinforcement.collapse_map(
+        collapse, names.FACTORIAL, names.ATTEMPTS, names.FLAWS | names.IN_32_BITS
+    )
     figures.save(classes, FOLDER / "collapse_map")
     staged = {model: read_result(result_path("staged", model)) for model in params.reinforcement_models}
     figures.save(figures_reinforcement.staged(staged, names.ORDERS, names.REWARDS), FOLDER / "staged")

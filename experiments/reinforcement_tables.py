@@ -22,6 +22,11 @@ ATTEMPTS = {
 }  # fmt: skip
 """The originals' configurations."""
 
+IN_32_BITS = {
+    "reported_first_in_32_bits": "weight 0.4, 32 bits", "reported_own_targets_in_32_bits": "+ own targets, 32 bits",
+}  # fmt: skip
+"""The first two, made without half precision."""
+
 FACTORIAL = {
     f"{place}_{part}": (trained, loss)
     for place, trained in (("whole", "whole model"), ("vo", "V and O"))
@@ -150,7 +155,7 @@ def collapse_attempts(collapse: Results) -> None:
         before = result["before"]
         rows.append([model, "before training", *["–"] * 4, percent(before["reported"]["score"]["accuracy"]), "–",
                      *_classes(before["reported"]["classes"]), "–"])  # fmt: skip
-        for key, name in ATTEMPTS.items():
+        for key, name in {**ATTEMPTS, **IN_32_BITS}.items():
             (run, *_), found = result["arms"][key]["runs"], result["arms"][key]["summary"]
             first, last = run["steps"][0], run["steps"][-1]
             divergence = last.get("signed_kl", last.get("kl"))
@@ -162,7 +167,9 @@ def collapse_attempts(collapse: Results) -> None:
                     *_classes(run["reported"]["classes"]), "yes" if found["reported_collapsed"] else "no",
                 ]
             )  # fmt: skip
-    caption = "GRPO and the class loss: the originals' five configurations, with their flaws."
+    caption = (
+        "GRPO and the class loss: the originals' five configurations, with their flaws, and two of them in 32 bits."
+    )
     write_table(FOLDER / "collapse_attempts", columns, rows, caption=caption)
 
 
