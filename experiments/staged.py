@@ -33,7 +33,7 @@ ORDERS = {"dual_then_grpo": ("dual", "grpo"), "grpo_then_dual": ("grpo", "dual")
 def run(params: Params, key: str) -> None:
     """Train in every order and write one result."""
     study = Study(load(key, params.registry), params)
-    runs = Runs("staged", key, params, "dual_reward", "grpo", "bank")
+    runs = Runs("staged", key, params, "dual_reward", "grpo", "collapse", "bank")
     _ = study.base_answers, study.null
     before = runs.once("base", lambda _: measure(study))
     orders = {}
@@ -86,17 +86,17 @@ def reinforced(study: Study, wrapped: PeftModel, reward: str, seed: int, work: P
 
     The divergence is from the model as this training finds it: after dual reward, from the model with the classifier.
     """
-    settings, staged = study.settings, study.params.staged
-    weight = study.params.dual_reward.class_weight if reward == "together" else 0.0
-    objective = PolicyObjective(settings.kl_weight, weight, study.layer)
-    schedule = Schedule(staged.grpo_steps, settings.prompts, staged.grpo_learning_rate, seed, settings.every)
+    settings = study.params.collapse
+    weight = settings.class_weight if reward == "together" else 0.0
+    objective = PolicyObjective(study.settings.kl_weight, weight, study.layer)
+    schedule = Schedule(settings.steps, settings.prompts, settings.vo_learning_rate, seed, settings.every)
     # Drawn apart from those of the other reward.
-    problems = sample(study.problems.train, staged.grpo_steps * settings.prompts, seed=1000 + seed)
+    problems = sample(study.problems.train, settings.steps * settings.prompts, seed=1000 + seed)
     tasks = [Task(study.prompt(p), p.answer, study.target_ids[p.operation]) for p in problems]
     text = f"staged training of {study.lm.key}: GRPO ({reward}), seed {seed}"
     found = train_grpo(
         wrapped, study.lm.tokenizer, tasks, exact(parse_answer), objective, sampling(study), schedule, work=work,
-        description=text,
+        checkpoint_every=settings.checkpoint_every, description=text,
     )  # fmt: skip
     return {"steps": found.steps}
 

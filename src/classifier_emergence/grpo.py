@@ -6,7 +6,6 @@ What is minimised is in ``grpo_trainer``, how completions are drawn in ``rollout
 import copy
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,24 +14,16 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.grpo_trainer import GrpoWithLens, PolicyObjective, Sampling, Task, arguments
 from classifier_emergence.progress import progress
 from classifier_emergence.readout import decoder_blocks
-from classifier_emergence.results import write_text_atomic
+from classifier_emergence.resumable import Bar, claim, last_checkpoint
 from classifier_emergence.rewards import Reward
 from classifier_emergence.rollouts import base_of, line_ends
-from classifier_emergence.training import Schedule, _last_checkpoint
+from classifier_emergence.training import Schedule
 
 
 @dataclass(frozen=True)
@@ -133,15 +124,21 @@ def train_grpo(
     base = base_of(model)
     if objective.layer is not None and not 0 <= objective.layer < len(decoder_blocks(base)):
         raise InputError(f"layer: {objective.layer}: the model has blocks 0 to {len(decoder_blocks(base)) - 1}")
-    _claim(work, model, tasks, objective, sampling, schedule)
+    settings = {
+        "tasks": hashlib.sha256(json.dumps([asdict(task) for task in tasks]).encode()).hexdigest(),
+        "objective": asdict(objective),
+        "sampling": asdict(sampling),
+        "schedule": asdict(schedule),
+    }
+    claim(work, model, settings)
     with borrowed(model, tokenizer):
-        settings = arguments(objective, sampling, schedule, work, checkpoint_every)
-        trainer = GrpoWithLens(model, settings, tasks, reward, objective, tokenizer, watch)
+        how = arguments(objective, sampling, schedule, work, checkpoint_every)
+        trainer = GrpoWithLens(model, how, tasks, reward, objective, tokenizer, watch)
         with torch.no_grad():  # the checkpoint is not loaded yet: on resuming, too, this is where the run started
             before = [] if watch is None else [{"step": 0, **watch()}]
         with progress(description, total=schedule.steps) as advance:
-            trainer.add_callback(_Steps(advance))
-            trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+            trainer.add_callback(_Steps(advance, {name: STATISTICS[name] for name in ("reward", "kl", "class_loss")}))
+            trainer.train(resume_from_checkpoint=last_checkpoint(work))
         history: list[dict[str, Any]] = trainer.state.log_history
     steps = [{ours: e[name] for name, ours in STATISTICS.items() if name in e} for e in history if "loss" in e]
     watched = [{"step": entry["step"], **entry["watched"]} for entry in history if "watched" in entry]
@@ -150,25 +147,13 @@ def train_grpo(
     return Grpo(steps, before + watched, trained)
 
 
-class _Steps(TrainerCallback):
-    """Moves the progress bar and shows reward and losses."""
-
-    def __init__(self, advance: Callable[..., None]) -> None:
-        self.advance = advance
-        self.seen = 0
+class _Steps(Bar):
+    """No checkpoint of the last step: from that, Trainer would take one step more."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.advance(state.global_step - self.seen)
-        self.seen = state.global_step
-        # A checkpoint of the last step could not be resumed from: Trainer would take one step more.
+        super().on_step_end(args, state, control, **kwargs)
         if state.global_step >= state.max_steps:
             control.should_save = False
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        logs = kwargs["logs"]
-        shown = [f"{STATISTICS[name]} {logs[name]:.3f}" for name in ("reward", "kl", "class_loss") if name in logs]
-        if shown:
-            self.advance(0, "  ".join(shown))
 
 
 @contextmanager
@@ -197,32 +182,3 @@ def borrowed(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerB
             base.forward = forward
         if isinstance(model, PeftModel) and "ref" in model.peft_config:
             model.delete_adapter("ref")
-
-
-def _claim(
-    work: Path,
-    model: nn.Module,
-    tasks: Sequence[Task],
-    objective: PolicyObjective,
-    sampling: Sampling,
-    schedule: Schedule,
-) -> None:
-    """Make ``work`` this run's own: delete what another run left."""
-    start = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            start.update(name.encode())
-            start.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    settings = {
-        "start": start.hexdigest(),
-        "tasks": hashlib.sha256(json.dumps([asdict(task) for task in tasks]).encode()).hexdigest(),
-        "objective": asdict(objective),
-        "sampling": asdict(sampling),
-        "schedule": asdict(schedule),
-    }
-    text = json.dumps(settings, indent=1, sort_keys=True)
-    stamp = work / "run.json"
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == text:
-        return
-    shutil.rmtree(work, ignore_errors=True)
-    write_text_atomic(stamp, text)

@@ -18,12 +18,12 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.readout import decoder_blocks
+from classifier_emergence.resumable import Watched
 from classifier_emergence.rewards import Reward, checked
 from classifier_emergence.rollouts import (
     base_of,
@@ -143,7 +143,7 @@ def arguments(
     )
 
 
-class GrpoWithLens(GRPOTrainer):  # type: ignore[misc]
+class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
     """``trl.GRPOTrainer`` with a loss on the lens; sends nothing to anyone."""
 
     share_prompts = True
@@ -161,7 +161,7 @@ class GrpoWithLens(GRPOTrainer):  # type: ignore[misc]
     ) -> None:
         self.objective = objective
         self.watch = watch
-        self.parts: dict[str, float] = {}
+        self.parts = {}
         base = base_of(model)
         self.block = None if objective.layer is None else decoder_blocks(base)[objective.layer]
         self.reference: PreTrainedModel | None = None
@@ -184,8 +184,7 @@ class GrpoWithLens(GRPOTrainer):  # type: ignore[misc]
                 processing_class=tokenizer,
                 rollout_func=self._rollout if self.share_prompts else None,
             )
-        for callback in (PrinterCallback, ProgressCallback):
-            self.remove_callback(callback)
+        self.silence()
 
     def compute_loss(
         self,
@@ -207,7 +206,7 @@ class GrpoWithLens(GRPOTrainer):  # type: ignore[misc]
             if self.share_prompts:
                 states = states[distinct_rows(inputs["prompt_ids"], inputs["prompt_mask"])[2]]
             class_loss = self._class_loss(states, inputs["target"])
-            self.parts["class_loss"] = class_loss.item()
+            self.parts["class_loss"] = [class_loss.item()]
             loss = (1 - weight) * loss + weight * class_loss
         if not loss.isfinite():
             raise InputError(
@@ -239,8 +238,8 @@ class GrpoWithLens(GRPOTrainer):  # type: ignore[misc]
         signed = (policy - reference).sum(-1).mean()
         width = inputs["completion_ids"].shape[1]
         gap = (reference - policy).detach()[:, -width:]
-        self.parts["signed_kl"] = signed.item()
-        self.parts["kl"] = float((gap.exp() - gap - 1).sum() / inputs["completion_mask"].sum())
+        self.parts["signed_kl"] = [signed.item()]
+        self.parts["kl"] = [float((gap.exp() - gap - 1).sum() / inputs["completion_mask"].sum())]
         return signed
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -284,24 +283,6 @@ class GrpoWithLens(GRPOTrainer):  # type: ignore[misc]
         found = token_log_probs(states[asked], readout, input_ids[:, start:][asked], temperature=self.temperature)
         log_probs, entropy = (torch.zeros(asked.shape, device=x.device).masked_scatter(asked, x) for x in found)
         return log_probs, entropy, None
-
-    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """Add the parts of the loss."""
-        if "loss" in logs:
-            logs |= self.parts
-            self.parts.clear()
-        super().log(logs, start_time)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """What is watched, instead of a loss on a dataset."""
-        metrics: dict[str, Any] = {}
-        if self.watch is not None:
-            self.model.eval()
-            metrics = {"watched": self.watch()}
-            self.log(metrics)
-            self.model.train()
-        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Checkpoints are scratch."""

@@ -224,11 +224,9 @@ class Collapse(_Section):
 
 
 class Staged(_Section):
-    """Dual reward and GRPO one after the other; adapter as in dual_reward, sampling as in grpo."""
+    """Dual reward and GRPO one after the other; what is not here is as in dual_reward and collapse."""
 
     dual_steps: int = Field(ge=1)
-    grpo_steps: int = Field(ge=1)
-    grpo_learning_rate: float = Field(gt=0)
 
 
 class MoeRouters(_Section):

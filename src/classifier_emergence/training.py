@@ -7,7 +7,6 @@ through the unembedding.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,22 +17,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState, TrainingArguments
 
 from classifier_emergence.cross_entropy import cross_entropy
 from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
 from classifier_emergence.readout import decoder_blocks, find_readout
-from classifier_emergence.results import write_text_atomic
+from classifier_emergence.resumable import Bar, Watched, claim, last_checkpoint
 
 VO, QK = ("v_proj", "o_proj"), ("q_proj", "k_proj")
 QKVO = (*QK, *VO)
@@ -204,7 +194,7 @@ def train(
             layer or head that the model does not have.
     """
     _check_fits(wrapped, objective)
-    _claim(work, wrapped, examples, objective, schedule)
+    claim(work, wrapped, _settings(wrapped, examples, objective, schedule))
     arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=schedule.steps,
@@ -229,11 +219,11 @@ def train(
         report_to="none",
     )
     trainer = LensTrainer(wrapped, arguments, list(examples), objective, tokenizer, watch)
-    checkpoint = _last_checkpoint(work)
+    checkpoint = last_checkpoint(work)
     with torch.no_grad():  # the checkpoint is not loaded yet: on resuming, too, this is where the run started
         before = [] if watch is None else [{"step": 0, **watch()}]
     with progress(description, total=schedule.steps) as advance:
-        trainer.add_callback(_Bar(advance))
+        trainer.add_callback(Bar(advance, {name: name.removesuffix("_loss") for name in _LOSSES}))
         if checkpoint is not None and _state(checkpoint).global_step == schedule.steps:
             # Trainer would take one step more.
             trainer.state = _state(checkpoint)
@@ -253,7 +243,7 @@ def train(
 _LOSSES = ("loss", "class_loss", "answer_loss")
 
 
-class LensTrainer(Trainer):
+class LensTrainer(Watched, Trainer):
     """``transformers.Trainer`` with the loss of this module."""
 
     def __init__(
@@ -282,8 +272,7 @@ class LensTrainer(Trainer):
             eval_dataset=examples[:1],  # Trainer asks for one; ``evaluate`` below does not look at it
             data_collator=lambda batch: collate(batch, objective, pad),
         )
-        for callback in (PrinterCallback, ProgressCallback):
-            self.remove_callback(callback)
+        self.silence()
 
     def compute_loss(
         self,
@@ -337,43 +326,6 @@ class LensTrainer(Trainer):
                 f"{self.args.learning_rate:g}); choose a smaller one and run again"
             )
 
-    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """Add the parts of the loss, averaged since the last entry."""
-        if "loss" in logs:
-            logs |= {name: sum(values) / len(values) for name, values in self.parts.items()}
-            self.parts.clear()
-        super().log(logs, start_time)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """What is watched, instead of a loss on a dataset."""
-        assert self.watch is not None
-        assert self.model is not None
-        self.model.eval()
-        metrics = {"watched": self.watch()}
-        self.model.train()
-        self.log(metrics)
-        # Says that it is done; else Trainer asks again where an epoch ends at this step.
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-
-class _Bar(TrainerCallback):
-    """Moves the progress bar and shows the running losses."""
-
-    def __init__(self, advance: Callable[..., None]) -> None:
-        self.advance = advance
-        self.seen = 0
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.advance(state.global_step - self.seen)
-        self.seen = state.global_step
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        logs = kwargs["logs"]
-        shown = [f"{name.removesuffix('_loss')} {logs[name]:.3f}" for name in _LOSSES if name in logs]
-        if shown:
-            self.advance(0, "  ".join(shown))
-
 
 def collate(batch: Sequence[Example], objective: Objective, pad: int) -> dict[str, Tensor]:
     """Right-padded ids and the positions that the losses read.
@@ -423,46 +375,18 @@ def _check_fits(wrapped: PeftModel, objective: Objective) -> None:
         raise InputError(f"classes: {objective.classes} in the objective; give adapted() the same")
 
 
-def _claim(
-    work: Path, wrapped: PeftModel, examples: Sequence[Example], objective: Objective, schedule: Schedule
-) -> None:
-    """Make ``work`` this run's own: delete what another run left."""
-    config = {
+def _settings(
+    wrapped: PeftModel, examples: Sequence[Example], objective: Objective, schedule: Schedule
+) -> dict[str, Any]:
+    """Whatever decides a run beside its start."""
+    adapter = {
         k: sorted(v) if isinstance(v, set) else str(v)  # a set's order is another in every process
         for k, v in wrapped.peft_config["default"].to_dict().items()
     }
-    start = hashlib.sha256()
-    for parameter in wrapped.parameters():
-        if parameter.requires_grad:
-            start.update(parameter.detach().cpu().numpy().tobytes())
     texts = hashlib.sha256(json.dumps([asdict(example) for example in examples]).encode()).hexdigest()
-    settings = {
-        "adapter": config,
-        "start": start.hexdigest(),
-        "objective": asdict(objective),
-        "schedule": asdict(schedule),
-        "examples": texts,
-    }
-    text = json.dumps(settings, indent=1, sort_keys=True)
-    stamp = work / "run.json"
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == text:
-        return
-    shutil.rmtree(work, ignore_errors=True)
-    write_text_atomic(stamp, text)
+    return {"adapter": adapter, "objective": asdict(objective), "schedule": asdict(schedule), "examples": texts}
 
 
 def _state(checkpoint: str) -> TrainerState:
     state: TrainerState = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
     return state
-
-
-def _last_checkpoint(work: Path) -> str | None:
-    """The newest checkpoint that was written to its end; its state is written last."""
-    for folder in sorted(work.glob("checkpoint-*"), key=lambda path: -int(path.name.partition("-")[2])):
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(folder)
-            continue
-        return str(folder)
-    return None
