@@ -92,7 +92,8 @@ def collapse_map(
                 for axis, run in zip(line, arms[key]["runs"], strict=False):
                     _shares(axis, run["watched"], classes)
             for seed, axis in enumerate(block[0, :seeds]):
-                axis.set_title(f"{model}, seed {seed}" if seed == 0 else f"seed {seed}", fontsize=6, pad=2)
+                named = seed == 0 and len(collapse) > 1
+                axis.set_title(f"{model}, seed {seed}" if named else f"seed {seed}", fontsize=6, pad=2)
             for column, names in zip(block.T[seeds:], (attempts, flaws), strict=True):
                 for axis, (key, name) in zip(column, names.items(), strict=False):
                     _shares(axis, arms[key]["runs"][0]["watched"], classes)
