@@ -54,6 +54,18 @@ def test_a_stage_depends_on_every_module_that_it_imports(stage: str) -> None:
     assert declared == wanted
 
 
+def test_the_paper_depends_on_every_source_that_it_is_made_of() -> None:
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "paper").glob("*.typ")}
+    assert sources <= set(body("paper")["deps"])
+
+
+def test_every_parameter_that_a_stage_names_exists() -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert {
+        name for stage in STAGES for name in body(stage).get("params", []) if name.split(".")[0] not in params
+    } == set()
+
+
 def test_every_generated_file_is_the_output_of_one_stage() -> None:
     models = yaml.safe_load((ROOT / "params.yaml").read_text())["models"]
     outs = []
