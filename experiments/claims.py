@@ -10,7 +10,7 @@ from experiments.stage import RESULTS, exit_on_bad_input, result_path
 
 LEDGER = Path("paper/claims.yaml")
 STAGES = ("probing", "logit_lens")
-TRAINED = ("dual_reward", "lora_sft", "cot_alignment")
+TRAINED = ("dual_reward", "dual_reward_long", "lora_sft", "cot_alignment")
 """Stages that run on the trained models only."""
 REINFORCED = ("grpo", "collapse", "staged")
 """Stages that run on the models of reinforcement learning."""

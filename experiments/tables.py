@@ -21,9 +21,9 @@ def run() -> None:
         {model: read_result(result_path(stage, model)) for model in params.models}
         for stage in ("fetch", "probing", "logit_lens")
     )
-    dual, plain, chain, other = (
+    dual, long, plain, chain, other = (
         {model: read_result(result_path(stage, model)) for model in params.trained_models}
-        for stage in ("dual_reward", "lora_sft", "cot_alignment", "other_tasks")
+        for stage in ("dual_reward", "dual_reward_long", "lora_sft", "cot_alignment", "other_tasks")
     )
     grpo = {model: read_result(result_path("grpo", model)) for model in params.reinforcement_models}
     collapse = {model: read_result(result_path("collapse", model)) for model in params.reinforcement_models}
@@ -40,7 +40,8 @@ def run() -> None:
     directions(probing, params.logit_lens.depth)
     training_tables.dual_reward_reported(dual)
     training_tables.dual_reward_arms(dual)
-    training_tables.dual_reward_reading(dual)
+    training_tables.dual_reward_long(long)
+    training_tables.dual_reward_reading(long)
     training_tables.dual_reward_flaws(dual)
     training_tables.lora_sft(plain)
     training_tables.cot_alignment(chain)

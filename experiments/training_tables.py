@@ -109,17 +109,36 @@ def _first(steps: list[int | None]) -> str:
     return ", ".join(shown) if len(set(shown)) > 1 else shown[0]
 
 
-def dual_reward_reading(dual: Results) -> None:
-    """What answers lose without the words' directions."""
-    columns = ["Model", "Directions", "Without the words", "Without random ones", "Difference", "Interval"]
+def dual_reward_long(long: Results) -> None:
+    """The main arm at full length, over seeds."""
+    columns = ["Model", "Seeds", "Symbols", "Words", "Stories", "Alignment", "Answers", "Change", "KL", "Half at"]
     rows = [
         [
-            model, number(reading["directions"]), number(reading["words"]["mean"], 3),
-            number(reading["random"]["mean"], 3), number(reading["difference"]["mean"], 3),
-            f"[{number(reading['difference']['interval'][0], 3)}, {number(reading['difference']['interval'][1], 3)}]",
+            model, number(main["seeds"]), _over(main["symbol_top"]), _over(main["word_top"]), _over(main["story_top"]),
+            percent(main["symbol_alignment"]["value"]), _over(main["answers_exact"]),
+            number(main["answers_change"]["value"], 2), number(main["kl"]["value"], 2),
+            _first(main["first_step_above_threshold"]),
         ]
-        for model, reading in ((model, result["main"]["reading"]) for model, result in dual.items())
+        for model, main in ((model, result["main"]) for model, result in long.items())
     ]  # fmt: skip
+    write_table(FOLDER / "dual_reward_long", columns, rows, caption="Dual reward at full length, over seeds.")
+
+
+def dual_reward_reading(long: Results) -> None:
+    """What answers lose without the words' directions, before training and after it."""
+    columns = ["Model", "Training", "Without the words", "Without random ones", "Difference", "Interval"]
+    rows = []
+    for model, result in long.items():
+        before, main = result["reading_before"], result["main"]
+        after = {key: main[f"reading_{key}"] for key in ("words", "random", "difference")}
+        for name, found, value in (("before", before, "mean"), ("after", after, "value")):
+            low, high = found["difference"]["interval"]
+            rows.append(
+                [
+                    model, name, *(number(found[key][value], 3) for key in ("words", "random", "difference")),
+                    f"[{number(low, 3)}, {number(high, 3)}]",
+                ]
+            )  # fmt: skip
     caption = "Change of the answers' log-probability, in nats, when directions are removed at the classifier layer."
     write_table(FOLDER / "dual_reward_reading", columns, rows, caption=caption)
 

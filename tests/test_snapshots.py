@@ -58,7 +58,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TINY = [f"{stage}/tiny-{name}.json" for stage in ("fetch", "probing", "logit_lens") for name in ("llama", "gemma")]
-TRAINED = ("dual_reward", "lora_sft", "cot_alignment", "other_tasks", "grpo", "collapse", "staged")
+TRAINED = (
+    "dual_reward", "dual_reward_long", "lora_sft", "cot_alignment", "other_tasks", "grpo", "collapse", "staged",
+)  # fmt: skip
 TINY += [f"{stage}/tiny-gemma.json" for stage in TRAINED]  # training on one model: seconds count here
 TINY += ["moe_routers/tiny-llama.json"]
 

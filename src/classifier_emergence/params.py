@@ -116,6 +116,12 @@ class DualReward(_Section):
     resamples: int = Field(ge=100)
 
 
+class DualRewardLong(_Section):
+    """Dual-reward runs at full length beside the first seed's."""
+
+    seeds: list[Seed] = Field(min_length=1)
+
+
 class LoraSft(_Section):
     """Plain LoRA fine-tuning on answers (see ``training``)."""
 
@@ -272,6 +278,7 @@ class Params(_Section):
     logit_lens: LogitLens
     trained_models: list[str] = Field(min_length=1)
     dual_reward: DualReward
+    dual_reward_long: DualRewardLong
     lora_sft: LoraSft
     cot_alignment: CotAlignment
     other_tasks: OtherTasks
