@@ -38,7 +38,9 @@ def run() -> None:
     moe = {model: read_result(result_path("moe_routers", model)) for model in params.moe_models}
     read = {model: projected(result) for model, result in moe.items()}
     figures.save(figures_moe.router_maxima(read), FOLDER / "router_maxima")
-    for draw in (figures_moe.routing_load, figures_moe.routing_layers, figures_moe.mixture_lens):
+    for draw in (
+        figures_moe.routing_load, figures_moe.routing_domains, figures_moe.routing_layers, figures_moe.mixture_lens,
+    ):  # fmt: skip
         figures.save(draw(upcycled(moe)), FOLDER / draw.__name__)
     figures.save(figures.fine_tuning_depth(plain, chain, FORMATS), FOLDER / "fine_tuning_depth")
     figures.save(figures.fine_tuning_answers(chain, FORMATS), FOLDER / "fine_tuning_answers")

@@ -200,7 +200,7 @@ def in_use(model: PreTrainedModel, data: Data, params: Params, experts: Sequence
     texts = [ids for domain in DOMAINS for ids in data.test[domain]]
     domain = np.repeat(np.arange(len(DOMAINS)), [len(data.test[name]) for name in DOMAINS])
     everything = trace(model, texts)
-    shares = everything.shares()
+    shares, of_token = everything.shares(), domain[everything.text.numpy()]
     told = {"shuffles": settings.shuffles, "seed": settings.seed}
     context = context_dependence(
         everything,
@@ -214,7 +214,8 @@ def in_use(model: PreTrainedModel, data: Data, params: Params, experts: Sequence
         "layers": [f"L{layer}" for layer in everything.layers],
         "n_tokens": shares.shape[1],
         "usage": usage(everything),
-        "domain": information(shares, domain[everything.text.numpy()], groups=everything.text.numpy(), **told),
+        "by_domain": [shares[:, of_token == d].mean(1) for d in range(len(DOMAINS))],  # (domains, layers, experts)
+        "domain": information(shares, of_token, groups=everything.text.numpy(), **told),
         "token": information(shares, everything.token.numpy(), **told),
         "context": context,
         "prompts": {},

@@ -135,7 +135,7 @@ def branch(
     With n domains there are n times as many steps: the twin sees as much text as all experts together.
     """
     settings, name = params.moe_routers, domains[0] if len(domains) == 1 else "all"
-    blocks = range(len(decoder_blocks(lm.model)))
+    blocks = range(settings.sparse_step - 1, len(decoder_blocks(lm.model)), settings.sparse_step)
     texts = data.train[domains[0]] if len(domains) == 1 else balanced(data, settings.seed)
     examples = [Example(ids, 1, 0) for ids in texts]
     steps = settings.expert_steps * len(domains)
@@ -173,7 +173,7 @@ def jointly(model: PreTrainedModel, data: Data, seed: int, params: Params, text:
     settings = params.moe_routers
     schedule = Schedule(settings.joint_steps, settings.batch_size, settings.learning_rate, seed, settings.every)
     joint = Joint(settings.router_learning_rate, settings.balance)
-    return train_jointly(model, balanced(data, seed), schedule, joint, description=text)
+    return train_jointly(model, [data.train[domain] for domain in DOMAINS], schedule, joint, description=text)
 
 
 def of_mixture(

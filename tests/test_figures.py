@@ -62,7 +62,7 @@ def check(draw: Callable[..., Figure], arguments: list[Any], name: str, folder: 
     assert (folder / f"{name}.svg").read_bytes() == (ROOT / "paper" / "figures" / f"{name}.svg").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["router_maxima", "routing_load", "routing_layers", "mixture_lens"])
+@pytest.mark.parametrize("name", ["router_maxima", "routing_load", "routing_domains", "routing_layers", "mixture_lens"])
 def test_the_committed_figures_of_mixtures_are_what_the_results_give(name: str, tmp_path: Path) -> None:
     models = load_params(ROOT / "params.yaml").moe_models
     moe = {model: read_result(ROOT / "results" / "moe_routers" / f"{model}.json") for model in models}

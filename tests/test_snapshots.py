@@ -84,7 +84,7 @@ def test_the_tiny_run_ends_with_a_paper(tiny_run: Path) -> None:
                  "fine_tuning_depth", "fine_tuning_answers", "other_tasks", "grpo_steps", "grpo_depth",
                  "collapse_map", "staged"):  # fmt: skip
         assert (tiny_run / "paper" / "figures" / f"{name}.svg").stat().st_size > 1000
-    for name in ("router_maxima", "routing_load", "routing_layers", "mixture_lens"):
+    for name in ("router_maxima", "routing_load", "routing_domains", "routing_layers", "mixture_lens"):
         assert (tiny_run / "paper" / "figures" / f"{name}.svg").stat().st_size > 1000
 
 

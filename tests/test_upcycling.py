@@ -33,9 +33,17 @@ SCHEDULE = Schedule(steps=6, batch_size=4, learning_rate=1e-2, seed=0, every=2)
 JOINT = Joint(router_learning_rate=5e-2, balance=0.01)
 
 
-def save_adapter(lm: LanguageModel, folder: Path, *, seed: int, size: float, modules: tuple[str, ...] = MLP) -> Path:
+def save_adapter(
+    lm: LanguageModel,
+    folder: Path,
+    *,
+    seed: int,
+    size: float,
+    modules: tuple[str, ...] = MLP,
+    blocks: tuple[int, ...] = (0, 1, 2, 3),
+) -> Path:
     """An adapter with random B; size 0 changes nothing."""
-    with adapted(lm.model, Adapter(modules, 4, 2.0, (0, 1, 2, 3)), seed=seed) as wrapped:
+    with adapted(lm.model, Adapter(modules, 4, 2.0, blocks), seed=seed) as wrapped:
         shake(wrapped, size, seed)
         wrapped.save_pretrained(str(folder))
     return folder
@@ -117,6 +125,23 @@ def test_every_expert_has_its_place(lm: LanguageModel, experts: list[Path], text
 
 
 @ONE_MODEL
+def test_blocks_that_no_adapter_changes_stay_dense(lm: LanguageModel, texts: list[list[int]], tmp_path: Path) -> None:
+    some = [
+        save_adapter(lm, tmp_path / f"{n}", seed=n, size=0.3, blocks=blocks) for n, blocks in enumerate([(1,), (1, 3)])
+    ]
+    before = state(lm.model)
+    joined = join(lm.model, some, top_k=2, seed=0)
+    assert list(routers(joined)) == [1, 3]
+    assert not changed(lm.model, before)
+    train_jointly(joined, [texts], SCHEDULE, JOINT)
+    assert not changed(lm.model, before)  # nothing of a dense block is shared with the base model
+    assert load_routers(save_routers(joined, tmp_path / "saved")).layers == (1, 3)
+    alone = join(lm.model, some[:1], top_k=1, seed=0)
+    assert list(routers(alone)) == [1]
+    torch.testing.assert_close(logits(alone, texts), logits(merge(lm.model, some[0]), texts), atol=1e-4, rtol=1e-4)
+
+
+@ONE_MODEL
 def test_what_cannot_be_joined_is_refused(lm: LanguageModel, experts: list[Path], tmp_path: Path) -> None:
     before = state(lm.model)
     with pytest.raises(InputError, match="top_k: 4 of 3 experts"):
@@ -158,7 +183,7 @@ def test_joint_training_changes_routers_and_gains_alone_and_repeats(
     models = [join(lm.model, experts, top_k=2, seed=0) for _ in range(2)]
     before = state(models[0])
     untrained = text_losses(models[0], texts).mean()
-    curves = [train_jointly(model, texts, SCHEDULE, JOINT) for model in models]
+    curves = [train_jointly(model, [texts], SCHEDULE, JOINT) for model in models]
     assert curves[0] == curves[1]
     assert [entry["step"] for entry in curves[0]] == [2, 4, 6]
     assert text_losses(models[0], texts).mean() < untrained
@@ -185,12 +210,29 @@ def test_the_dense_twin_trains_its_gains_on_the_same_batches(
     monkeypatch.setattr(upcycling, "_losses", lambda *args: (seen.append(args[1]), plain(*args))[1])
     twin = merge(lm.model, experts[0])
     before = state(twin)
-    curve = train_jointly(twin, texts, SCHEDULE, JOINT)
+    curve = train_jointly(twin, [texts], SCHEDULE, JOINT)
     assert all("layernorm" in name for name in changed(twin, before))
     assert curve[0]["balance"] is None
-    train_jointly(join(lm.model, experts, top_k=2, seed=0), texts, SCHEDULE, JOINT)
+    train_jointly(join(lm.model, experts, top_k=2, seed=0), [texts], SCHEDULE, JOINT)
     assert seen[:6] == seen[6:]
     assert sorted(map(str, seen[0])) != sorted(map(str, seen[1]))
+
+
+@ONE_MODEL
+def test_every_batch_holds_as_many_texts_of_every_domain(
+    lm: LanguageModel, experts: list[Path], texts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from classifier_emergence import upcycling
+
+    seen: list[list[list[int]]] = []
+    plain = upcycling._losses
+    monkeypatch.setattr(upcycling, "_losses", lambda *args: (seen.append(args[1]), plain(*args))[1])
+    twin = merge(lm.model, experts[0])
+    train_jointly(twin, [texts[:3], texts[3:]], SCHEDULE, JOINT)
+    assert all([row in texts[:3] for row in rows] == [True, True, False, False] for rows in seen)
+    assert all(sum(rows.count(text) for rows in seen[:3]) == 2 for text in texts[:3])  # each as often as the others
+    with pytest.raises(InputError, match="batch_size: 4 for 3 domains; choose a multiple"):
+        train_jointly(twin, [texts, texts, texts], SCHEDULE, JOINT)
 
 
 @ONE_MODEL
@@ -227,7 +269,7 @@ def test_balance_alone_spreads_collapsed_routing(
     assert first_load() > 0.7
     # With one expert a token its weight is always 1: the language-modelling loss moves no router.
     schedule = Schedule(steps=30, batch_size=5, learning_rate=1e-6, seed=0, every=15)
-    curve = train_jointly(model, texts, schedule, Joint(router_learning_rate=3e-2, balance=1.0))
+    curve = train_jointly(model, [texts], schedule, Joint(router_learning_rate=3e-2, balance=1.0))
     assert first_load() < 0.6
     assert curve[1]["balance"] < curve[0]["balance"]
 
@@ -239,7 +281,7 @@ def test_a_diverging_rate_is_one_line_and_leaves_nothing_trainable(
     model = merge(lm.model, experts[0])
     schedule = Schedule(steps=20, batch_size=4, learning_rate=1e30, seed=0, every=2)
     with pytest.raises(InputError, match="router_learning_rate: training diverged at step") as raised:
-        train_jointly(model, texts, schedule, JOINT)
+        train_jointly(model, [texts], schedule, JOINT)
     assert "\n" not in str(raised.value)
     assert not any(parameter.requires_grad for parameter in model.parameters())
 

@@ -74,6 +74,35 @@ def routing_load(moe: Results) -> Figure:
     return figure
 
 
+def routing_domains(moe: Results) -> Figure:
+    """Share of each domain's tokens that every expert gets, before and after routers were trained.
+
+    Means over layers and seeds.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.35 + 2.1 * len(moe)), layout="constrained")
+        axes = figure.subplots(len(moe), 2, squeeze=False, sharey="row")
+        for row, (model, result) in zip(axes, moe.items(), strict=True):
+            names = result["experts"]
+            found = [
+                np.mean([run[when]["routing"]["by_domain"] for run in result["mixtures"]], axis=(0, 2))
+                for when in ("before", "after")
+            ]
+            top = max(map(np.max, found))
+            for axis, shares, name in zip(row, found, ("fresh routers", "trained routers"), strict=True):
+                image = axis.imshow(shares, aspect="auto", cmap="cividis", vmin=0, vmax=top, interpolation="nearest")
+                for (i, j), share in np.ndenumerate(shares):
+                    axis.text(j, i, f"{100 * share:.0f}", ha="center", va="center",
+                              color="white" if share < top / 2 else "black")  # fmt: skip
+                axis.set_title(f"{model}: {name}", loc="left")
+                axis.set_xticks(range(len(names)), names)
+                axis.set_xlabel("expert")
+            row[0].set_yticks(range(len(names)), names)
+            row[0].set_ylabel("domain of the text")
+            figure.colorbar(image, ax=list(row), pad=0.01, label="share of tokens")
+    return figure
+
+
 def routing_layers(moe: Results) -> Figure:
     """What experts go by, layer by layer: the text's domain, the prompt's operation, and the context of a token."""
     with mpl.rc_context(STYLE):

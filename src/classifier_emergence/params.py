@@ -246,6 +246,7 @@ class MoeRouters(_Section):
     resamples: int = Field(ge=100)
     seed: Seed
     discovery_rate: Fraction
+    sparse_step: int = Field(ge=1)
     rank: int = Field(ge=1)
     scale: float = Field(gt=0)
     expert_steps: int = Field(ge=1)

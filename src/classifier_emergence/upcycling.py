@@ -1,9 +1,9 @@
 """A dense model made into a mixture of experts by branch-train-mix, and its dense twin.
 
 Copies of the dense model's MLPs are trained apart on different texts (low-rank updates, merged afterwards), then joined
-in every block under a fresh router, as a model of the Mixtral class: Mixtral is Llama with experts for MLPs. Then
-routers and norm gains are trained together with the language-modelling loss and load balancing, so the router must
-learn to tell the texts apart. Plain copies would not do: equal experts give a router no gradient.
+under a fresh router in the blocks that they change, as a model of the Mixtral class: Mixtral is Llama with experts for
+MLPs. Then routers and norm gains are trained together with the language-modelling loss and load balancing, so the
+router must learn to tell the texts apart. Plain copies would not do: equal experts give a router no gradient.
 
 Source: Sukhbaatar et al. (2024), Branch-Train-MiX, arXiv:2403.07816; sparse upcycling is that of Komatsuzaki et al.
 (2022), arXiv:2212.05055.
@@ -29,10 +29,11 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
 from classifier_emergence.readout import Readout, decoder_blocks, find_readout
 from classifier_emergence.results import write_text_atomic
-from classifier_emergence.routing import Outputs, hooked
+from classifier_emergence.routing import Outputs, hooked, routers
 from classifier_emergence.training import EXPLODED, MLP, Schedule
 
 GENERATED_TOGETHER = 40
+EVEN = 0.1
 BATCH_TOKENS = 1024
 _ROUTER = re.compile(r"model\.layers\.\d+\.mlp\.gate\.weight")
 _GAIN = re.compile(r"model\.layers\.\d+\.(input|post_attention)_layernorm\.weight")
@@ -83,13 +84,15 @@ def self_generated(
 def join(base: PreTrainedModel, experts: Sequence[Path], *, top_k: int, seed: int) -> PreTrainedModel:
     """A Mixtral-class model with the base model's attention, norms and embeddings, and the experts' MLPs.
 
-    With one expert, or with experts that are all the base model's own MLPs, it computes what the base model does.
+    A block whose MLP no adapter changes stays dense. With experts that are all the base model's own MLPs, it computes
+    what the base model does.
 
     Args:
         base: Of the Llama class, frozen; unchanged at the end.
-        experts: Folders of PEFT adapters of its MLPs, one an expert.
+        experts: Folders of PEFT adapters of its MLPs, of some blocks or all, one folder an expert.
         top_k: Experts a token goes to.
-        seed: Of the routers' weights, normal with the config's ``initializer_range``.
+        seed: Of the routers' weights, normal with a tenth of the config's ``initializer_range``: so nearly even that no
+            expert is shut out before it was tried.
 
     Raises:
         InputError: The base model is no Llama or has biases, for which Mixtral has no place; ``top_k`` does not fit the
@@ -120,14 +123,21 @@ def join(base: PreTrainedModel, experts: Sequence[Path], *, top_k: int, seed: in
     if lost.unexpected_keys or any(".mlp." not in name for name in lost.missing_keys):
         raise InputError(f"model {type(base).__name__}: its weights are not those of Mixtral; choose a plain Llama")
     blocks: Any = decoder_blocks(joined)
+    routed: set[int] = set()
     with torch.no_grad():
         for expert, folder in enumerate(experts):
-            for block, (gate, up, down) in zip(blocks, merged_mlps(base, folder), strict=True):
-                block.mlp.experts.gate_up_proj[expert] = torch.cat([gate, up])
-                block.mlp.experts.down_proj[expert] = down
+            for number, (mlp, updated) in enumerate(merged_mlps(base, folder)):
+                gate, up, down = mlp
+                blocks[number].mlp.experts.gate_up_proj[expert] = torch.cat([gate, up])
+                blocks[number].mlp.experts.down_proj[expert] = down
+                if updated:
+                    routed.add(number)
         generator = torch.Generator().manual_seed(seed)
-        for block in blocks:
-            block.mlp.gate.weight.normal_(0.0, config.initializer_range, generator=generator)
+        for number, (block, own) in enumerate(zip(blocks, decoder_blocks(base), strict=True)):
+            if number in routed:
+                block.mlp.gate.weight.normal_(0.0, EVEN * config.initializer_range, generator=generator)
+            else:
+                block.mlp = copy.deepcopy(own.mlp)
     frozen: PreTrainedModel = joined.requires_grad_(False).eval()
     return frozen
 
@@ -137,14 +147,16 @@ def merge(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     twin = copy.deepcopy(base)
     blocks: Any = decoder_blocks(twin)
     with torch.no_grad():
-        for block, weights in zip(blocks, merged_mlps(base, adapter), strict=True):
+        for block, (weights, _) in zip(blocks, merged_mlps(base, adapter), strict=True):
             for name, weight in zip(MLP, weights, strict=True):
                 getattr(block.mlp, name).weight.copy_(weight)
     return twin
 
 
-def merged_mlps(base: PreTrainedModel, adapter: Path) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Gate, up and down weights of every block, ``W + (alpha / rank) B A``; the base model is left as it was.
+def merged_mlps(base: PreTrainedModel, adapter: Path) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], bool]]:
+    """Gate, up and down weights of every block, ``W + (alpha / rank) B A``, and whether the adapter updates them.
+
+    The base model is left as it was.
 
     Raises:
         InputError: The adapter changes something else than the MLPs' linear maps.
@@ -156,8 +168,9 @@ def merged_mlps(base: PreTrainedModel, adapter: Path) -> Iterator[tuple[Tensor, 
             raise InputError(f"{adapter}: it changes {other[0]}; give an adapter of {', '.join(MLP)} alone")
         for block in decoder_blocks(base):
             mlp: Any = block.mlp
-            gate, up, down = (_merged(getattr(mlp, name)) for name in MLP)
-            yield gate, up, down
+            gate, up, down = (getattr(mlp, name) for name in MLP)
+            updated = any(isinstance(module, LoraLayer) for module in (gate, up, down))
+            yield (_merged(gate), _merged(up), _merged(down)), updated
     finally:
         wrapped.unload()
         base.requires_grad_(False).eval()
@@ -204,7 +217,7 @@ class Joint:
 
 def train_jointly(
     model: PreTrainedModel,
-    texts: Sequence[Sequence[int]],
+    domains: Sequence[Sequence[Sequence[int]]],
     schedule: Schedule,
     joint: Joint,
     *,
@@ -213,12 +226,13 @@ def train_jointly(
     """Train what is not the experts' or the attention's: routers, if there are any, and the blocks' norm gains.
 
     The final norm stays as it is, and with it the readout that the lens uses. A dense model goes through the same
-    steps on the same batches, its gains alone trained.
+    steps on the same batches, its gains alone trained. Batches hold as many texts of every domain: what differs from
+    batch to batch would else be how much there is of each, and routers would follow that.
 
     Args:
         model: Frozen; changed in place, and frozen again at the end.
-        texts: Token ids; every token but the first is predicted. Drawn without replacement in an order that the seed
-            sets, and again when all were seen.
+        domains: Token ids of the texts of every domain; every token but the first is predicted. Drawn without
+            replacement in an order that the seed sets, and again when all of the domain were seen.
         schedule: Steps, batch size, rate of the gains, seed.
         joint: What concerns routers.
         description: Shown with the progress bar.
@@ -228,14 +242,17 @@ def train_jointly(
         for a dense model): means over the steps since the entry before.
 
     Raises:
-        InputError: The loss is not finite or explodes; names the step and the likely cause.
+        InputError: The batch size is no multiple of the number of domains; or the loss is not finite or explodes: names
+            the step and the likely cause.
     """
-    routers = [p for name, p in model.named_parameters() if _ROUTER.fullmatch(name)]
+    if schedule.batch_size % len(domains):
+        raise InputError(f"batch_size: {schedule.batch_size} for {len(domains)} domains; choose a multiple")
+    gates = [p for name, p in model.named_parameters() if _ROUTER.fullmatch(name)]
     gains = [p for name, p in model.named_parameters() if _GAIN.fullmatch(name)]
     groups: list[dict[str, Any]] = [{"params": gains, "lr": schedule.learning_rate}]
-    if routers:
-        groups.append({"params": routers, "lr": joint.router_learning_rate})
-    trained = [*gains, *routers]
+    if gates:
+        groups.append({"params": gates, "lr": joint.router_learning_rate})
+    trained = [*gains, *gates]
     for parameter in trained:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
@@ -245,9 +262,8 @@ def train_jointly(
     parts: list[tuple[float, float | None]] = []
     try:
         with progress(description, total=schedule.steps) as advance:
-            for step, batch in enumerate(_drawn(len(texts), schedule), start=1):
-                rows = [texts[i] for i in batch]
-                loss, balance = _losses(model, rows, readout, top_k if routers else 0)
+            for step, rows in enumerate(_drawn(domains, schedule), start=1):
+                loss, balance = _losses(model, rows, readout, top_k if gates else 0)
                 total = loss if balance is None else loss + joint.balance * balance
                 if not total.isfinite() or loss > limit:
                     raise InputError(
@@ -276,14 +292,18 @@ def _means(parts: Sequence[tuple[float, float | None]]) -> dict[str, float | Non
     }
 
 
-def _drawn(n: int, schedule: Schedule) -> Iterator[list[int]]:
+def _drawn(domains: Sequence[Sequence[Sequence[int]]], schedule: Schedule) -> Iterator[list[Sequence[int]]]:
     generator = torch.Generator().manual_seed(schedule.seed)
-    left: list[int] = []
+    each = schedule.batch_size // len(domains)
+    left: list[list[int]] = [[] for _ in domains]
     for _ in range(schedule.steps):
-        while len(left) < schedule.batch_size:
-            left += torch.randperm(n, generator=generator).tolist()
-        batch, left = left[: schedule.batch_size], left[schedule.batch_size :]
-        yield batch
+        rows: list[Sequence[int]] = []
+        for number, texts in enumerate(domains):
+            while len(left[number]) < each:
+                left[number] += torch.randperm(len(texts), generator=generator).tolist()
+            rows += [texts[i] for i in left[number][:each]]
+            left[number] = left[number][each:]
+        yield rows
 
 
 def _losses(
@@ -343,7 +363,9 @@ def save_routers(model: PreTrainedModel, folder: Path) -> Path:
     tensors |= {"model.norm.weight": readout.norm.get_parameter("weight"), "lm_head.weight": readout.weight}
     folder.mkdir(parents=True, exist_ok=True)
     config: Any = model.config
-    facts = {"model_type": config.model_type, "num_hidden_layers": config.num_hidden_layers}
+    size, sparse = config.num_hidden_layers, routers(model)
+    dense = [number for number in range(size) if number not in sparse]  # the key by which Qwen's configs tell
+    facts = {"model_type": config.model_type, "num_hidden_layers": size, "mlp_only_layers": dense}
     write_text_atomic(folder / "config.json", json.dumps(facts))
     save_file({name: t.detach().contiguous() for name, t in tensors.items()}, folder / "model.safetensors")
     return folder
