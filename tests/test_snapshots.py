@@ -53,7 +53,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "copy"
     tiny.copy(folder)
     tiny.build(folder / "models")
-    tiny.repro(folder)
+    tiny.run(folder)
     return folder
 
 
