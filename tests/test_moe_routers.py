@@ -71,9 +71,12 @@ def test_a_run_that_was_cut_short_goes_on_and_every_measure_is_there(
         assert "by_prompt" not in measured["lens"]["word"]
         assert measured["probe"]["word"]["n"] == 4 * params.moe_routers.test_problems
     projection = mixture["after"]["projection"]
-    assert len(projection["reported"]["q"]) == 4
+    assert projection["layers"] == mixture["after"]["routing"]["layers"] == ["L1", "L3"]  # every second block
+    assert np.allclose(np.sum(mixture["after"]["routing"]["by_domain"], axis=-1), 1)
+    assert np.shape(mixture["after"]["routing"]["by_domain"]) == (len(DOMAINS), 2, len(DOMAINS))
+    assert len(projection["reported"]["q"]) == 2
     assert len(projection["reported"]["top_tokens"][0]) == len(DOMAINS)
-    assert sum(projection["reported"]["categories"].values()) == 4 * len(DOMAINS)
+    assert sum(projection["reported"]["categories"].values()) == 2 * len(DOMAINS)
     assert {row["word"] for row in projection["words"]} >= set(OPERATIONS) - set(projection["words_without_token"])
     # Experts know the operation that they were trained on better than the base model does. (Of text that the base model
     # wrote itself nobody can know more.)
