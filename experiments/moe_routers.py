@@ -169,7 +169,7 @@ def twin(lm: LanguageModel, data: Data, seed: int, runs: Runs, params: Params, _
 
 
 def jointly(model: PreTrainedModel, data: Data, seed: int, params: Params, text: str) -> list[dict[str, Any]]:
-    """The joint phase on texts of all domains, as many of each in expectation."""
+    """The joint phase on texts of all domains, as many of each in every batch."""
     settings = params.moe_routers
     schedule = Schedule(settings.joint_steps, settings.batch_size, settings.learning_rate, seed, settings.every)
     joint = Joint(settings.router_learning_rate, settings.balance)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from classifier_emergence import upcycling
 from classifier_emergence.errors import InputError
 from classifier_emergence.models import LanguageModel
 from classifier_emergence.readout import decoder_blocks
@@ -79,6 +80,14 @@ def changed(model: PreTrainedModel, before: dict[str, Tensor]) -> set[str]:
 
 def state(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int]]]:
+    """What joint training goes through from here on, step by step."""
+    seen: list[list[list[int]]] = []
+    plain = upcycling._losses
+    monkeypatch.setattr(upcycling, "_losses", lambda *args: (seen.append(args[1]), plain(*args))[1])
+    return seen
 
 
 # --- Joining ---
@@ -203,11 +212,7 @@ def test_joint_training_changes_routers_and_gains_alone_and_repeats(
 def test_the_dense_twin_trains_its_gains_on_the_same_batches(
     lm: LanguageModel, experts: list[Path], texts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[list[list[int]]] = []
-    from classifier_emergence import upcycling
-
-    plain = upcycling._losses
-    monkeypatch.setattr(upcycling, "_losses", lambda *args: (seen.append(args[1]), plain(*args))[1])
+    seen = batches(monkeypatch)
     twin = merge(lm.model, experts[0])
     before = state(twin)
     curve = train_jointly(twin, [texts], SCHEDULE, JOINT)
@@ -222,11 +227,7 @@ def test_the_dense_twin_trains_its_gains_on_the_same_batches(
 def test_every_batch_holds_as_many_texts_of_every_domain(
     lm: LanguageModel, experts: list[Path], texts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from classifier_emergence import upcycling
-
-    seen: list[list[list[int]]] = []
-    plain = upcycling._losses
-    monkeypatch.setattr(upcycling, "_losses", lambda *args: (seen.append(args[1]), plain(*args))[1])
+    seen = batches(monkeypatch)
     twin = merge(lm.model, experts[0])
     train_jointly(twin, [texts[:3], texts[3:]], SCHEDULE, JOINT)
     assert all([row in texts[:3] for row in rows] == [True, True, False, False] for rows in seen)
