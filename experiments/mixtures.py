@@ -172,18 +172,6 @@ class Data:
         return ids if end is None else [*ids, int(end)]
 
 
-def balanced(data: Data, seed: int) -> list[list[int]]:
-    """As many texts of every domain, those of small ones several times."""
-    most = max(len(data.train[domain]) for domain in DOMAINS)
-    random = np.random.default_rng(seed)
-    texts = []
-    for domain in DOMAINS:
-        own = data.train[domain]
-        order = np.concatenate([random.permutation(len(own)) for _ in range(-(-most // len(own)))])[:most]
-        texts += [own[i] for i in order]
-    return texts
-
-
 # --- Routing in use ---
 
 

@@ -32,7 +32,7 @@ from classifier_emergence.routers import has_routers, load_routers
 from classifier_emergence.sources import fetch
 from classifier_emergence.statistics import bootstrap_mean
 from classifier_emergence.tasks import OPERATIONS, rotations
-from classifier_emergence.training import MLP, Adapter, Example, Objective, Schedule, adapted, train
+from classifier_emergence.training import MLP, Adapter, Schedule
 from classifier_emergence.upcycling import (
     Joint,
     join,
@@ -40,11 +40,12 @@ from classifier_emergence.upcycling import (
     save_routers,
     self_generated,
     text_losses,
+    train_expert,
     train_jointly,
     trained_tensors,
 )
 from classifier_emergence.vocabulary import word_tokens
-from experiments.mixtures import DOMAINS, READ, Data, balanced, in_use, projection
+from experiments.mixtures import DOMAINS, READ, Data, in_use, projection
 from experiments.stage import accuracy_curve, main, result_path
 from experiments.training import ADAPTERS, Runs, mean_of, over_seeds, share_of
 
@@ -128,7 +129,7 @@ def upcycle(lm: LanguageModel, params: Params) -> None:
 
 
 def branch(
-    lm: LanguageModel, data: Data, domains: Sequence[str], runs: Runs, params: Params, work: Path
+    lm: LanguageModel, data: Data, domains: Sequence[str], runs: Runs, params: Params, _: Path
 ) -> dict[str, Any]:
     """One expert, or with all domains the twin: low-rank updates of the MLPs, by the language-modelling loss.
 
@@ -136,19 +137,17 @@ def branch(
     """
     settings, name = params.moe_routers, domains[0] if len(domains) == 1 else "all"
     blocks = range(settings.sparse_step - 1, len(decoder_blocks(lm.model)), settings.sparse_step)
-    texts = data.train[domains[0]] if len(domains) == 1 else balanced(data, settings.seed)
-    examples = [Example(ids, 1, 0) for ids in texts]
-    steps = settings.expert_steps * len(domains)
-    schedule = Schedule(
-        steps, settings.batch_size, settings.expert_learning_rate, settings.seed, min(settings.every, steps)
-    )
     place = Adapter(MLP, settings.rank, settings.scale, tuple(blocks))
-    with adapted(lm.model, place, seed=settings.seed) as wrapped:
-        text = f"expert of {lm.key} for {name}"
-        trained = train(wrapped, lm.tokenizer, examples, Objective(0.0), schedule, work=work, description=text)
-        wrapped.save_pretrained(str(runs.adapters / name))
-        losses = {domain: text_losses(lm.model, data.test[domain]).mean() for domain in DOMAINS}
-    return {"parameters": trained.parameters, "losses": trained.losses, "test_losses": losses}
+    schedule = Schedule(
+        settings.expert_steps * len(domains), settings.batch_size, settings.expert_learning_rate, settings.seed,
+        settings.every,
+    )  # fmt: skip
+    curve = train_expert(
+        lm.model, [data.train[domain] for domain in domains], place, schedule, runs.adapters / name,
+        description=f"expert of {lm.key} for {name}",
+    )  # fmt: skip
+    branched = merge(lm.model, runs.adapters / name)
+    return {"curve": curve, "test_losses": {d: text_losses(branched, data.test[d]).mean() for d in DOMAINS}}
 
 
 def mixture(lm: LanguageModel, data: Data, seed: int, runs: Runs, params: Params, _: Path) -> dict[str, Any]:

@@ -251,7 +251,7 @@ class MoeRouters(_Section):
     scale: float = Field(gt=0)
     expert_steps: int = Field(ge=1)
     expert_learning_rate: float = Field(gt=0)
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, multiple_of=5)  # as many texts of each of five domains
     samples: int = Field(ge=1)
     texts: int = Field(ge=2)
     test_texts: int = Field(ge=2)
@@ -295,12 +295,10 @@ class Params(_Section):
     def _models_are_registered(self) -> "Params":
         for key in self.models:
             source_of(key, self.registry, parameter="models")
-        for name in ("trained_models", "reinforcement_models"):
+        for name in ("trained_models", "reinforcement_models", "moe_models"):
             for key in getattr(self, name):
                 if key not in self.models:
-                    raise ValueError(f"{name}: {key!r} is not among models, whose results it is compared with")
-        for key in self.moe_models:
-            source_of(key, self.registry, parameter="moe_models")
+                    raise ValueError(f"{name}: {key!r} is not among models, whose results it needs")
         return self
 
 

@@ -28,13 +28,13 @@ from classifier_emergence.cross_entropy import cross_entropy
 from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
 from classifier_emergence.readout import Readout, decoder_blocks, find_readout
+from classifier_emergence.residuals import batches
 from classifier_emergence.results import write_text_atomic
 from classifier_emergence.routing import Outputs, hooked, routers
-from classifier_emergence.training import EXPLODED, MLP, Schedule
+from classifier_emergence.training import EXPLODED, MLP, Adapter, Schedule, adapted
 
 GENERATED_TOGETHER = 40
 EVEN = 0.1
-BATCH_TOKENS = 1024
 _ROUTER = re.compile(r"model\.layers\.\d+\.mlp\.gate\.weight")
 _GAIN = re.compile(r"model\.layers\.\d+\.(input|post_attention)_layernorm\.weight")
 
@@ -215,6 +215,39 @@ class Joint:
     """Weight of the load-balancing loss, averaged over layers."""
 
 
+def train_expert(
+    base: PreTrainedModel,
+    domains: Sequence[Sequence[Sequence[int]]],
+    place: Adapter,
+    schedule: Schedule,
+    folder: Path,
+    *,
+    description: str | None = None,
+) -> list[dict[str, Any]]:
+    """Train a low-rank update of a dense model's MLPs with the language-modelling loss; write it as a PEFT adapter.
+
+    Args:
+        base: Frozen; the update is taken off again at the end.
+        domains: As of ``train_jointly``; one for an expert, all for the dense twin.
+        place: Maps, rank and blocks of the update.
+        schedule: Steps, batch size, learning rate, seed.
+        folder: For the adapter.
+        description: Shown with the progress bar.
+
+    Returns:
+        As ``train_jointly``, of a dense model.
+
+    Raises:
+        InputError: As ``train_jointly``, or the model has no such maps or blocks.
+    """
+    with adapted(base, place, seed=schedule.seed) as wrapped:
+        update = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
+        groups = [{"params": update, "lr": schedule.learning_rate}]
+        curve = _fit(base, domains, groups, schedule, 0.0, description)
+        wrapped.save_pretrained(str(folder))
+    return curve
+
+
 def train_jointly(
     model: PreTrainedModel,
     domains: Sequence[Sequence[Sequence[int]]],
@@ -245,42 +278,54 @@ def train_jointly(
         InputError: The batch size is no multiple of the number of domains; or the loss is not finite or explodes: names
             the step and the likely cause.
     """
-    if schedule.batch_size % len(domains):
-        raise InputError(f"batch_size: {schedule.batch_size} for {len(domains)} domains; choose a multiple")
     gates = [p for name, p in model.named_parameters() if _ROUTER.fullmatch(name)]
     gains = [p for name, p in model.named_parameters() if _GAIN.fullmatch(name)]
-    groups: list[dict[str, Any]] = [{"params": gains, "lr": schedule.learning_rate}]
+    groups = [{"params": gains, "lr": schedule.learning_rate}]
     if gates:
         groups.append({"params": gates, "lr": joint.router_learning_rate})
-    trained = [*gains, *gates]
-    for parameter in trained:
-        parameter.requires_grad_(True)
+    try:
+        for parameter in (*gains, *gates):
+            parameter.requires_grad_(True)
+        return _fit(model, domains, groups, schedule, joint.balance, description)
+    finally:
+        model.requires_grad_(False)
+
+
+def _fit(
+    model: PreTrainedModel,
+    domains: Sequence[Sequence[Sequence[int]]],
+    groups: list[dict[str, Any]],
+    schedule: Schedule,
+    balance_weight: float,
+    description: str | None,
+) -> list[dict[str, Any]]:
+    """Steps of AdamW on groups of parameters; the curve."""
+    if schedule.batch_size % len(domains):
+        raise InputError(f"batch_size: {schedule.batch_size} for {len(domains)} domains; choose a multiple")
+    trained = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     readout, top_k = find_readout(model), getattr(model.config, "num_experts_per_tok", 0)
     limit = EXPLODED * torch.tensor(len(readout.weight)).log().item()
     curve: list[dict[str, Any]] = []
     parts: list[tuple[float, float | None]] = []
-    try:
-        with progress(description, total=schedule.steps) as advance:
-            for step, rows in enumerate(_drawn(domains, schedule), start=1):
-                loss, balance = _losses(model, rows, readout, top_k if gates else 0)
-                total = loss if balance is None else loss + joint.balance * balance
-                if not total.isfinite() or loss > limit:
-                    raise InputError(
-                        f"learning_rate, router_learning_rate: training diverged at step {step} (loss "
-                        f"{loss.item():.4g}); choose smaller ones and run again"
-                    )
-                optimizer.zero_grad()
-                total.backward()
-                nn.utils.clip_grad_norm_(trained, 1.0)
-                optimizer.step()
-                parts.append((loss.item(), None if balance is None else balance.item()))
-                advance(1, f"loss {loss.item():.3f}")
-                if step % schedule.every == 0 or step == schedule.steps:
-                    curve.append({"step": step, **_means(parts)})
-                    parts.clear()
-    finally:
-        model.requires_grad_(False)
+    with progress(description, total=schedule.steps) as advance:
+        for step, rows in enumerate(_drawn(domains, schedule), start=1):
+            loss, balance = _losses(model, rows, readout, top_k)
+            total = loss if balance is None else loss + balance_weight * balance
+            if not total.isfinite() or loss > limit:
+                rates = "learning_rate, router_learning_rate" if len(groups) > 1 else "learning_rate"
+                raise InputError(
+                    f"{rates}: training diverged at step {step} (loss {loss.item():.4g}); choose less and run again"
+                )
+            optimizer.zero_grad()
+            total.backward()
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            parts.append((loss.item(), None if balance is None else balance.item()))
+            advance(1, f"loss {loss.item():.3f}")
+            if step % schedule.every == 0 or step == schedule.steps:
+                curve.append({"step": step, **_means(parts)})
+                parts.clear()
     return curve
 
 
@@ -311,42 +356,36 @@ def _losses(
 ) -> tuple[Tensor, Tensor | None]:
     """Mean language-modelling loss over all predicted tokens, and the mean balance over routers."""
     if not top_k:
-        return _token_losses(model, rows, readout)[0].mean(), None
+        return _token_losses(model, rows, readout).mean(), None
     with hooked(model) as seen:
-        losses, inside = _token_losses(model, rows, readout)
-    balance = [load_balancing(logits[inside.flatten()], top_k) for logits, _, _ in _in_order(seen)]
-    return losses.mean(), torch.stack(balance).mean()
+        losses = _token_losses(model, rows, readout)
+    return losses.mean(), torch.stack([load_balancing(logits, top_k) for logits, _, _ in _in_order(seen)]).mean()
 
 
 def _in_order(seen: dict[int, Outputs]) -> list[Outputs]:
     return [seen[number] for number in sorted(seen)]
 
 
-def _token_losses(model: PreTrainedModel, rows: Sequence[Sequence[int]], readout: Readout) -> tuple[Tensor, Tensor]:
-    """Losses of all predicted tokens, text by text, and which of the (rows, width) positions are no padding."""
-    width = max(map(len, rows))
-    # Padding on the right, where a causal mask hides it.
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=model.device)
-    inside = torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
-    normed = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-    predicted = inside[:, 1:]
-    return cross_entropy(normed[:, :-1][predicted], readout, ids[:, 1:][predicted]), inside
+def _token_losses(model: PreTrainedModel, rows: Sequence[Sequence[int]], readout: Readout) -> Tensor:
+    """Losses of all predicted tokens, text after text.
+
+    Texts stand in one row, without padding: where positions start again at 0, transformers keeps attention apart.
+    """
+    ids = torch.tensor([token for row in rows for token in row], device=model.device)
+    positions = torch.cat([torch.arange(len(row), device=model.device) for row in rows])
+    normed = model.get_decoder()(input_ids=ids[None], position_ids=positions[None], use_cache=False).last_hidden_state
+    predicted = positions[1:] > 0
+    return cross_entropy(normed[0, :-1][predicted], readout, ids[1:][predicted])
 
 
 @torch.no_grad()
 def text_losses(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Tensor:
     """(texts,) mean loss of each text's tokens but the first, in nats."""
     readout = find_readout(model)
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     found = torch.empty(len(texts))
-    batch: list[int] = []
-    for i in [*order, -1]:
-        if batch and (i < 0 or len(texts[i]) * (len(batch) + 1) > BATCH_TOKENS):
-            losses, _ = _token_losses(model, [texts[j] for j in batch], readout)
-            parts = losses.split([len(texts[j]) - 1 for j in batch])
-            found[batch] = torch.stack([part.mean() for part in parts])
-            batch = []
-        batch.append(i)
+    for batch in batches([len(text) for text in texts]):
+        losses = _token_losses(model, [texts[i] for i in batch], readout)
+        found[batch] = torch.stack([part.mean() for part in losses.split([len(texts[i]) - 1 for i in batch])])
     return found
 
 
