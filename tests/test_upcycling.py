@@ -305,7 +305,7 @@ def test_a_diverging_rate_is_one_line_and_leaves_nothing_trainable(
 ) -> None:
     model = merge(lm.model, experts[0])
     schedule = Schedule(steps=20, batch_size=4, learning_rate=1e30, seed=0, every=2)
-    with pytest.raises(InputError, match="^learning_rate: training diverged at step") as raised:
+    with pytest.raises(InputError, match=r"^learning_rate: training diverged at step") as raised:
         train_jointly(model, [texts], schedule, JOINT)
     assert "\n" not in str(raised.value)
     assert not any(parameter.requires_grad for parameter in model.parameters())
