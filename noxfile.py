@@ -75,7 +75,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def tiny(session: nox.Session) -> None:
-    """Run the whole pipeline on tiny models in a temporary copy and compare with snapshots (3 minutes)."""
+    """Run the whole pipeline on tiny models in a temporary copy and compare with snapshots (2 minutes)."""
     run(session, "python", "-m", "pytest", "-m", "tiny", "tests/test_snapshots.py", *session.posargs)
 
 

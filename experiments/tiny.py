@@ -27,6 +27,7 @@ from classifier_emergence.classification import TASKS, get_task
 from classifier_emergence.errors import InputError
 from classifier_emergence.params import load_params
 from classifier_emergence.tasks import OPERATIONS, REPORTED, STYLES, SYNONYMS, labelled, prompt_bank
+from experiments.forked import serving
 from experiments.stage import exit_on_bad_input
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +42,7 @@ AT_ONCE = (
     ),
     (("claims", "tables"), ("figures",)),
 )
-"""Pairs of rows of stages that do not need each other: most of a tiny stage is the import of libraries, on one core."""
+"""Pairs of rows of stages that do not need each other."""
 LOCKED = "Unable to acquire lock"
 TRIES = 5
 
@@ -144,20 +145,23 @@ def copy(folder: Path) -> None:
     (folder / ".dvc" / "config").write_text(settings.replace("[core]", "[core]\n    no_scm = true"), encoding="utf-8")
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """What stages of the copy run in: its code, and one thread, as models so small gain nothing from more."""
+    return {**os.environ, "PYTHONPATH": str(folder / "src"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
 def run(folder: Path) -> str:
     """Run the pipeline in the copy, stages that do not need each other two at a time; DVC's output."""
     output = ""
-    with ThreadPoolExecutor() as pool:
+    with serving(folder, environment(folder)) as forks, ThreadPoolExecutor() as pool:
         for stages in AT_ONCE:
             # --single-item: DVC locks what it looks at, also the stages that both need.
-            output += "".join(pool.map(lambda row: repro(folder, "--single-item", *row), stages))
-    return output + repro(folder)
+            output += "".join(pool.map(lambda row: repro(folder, forks, "--single-item", *row), stages))
+        return output + repro(folder, forks)
 
 
-def repro(folder: Path, *arguments: str) -> str:
+def repro(folder: Path, env: dict[str, str], *arguments: str) -> str:
     """``dvc repro`` in the copy, with the copy's code; its output."""
-    # One thread: models so small gain nothing from more, and two stages run at once.
-    env = {**os.environ, "PYTHONPATH": str(folder / "src"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "dvc", "repro", *arguments]
     for _ in range(TRIES):
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)

@@ -90,7 +90,7 @@ def test_the_tiny_run_ends_with_a_paper(tiny_run: Path) -> None:
 
 @pytest.mark.tiny
 def test_a_finished_run_has_nothing_to_do(tiny_run: Path) -> None:
-    assert "Running stage" not in tiny.repro(tiny_run)
+    assert "Running stage" not in tiny.repro(tiny_run, tiny.environment(tiny_run))
 
 
 @pytest.mark.tiny

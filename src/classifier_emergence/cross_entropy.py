@@ -41,6 +41,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(context: Any, normed: Tensor, readout: Readout, target: Tensor) -> Tensor:
         n, (vocabulary, d) = len(normed), readout.weight.shape
         top, total = torch.full((n,), -torch.inf), torch.zeros(n)
+        learning = context.needs_input_grad[0]
         mean_row = torch.zeros(n, d)  # softmax @ W_U, up to normalisation
         buffer = torch.empty(n, BLOCK_TOKENS)
         for start in range(0, vocabulary, BLOCK_TOKENS):
@@ -51,13 +52,15 @@ class _CrossEntropy(torch.autograd.Function):
             # e^-40 adds nothing to a sum of at least 1; far below it products turn into denormal numbers, which crawl.
             shares = logits.sub_(higher[:, None]).clamp_(min=-40).exp_()
             total = total * shrink + shares.sum(-1)
-            mean_row.mul_(shrink[:, None]).addmm_(shares, readout.weight[block])
+            if learning:
+                mean_row.mul_(shrink[:, None]).addmm_(shares, readout.weight[block])
             top = higher
         rows = readout.weight[target]
         wanted = (normed * rows).sum(-1)
         if readout.bias is not None:
             wanted = wanted + readout.bias[target]
-        context.save_for_backward((mean_row / total[:, None] - rows) / readout.divisor)
+        if learning:
+            context.save_for_backward((mean_row / total[:, None] - rows) / readout.divisor)
         return top + total.log() - wanted / readout.divisor
 
     @staticmethod
