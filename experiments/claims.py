@@ -24,8 +24,9 @@ def run() -> None:
     on |= dict.fromkeys(REINFORCED, params.reinforcement_models) | {"moe_routers": params.moe_models}
     results = {stage: {m: read_result(result_path(stage, m)) for m in chosen} for stage, chosen in on.items()}
     parameters = {model: read_result(result_path("fetch", model))["parameters"] for model in models}
+    judged = list(dict.fromkeys([*models, *params.moe_models]))
     ledger = load_claims(LEDGER)
-    verdicts = {key: evaluate(claim, results, models, parameters) for key, claim in ledger.items()}
+    verdicts = {key: evaluate(claim, results, judged, parameters) for key, claim in ledger.items()}
     write_result(RESULTS / "claims.json", verdicts)
 
 

@@ -81,7 +81,8 @@ def select(picks: list[str]) -> dict[str, PipelineStage]:
                 wanted |= {name, *(stage.addressing for stage in needed)}
         wanted |= set(ENDING)
         # Model by model, in the order of the parameters: one model's answer does not wait for the others.
-        models = load_params().models
+        params = load_params()
+        models = [*params.models, *params.moe_models]
         rank = {name: models.index(name.partition("@")[2]) if "@" in name else len(models) for name in wanted}
         return {name: order[name] for name in sorted(order, key=lambda name: rank.get(name, 0)) if name in wanted}
 

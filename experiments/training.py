@@ -24,7 +24,8 @@ class Runs:
     """Runs of one stage, each kept as soon as it is done: a killed stage goes on with the run that it was in.
 
     What is kept belongs to one state of the parameters (the section named as the stage, and ``sections``), the imported
-    modules and the weights; another starts afresh.
+    modules and the weights (those of a wheel or a hub are pinned by the parameters; of a folder, stage ``fetch`` has the
+    hash); another starts afresh.
     """
 
     def __init__(self, stage: str, model: str, params: Params, *sections: str) -> None:
@@ -36,7 +37,8 @@ class Runs:
         specs = [module.__spec__ for module in list(sys.modules.values()) if getattr(module, "__spec__", None)]
         ours = ("classifier_emergence.", "experiments.")
         code = {Path(spec.origin) for spec in specs if spec and spec.name.startswith(ours) and spec.origin}
-        state = hashlib.sha256(result_path("fetch", model).read_bytes())
+        fetched = result_path("fetch", model)
+        state = hashlib.sha256(fetched.read_bytes() if fetched.exists() else b"")
         for path in sorted(code):  # by the whole path: two modules of one name would come in another order every time
             state.update(path.read_bytes())
         settings = params.model_dump(mode="json", include={stage, "logit_lens", "registry", "confidence", *sections})

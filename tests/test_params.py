@@ -59,7 +59,10 @@ def test_the_shipped_parameters_are_valid(name: str) -> None:
             lambda raw: raw["reinforcement_models"].append("olmoe-1b-7b"),
             "reinforcement_models: 'olmoe-1b-7b' is not among models",
         ),
-        (lambda raw: raw["moe_models"].append("olmoe-1b-7b"), "moe_models: 'olmoe-1b-7b' is not among models"),
+        (
+            lambda raw: raw["moe_models"].append("olmo-1b-7b"),
+            "moe_models: unknown key 'olmo-1b-7b'; did you mean 'olmoe-1b-7b'?",
+        ),
         (
             lambda raw: raw["moe_routers"].update(batch_size=12),
             "moe_routers.batch_size: input should be a multiple of 5 (found 12)",

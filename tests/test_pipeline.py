@@ -1,6 +1,7 @@
 """The pipeline as declared: complete dependencies, one stage for every generated file, staleness that is noticed."""
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -138,6 +139,19 @@ def test_reproduce_picks_what_is_needed_and_ends_in_the_paper() -> None:
     assert names[:3] == [f"fetch@{key}", f"residuals@{key}", f"probing@{key}"]
     assert set(names[3:]) == {"claims", "tables", "figures", "paper"}
     assert names[-1] == "paper"
+
+
+def test_routers_of_a_model_too_large_to_load_need_no_other_stage(tmp_path: Path) -> None:
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text.replace("\nmoe_models:\n", "\nmoe_models:\n  - gpt-oss-20b\n"))
+    command = [sys.executable, "-m", "experiments.reproduce", "--list", "gpt-oss-20b"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert names == ["moe_routers@gpt-oss-20b", "claims", "tables", "figures", "paper"]
 
 
 def test_reproduce_names_the_nearest_stage() -> None:

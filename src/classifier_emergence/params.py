@@ -295,10 +295,12 @@ class Params(_Section):
     def _models_are_registered(self) -> "Params":
         for key in self.models:
             source_of(key, self.registry, parameter="models")
-        for name in ("trained_models", "reinforcement_models", "moe_models"):
+        for name in ("trained_models", "reinforcement_models"):
             for key in getattr(self, name):
                 if key not in self.models:
-                    raise ValueError(f"{name}: {key!r} is not among models, whose results it needs")
+                    raise ValueError(f"{name}: {key!r} is not among models, whose results it is compared with")
+        for key in self.moe_models:
+            source_of(key, self.registry, parameter="moe_models")
         return self
 
 
