@@ -24,7 +24,7 @@ class Runs:
     """Runs of one stage, each kept as soon as it is done: a killed stage goes on with the run that it was in.
 
     What is kept belongs to one state of the parameters (the section named as the stage, and ``sections``), the imported
-    modules and the weights (those of a wheel or a hub are pinned by the parameters; of a folder, stage ``fetch`` has the
+    modules and the weights (of a wheel or a hub they are pinned by the parameters; of a folder stage ``fetch`` has the
     hash); another starts afresh.
     """
 
