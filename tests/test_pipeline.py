@@ -151,7 +151,8 @@ def test_routers_of_a_model_too_large_to_load_need_no_other_stage(tmp_path: Path
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     names = [line.split()[0] for line in done.stdout.splitlines()]
-    assert names == ["moe_routers@gpt-oss-20b", "claims", "tables", "figures", "paper"]
+    assert (names[0], names[-1]) == ("moe_routers@gpt-oss-20b", "paper")
+    assert set(names[1:]) == {"claims", "tables", "figures", "paper"}
 
 
 def test_reproduce_names_the_nearest_stage() -> None:
