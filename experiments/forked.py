@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SEPARATOR = "\0"
 CLIENT = """#!{python} -IS
 import os, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
@@ -78,7 +77,7 @@ def answer(connection: socket.socket) -> None:
     text, streams, _, _ = socket.recv_fds(connection, 1 << 16, 3)
     for own, given in enumerate(streams):
         os.dup2(given, own)
-    folder, _, module, *arguments = text.decode().split(SEPARATOR)
+    folder, _, module, *arguments = text.decode().split("\0")
     os.chdir(folder)
     sys.argv = [module, *arguments]
     code = 0

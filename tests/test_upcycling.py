@@ -191,10 +191,8 @@ def test_an_expert_learns_its_text_and_leaves_the_base_model_as_it_was(
     lm: LanguageModel, texts: list[list[int]], tmp_path: Path
 ) -> None:
     before, untrained = state(lm.model), text_losses(lm.model, texts)
-    place, schedule = (
-        Adapter(MLP, 4, 2.0, (1, 3)),
-        Schedule(steps=40, batch_size=5, learning_rate=1e-2, seed=0, every=16),
-    )
+    place = Adapter(MLP, 4, 2.0, (1, 3))
+    schedule = Schedule(steps=40, batch_size=5, learning_rate=1e-2, seed=0, every=16)
     curves = [train_expert(lm.model, [texts], place, schedule, tmp_path / name) for name in ("a", "b")]
     assert curves[0] == curves[1]
     assert [entry["step"] for entry in curves[0]] == [16, 32, 40]
