@@ -276,15 +276,16 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "sampled_reward", "reported.score", "reported.classes.modal_share", "reported.classes.balanced_accuracy",
     )  # fmt: skip
     last = [run["steps"][-1] for run in runs]
-    rewards = [late_and_early(run["steps"]) for run in runs]
+    drawn = "reward" in last[0]  # the class loss alone draws no completions
+    rewards = [late_and_early(run["steps"]) for run in runs] if drawn else []
     return {
         "seeds": len(runs),
         "collapsed": sum(run["classes"]["collapsed"] for run in runs),
         "reported_collapsed": sum(run["reported"]["classes"]["collapsed"] for run in runs),
         **{path.replace(".", "_"): over_seeds(runs, path) for path in paths},
-        **{f"reward_{when}": over_seeds(rewards, when) for when in ("early", "late")},
+        **{f"reward_{when}": over_seeds(rewards, when) for when in ("early", "late") if drawn},
         "reported_one_word": over_seeds([{"share": one_word(run["reported"]["prompts"])} for run in runs], "share"),
-        "final_reward": [step["reward"] for step in last],
+        "final_reward": [step.get("reward") for step in last],
         "final_kl": [step.get("kl") for step in last],
         "final_signed_kl": [step.get("signed_kl") for step in last],
         "final_class_loss": [step.get("class_loss") for step in last],

@@ -52,6 +52,7 @@ REPORTED_OPERANDS = {"multiply": (2, 12), "add": (10, 99), "subtract": (10, 99)}
 LENS_NUMBERS = ("alignment", "interval", "choice", "null")
 NEAR_MISSES = (-10, -2, -1, 1, 2, 10)
 TOLERANCE = 1e-4  # of the probes; see experiments.probing
+DRAWN_TOGETHER = 32  # prompts whose completions are drawn in one batch, in evaluation
 
 
 @dataclass(frozen=True)
@@ -218,18 +219,28 @@ def late_and_early(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def measure(study: Study) -> dict[str, Any]:
     """What the model is now, by both protocols."""
-    return {**outcomes(study), "statements": statements(study), "reported": reported(study)}
+    return {
+        "alignment": alignment_now(study),
+        **behaviour(study),
+        "statements": statements(study),
+        "reported": reported(study),
+    }
 
 
-def outcomes(study: Study) -> dict[str, Any]:
-    """The lens at every layer, and what the model answers."""
-    lm, params, settings = study.lm, study.params, study.settings
+def alignment_now(study: Study) -> dict[str, Any]:
+    """The lens at every layer, against its null."""
+    lm, params = study.lm, study.params
     bank = [prompt.text for prompt in prompt_bank("symbol", params.bank)]
     states = residual_stream(lm.model, lm.tokenizer, bank)
     lens = alignment_of_bank(lm, find_readout(lm.model), states, "symbol", study.targets, study.null, params)
+    return {"n": lens["n"], **{key: lens["word"][key] for key in LENS_NUMBERS}}
+
+
+def behaviour(study: Study) -> dict[str, Any]:
+    """What the model answers: greedily, and drawn as in training."""
+    params, settings = study.params, study.settings
     found, base = study.answer(), study.base_answers
     return {
-        "alignment": {"n": lens["n"], **{key: lens["word"][key] for key in LENS_NUMBERS}},
         "answers": {
             "exact": share_of(found.exact, params),
             "log_prob": mean_of(found.log_prob, params, settings.resamples),
@@ -250,8 +261,8 @@ def sampled_reward(study: Study, test: Sequence[Problem]) -> dict[str, Any]:
     stop = [int(lm.tokenizer.eos_token_id), *line_ends(lm.tokenizer)]
     hits: list[float] = []
     torch.manual_seed(0)
-    for start in range(0, len(test), study.settings.prompts):
-        part = encoded[start : start + study.settings.prompts]
+    for start in range(0, len(test), DRAWN_TOGETHER):
+        part = encoded[start : start + DRAWN_TOGETHER]
         rows = [i for i in range(len(part)) for _ in range(how.group)]
         ids = draw(lm.model, part, rows, new_tokens=how.new_tokens, temperature=how.temperature, stop=stop)
         texts = lm.tokenizer.batch_decode(ids, skip_special_tokens=True)

@@ -21,7 +21,7 @@ from classifier_emergence.results import write_result
 from classifier_emergence.rewards import exact, parse_answer
 from classifier_emergence.training import VO, Adapter, Objective, Schedule, adapted, encode, train
 from experiments.collapse import Study
-from experiments.grpo import change, outcomes, sampling
+from experiments.grpo import behaviour, change, sampling
 from experiments.stage import main
 from experiments.training import Runs, mean_of, over_seeds, share_of
 
@@ -34,7 +34,7 @@ def run(params: Params, key: str) -> None:
     """Train in every order and write one result."""
     study = Study(load(key, params.registry), params)
     runs = Runs("staged", key, params, "dual_reward", "grpo", "collapse", "bank")
-    _ = study.base_answers, study.null
+    _ = study.base_answers
     before = runs.once("base", lambda _: measure(study))
     orders = {}
     for name, rewards in ORDERS.items():
@@ -102,7 +102,7 @@ def reinforced(study: Study, wrapped: PeftModel, reward: str, seed: int, work: P
 
 
 def measure(study: Study) -> dict[str, Any]:
-    """The lens on held-out problems put as in training, and what ``grpo`` measures of lens, answers and reward."""
+    """The lens on held-out problems put as in training, and what ``grpo`` measures of answers and reward."""
     problems = study.problems.test
     found = study.read(problems, [study.prompt(problem) for problem in problems])
     return {
@@ -110,7 +110,7 @@ def measure(study: Study) -> dict[str, Any]:
             "alignment": mean_of(found.own[0], study.params, study.settings.resamples),
             "top": share_of(found.is_top[0], study.params),
         },
-        **outcomes(study),
+        **behaviour(study),
     }
 
 

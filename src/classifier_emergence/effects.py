@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from classifier_emergence.errors import InputError
 from classifier_emergence.lens import lens_scores
 from classifier_emergence.readout import Readout, decoder_blocks, find_readout
-from classifier_emergence.residuals import batches, residual_stream
+from classifier_emergence.residuals import Start, batches, residual_stream
 from classifier_emergence.training import encode
 from classifier_emergence.vocabulary import WordTokens
 
@@ -57,8 +57,7 @@ def alignment(
         words: The classes' words.
         rows: Rows of the residual stream to score; default all.
     """
-    states = residual_stream(model, tokenizer, prompts)
-    states = states if rows is None else states[list(rows)]
+    states = residual_stream(model, tokenizer, prompts, rows=rows)
     groups = [word.ids for word in words] + [[word.strict_id] for word in words]
     scores = lens_scores(states, find_readout(model), groups, ranked=[[0]] * len(prompts))
     n, index = len(words), torch.tensor(own)
@@ -109,13 +108,16 @@ def answers(
     examples = [encode(tokenizer, prompt, answer) for prompt, answer in zip(prompts, wanted, strict=True)]
     texts = [(example.ids[:-1], example.prompt_length) for example in examples]  # without the end-of-text token
     rows, owner, target = [], [], []
-    for batch in batches([len(ids) for ids, _ in texts]):
-        states = _last_block([texts[i][0] for i in batch], model, tokenizer.pad_token_id or 0)
+    # Of the prompts, at least the last token passes with the answer: the answer's first token is read there.
+    shared = Start(model, [ids[:length] for ids, length in texts])
+    skipped = len(shared.ids)
+    for batch in batches([len(ids) - skipped for ids, _ in texts]):
+        states = _last_block([texts[i][0] for i in batch], model, tokenizer.pad_token_id or 0, shared)
         for row, i in enumerate(batch):
-            ids, start = texts[i]
-            rows.append(states[row, start - 1 : len(ids)])
-            owner += [i] * (len(ids) - start + 1)
-            target += [*ids[start:], -1]  # -1: what comes after the answer
+            ids, length = texts[i]
+            rows.append(states[row, length - 1 - skipped : len(ids) - skipped])
+            owner += [i] * (len(ids) - length + 1)
+            target += [*ids[length:], -1]  # -1: what comes after the answer
     flat, of, wanted_ids = torch.cat(rows), torch.tensor(owner), torch.tensor(target)
     vocabulary = wanted_ids.unique()[1:]
     scores = lens_scores(flat[None], find_readout(model), [[int(i)] for i in vocabulary], ranked=[[0]] * len(flat))
@@ -226,16 +228,21 @@ def parse_number(text: str) -> str | None:
     return found.group() if found else None
 
 
-def _last_block(batch: list[list[int]], model: PreTrainedModel, pad: int) -> Tensor:
-    """(rows, width, d) pre-norm states after the last block; right-padded, so earlier positions cannot see padding."""
-    width = max(map(len, batch))
-    ids = torch.tensor([row + [pad] * (width - len(row)) for row in batch], device=model.device)
+def _last_block(batch: list[list[int]], model: PreTrainedModel, pad: int, start: Start | None = None) -> Tensor:
+    """(rows, width, d) pre-norm states after the last block, at the tokens after those that all texts share.
+
+    Padding is on the right, so earlier positions cannot see it.
+    """
+    shared = 0 if start is None else len(start.ids)
+    width = max(map(len, batch)) - shared
+    ids = torch.tensor([row[shared:] + [pad] * (width + shared - len(row)) for row in batch], device=model.device)
+    cache = None if start is None else start.cache(len(batch))
     kept: list[Tensor] = []
     handle = decoder_blocks(model)[-1].register_forward_hook(
         lambda _, __, output: kept.append(output[0] if isinstance(output, tuple) else output)
     )
     try:
-        model.get_decoder()(input_ids=ids, use_cache=False)
+        model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
     finally:
         handle.remove()
     return kept[0].float().cpu()

@@ -23,16 +23,17 @@ from trl import GRPOConfig, GRPOTrainer
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.readout import decoder_blocks
+from classifier_emergence.residuals import stopping_after
 from classifier_emergence.resumable import Watched
 from classifier_emergence.rewards import Reward, checked
 from classifier_emergence.rollouts import (
+    Tree,
     base_of,
-    completion_states,
-    distinct_rows,
     live_readout,
     sample,
     sequence_log_probs,
     token_log_probs,
+    unpadded,
 )
 from classifier_emergence.training import Schedule
 
@@ -63,6 +64,11 @@ class PolicyObjective:
     an adapter ``pi_ref`` is the model without it."""
     entropy_bonus: float = 0.0
     """Subtract so much of the entropy of the batch's mean lens distribution from the loss on the lens."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether completions enter the loss; if not, none are drawn and the model runs as far as the lens reads."""
+        return self.class_weight < 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.class_weight <= 1:
@@ -120,7 +126,7 @@ def arguments(
         # Optimiser and arithmetic.
         learning_rate=schedule.learning_rate,
         lr_scheduler_type="constant",
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         weight_decay=0.0,
         max_grad_norm=1.0,
         activation_checkpointing=False,
@@ -147,7 +153,7 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
     """``trl.GRPOTrainer`` with a loss on the lens; sends nothing to anyone."""
 
     share_prompts = True
-    """Whether a prompt passes once for all its completions; else everything is left to ``GRPOTrainer``."""
+    """Whether what texts begin with passes once for all of them; else everything is left to ``GRPOTrainer``."""
 
     def __init__(
         self,
@@ -196,15 +202,18 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
         """The loss of one batch; see ``PolicyObjective``."""
         objective, weight = self.objective, self.objective.class_weight
         kept: list[Tensor] = []
-        with nullcontext() if not weight else _kept(self.block, kept):
-            loss: Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = torch.zeros((), device=inputs["target"].device)
+        if objective.draws:
+            with nullcontext() if not weight else _kept(self.block, kept):
+                loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        else:
+            assert self.block is not None
+            with _kept(self.block, kept), stopping_after(self.block):
+                self._tree(inputs).states(base_of(model))
         if objective.signed_kl:
             loss = loss + objective.kl_weight * self._signed_kl(inputs)
         if weight:
-            # Left padding ends all prompts at one position. Only the first pass is over prompts.
-            states = kept[0][:, inputs["prompt_ids"].shape[1] - 1]
-            if self.share_prompts:
-                states = states[distinct_rows(inputs["prompt_ids"], inputs["prompt_mask"])[2]]
+            states = self._prompt_ends(kept, inputs)
             class_loss = self._class_loss(states, inputs["target"])
             self.parts["class_loss"] = [class_loss.item()]
             loss = (1 - weight) * loss + weight * class_loss
@@ -214,6 +223,23 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
                 f"{self.args.learning_rate:g}); choose a smaller one and run again"
             )
         return loss
+
+    def _prompt_ends(self, kept: list[Tensor], inputs: dict[str, Tensor]) -> Tensor:
+        """(rows, d) states at the last token of every prompt, from the passes that the block has seen."""
+        tree, states = self._tree(inputs), kept[0]
+        if len(states) > 1 or not self._shared(tree):  # left padding ends all prompts at one position
+            return states[:, inputs["prompt_ids"].shape[1] - 1]
+        lengths = inputs["prompt_mask"].sum(-1).tolist()
+        return states[0, [path[length - 1] for path, length in zip(tree.paths, lengths, strict=True)]]
+
+    def _tree(self, inputs: dict[str, Tensor]) -> Tree:
+        """Of prompts and, where they enter the loss, completions."""
+        parts = ["prompt", *(["completion"] if self.objective.draws else [])]
+        ids, mask = (torch.cat([inputs[f"{part}_{kind}"] for part in parts], dim=1) for kind in ("ids", "mask"))
+        return Tree(unpadded(ids, mask))
+
+    def _shared(self, tree: Tree) -> bool:
+        return not self.objective.draws or (self.share_prompts and tree.fits(base_of(self.model)))
 
     def _class_loss(self, states: Tensor, target: Tensor) -> Tensor:
         readout = live_readout(base_of(self.model))
@@ -243,10 +269,15 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
         return signed
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Targets travel with their completions through whatever order the trainer makes."""
+        """Targets travel with their prompts and completions through whatever order the trainer makes."""
+        target = torch.tensor([task["target"] for task in inputs], device=self.accelerator.device)
+        if not self.objective.draws:
+            prompts = [task["prompt"] for task in inputs]
+            read = self.processing_class(prompts, return_tensors="pt", padding=True, padding_side="left")
+            ids, mask = (read[name].to(target.device) for name in ("input_ids", "attention_mask"))
+            return {"prompt_ids": ids, "prompt_mask": mask, "target": target}
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        batch["target"] = torch.tensor([task["target"] for task in inputs], device=batch["prompt_ids"].device)
-        return batch
+        return {**batch, "target": target}
 
     def _rollout(self, prompts: list[str], _: Any) -> dict[str, Any]:
         distinct = list(dict.fromkeys(prompts))
@@ -272,15 +303,18 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The same numbers as the method that it overrides, from fewer tokens."""
-        if not self.share_prompts:
+        tree = Tree(unpadded(input_ids, attention_mask))
+        if not self._shared(tree):
             return super()._get_per_token_logps_and_entropies(  # type: ignore[no-any-return]
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
         base, start = base_of(model), input_ids.shape[1] - logits_to_keep
-        states = completion_states(base, input_ids, attention_mask, start)
         asked = attention_mask[:, start:] == 1
-        readout = live_readout(base)
-        found = token_log_probs(states[asked], readout, input_ids[:, start:][asked], temperature=self.temperature)
+        lengths = attention_mask[:, :start].sum(-1).tolist()
+        # A token is predicted at the node before it.
+        nodes = [node for path, length in zip(tree.paths, lengths, strict=True) for node in path[length - 1 : -1]]
+        states = tree.states(base)[nodes]
+        found = token_log_probs(states, live_readout(base), input_ids[:, start:][asked], temperature=self.temperature)
         log_probs, entropy = (torch.zeros(asked.shape, device=x.device).masked_scatter(asked, x) for x in found)
         return log_probs, entropy, None
 
