@@ -110,11 +110,15 @@ def run(params: Params, key: str) -> None:
     runs = Runs("collapse", key, params, "grpo", "bank")
     _ = study.base_answers
     before = runs.once("base", lambda _: measure(study))
-    arms: dict[str, Any] = {}
-    for name, arm in all_arms(params).items():
-        seeds = params.grpo.seeds if arm.several_seeds else params.grpo.seeds[:1]
-        found = [runs.once(f"{name}-{seed}", trained(study, name, arm, seed)) for seed in seeds]
-        arms[name] = {"runs": found, "summary": summary(found)}
+    jobs = {
+        name: {
+            f"{name}-{s}": trained(study, name, arm, s) for s in params.grpo.seeds[: None if arm.several_seeds else 1]
+        }
+        for name, arm in all_arms(params).items()
+    }
+    arms: dict[str, Any] = {
+        name: {"runs": found, "summary": summary(found)} for name, found in runs.by_arm(jobs).items()
+    }
     result = {
         "model": key,
         "layer": layer_labels(study.n_layers)[layer_row(study.layer)],

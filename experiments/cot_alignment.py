@@ -49,13 +49,11 @@ def run(params: Params, key: str) -> None:
     reserved = [Problem.parse(text) for text in COT_REPORTED]
     problems = split(settings.operands, settings.test_problems, seed=0, reserved=reserved)
     before = runs.once("before", lambda _: measure(lm, problems, params))
-    after = {}
-    for name in FORMATS:
-        seeds = [
-            runs.once(f"{name}-{seed}", one_run(lm, name, problems, before, params, seed, runs.adapters))
-            for seed in settings.seeds
-        ]
-        after[name] = {**summary(seeds), "by_seed": seeds}
+    jobs = {
+        name: {f"{name}-{s}": one_run(lm, name, problems, before, params, s, runs.adapters) for s in settings.seeds}
+        for name in FORMATS
+    }
+    after = {name: {**summary(seeds), "by_seed": seeds} for name, seeds in runs.by_arm(jobs).items()}
     result = {
         "model": key,
         "layers": layer_labels(len(decoder_blocks(lm.model))),

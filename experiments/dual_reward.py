@@ -120,11 +120,13 @@ def run(params: Params, key: str) -> None:
     _ = study.base_answers
 
     first = settings.seeds[0]
-    full = runs.once(f"main-{first}", main_arm(study, first, runs.adapters / f"seed-{first}"))
-    arms = {}
+    jobs = {"main": {f"main-{first}": main_arm(study, first, runs.adapters / f"seed-{first}")}}
     for name, arm in all_arms(params).items():
-        chosen = settings.seeds if arm.several_seeds else settings.seeds[:1]
-        arms[name] = summary([runs.once(f"{name}-{seed}", short_arm(study, name, arm, seed)) for seed in chosen])
+        seeds = settings.seeds if arm.several_seeds else settings.seeds[:1]
+        jobs[name] = {f"{name}-{seed}": short_arm(study, name, arm, seed) for seed in seeds}
+    found = runs.by_arm(jobs)
+    full = found.pop("main")[0]
+    arms = {name: summary(seeds) for name, seeds in found.items()}
     result = {
         "model": key,
         "layers": layer_labels(study.n_layers),

@@ -25,14 +25,14 @@ def run(params: Params, key: str) -> None:
     _ = study.base_answers
 
     seeds = params.dual_reward_long.seeds
-    more = [runs.once(f"main-{seed}", main_arm(study, seed, runs.adapters / f"seed-{seed}")) for seed in seeds]
+    more = runs.all({f"main-{seed}": main_arm(study, seed, runs.adapters / f"seed-{seed}") for seed in seeds})
     result = {
         "model": key,
         "layers": layer_labels(study.n_layers),
         "layer": layer_labels(study.n_layers)[layer_row(study.layer)],
         "steps": params.dual_reward.steps,
         "reading_before": before,
-        "main": over_all([first["main"], *more]),
+        "main": over_all([first["main"], *more.values()]),
     }
     runs.finish(result)
 

@@ -116,11 +116,14 @@ def run(params: Params, key: str) -> None:
     runs = Runs("grpo", key, params, "bank", "probing")
     _ = study.base_answers, study.null
     before = runs.once("base", lambda _: measure(study))
-    arms = {}
-    for name, arm in ARMS.items():
-        seeds = params.grpo.seeds[:1] if arm.reported else params.grpo.seeds
-        found = [runs.once(f"{name}-{seed}", trained(study, name, arm, seed)) for seed in seeds]
-        arms[name] = {"runs": found, "summary": summary(found, before, layer_row(study.layer))}
+    jobs = {
+        name: {f"{name}-{s}": trained(study, name, arm, s) for s in params.grpo.seeds[: 1 if arm.reported else None]}
+        for name, arm in ARMS.items()
+    }
+    arms = {
+        name: {"runs": found, "summary": summary(found, before, layer_row(study.layer))}
+        for name, found in runs.by_arm(jobs).items()
+    }
     result = {
         "model": key,
         "layers": layer_labels(study.n_layers),

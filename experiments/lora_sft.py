@@ -42,9 +42,8 @@ def run(params: Params, key: str) -> None:
     reserved = [Problem.parse(text) for text in PROMPTS]
     problems = split(settings.operands, dict.fromkeys(SUBSTRINGS, settings.test_problems), seed=0, reserved=reserved)
     before = runs.once("before", lambda _: measure(lm, problems, params))
-    seeds = [
-        runs.once(f"seed-{seed}", one_run(lm, problems, before, params, seed, runs.adapters)) for seed in settings.seeds
-    ]
+    jobs = {f"seed-{seed}": one_run(lm, problems, before, params, seed, runs.adapters) for seed in settings.seeds}
+    seeds = list(runs.all(jobs).values())
     result = {
         "model": key,
         "layers": layer_labels(len(decoder_blocks(lm.model))),

@@ -108,11 +108,14 @@ def whole(study: Study, runs: Runs) -> dict[str, Any]:
         **runs.once(f"{task.name}-untrained", lambda _: untrained(study)),
     }
     _ = study.base_answers
-    for arm in ARMS:
-        chosen = seeds if arm == "dual_reward" else seeds[:1]
-        done = [runs.once(f"{task.name}-{arm}-{s}", trained(study, arm, s, runs.adapters / task.name)) for s in chosen]
-        result[arm] = summary(done)
-    return result
+    jobs = {
+        arm: {
+            f"{task.name}-{arm}-{s}": trained(study, arm, s, runs.adapters / task.name)
+            for s in (seeds if arm == "dual_reward" else seeds[:1])
+        }
+        for arm in ARMS
+    }
+    return result | {arm: summary(found) for arm, found in runs.by_arm(jobs).items()}
 
 
 def untrained(study: Study) -> dict[str, Any]:

@@ -36,10 +36,11 @@ def run(params: Params, key: str) -> None:
     runs = Runs("staged", key, params, "dual_reward", "grpo", "collapse", "bank")
     _ = study.base_answers
     before = runs.once("base", lambda _: measure(study))
-    orders = {}
-    for name, rewards in ORDERS.items():
-        found = [runs.once(f"{name}-{seed}", trained(study, rewards, seed)) for seed in params.grpo.seeds]
-        orders[name] = {"runs": found, "summary": summary(found, before)}
+    jobs = {
+        name: {f"{name}-{seed}": trained(study, rewards, seed) for seed in params.grpo.seeds}
+        for name, rewards in ORDERS.items()
+    }
+    orders = {name: {"runs": found, "summary": summary(found, before)} for name, found in runs.by_arm(jobs).items()}
     result = {
         "model": key,
         "layers": layer_labels(study.n_layers),

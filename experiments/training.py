@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike
 
 from classifier_emergence.params import Params
+from classifier_emergence.progress import progress
 from classifier_emergence.results import plain, read_result, write_result
 from classifier_emergence.statistics import Proportion, bootstrap_mean
+from experiments.second import helping, second_process
 from experiments.stage import result_path
 
 RUNS = Path("data/runs")
 ADAPTERS = Path("data/adapters")
+
+Compute = Callable[[Path], Mapping[str, Any]]
+"""Makes the result of a run, with a folder for checkpoints."""
 
 
 class Runs:
@@ -45,16 +51,54 @@ class Runs:
         state.update(json.dumps(settings, sort_keys=True).encode())
         self.state = state.hexdigest()
 
-    def once(self, name: str, compute: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+    def once(self, name: str, compute: Compute) -> dict[str, Any]:
         """The result of a run: read if it was done before, else computed (in a folder for checkpoints) and kept."""
+        if (kept := self._kept(name)) is not None:
+            return kept
+        done = plain(compute(self.folder / name))
+        write_result(self.folder / f"{name}.json", {"state": self.state, "result": done})
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        return dict(read_result(self.folder / f"{name}.json")["result"])
+
+    def all(self, jobs: Mapping[str, Compute]) -> dict[str, dict[str, Any]]:
+        """The results of runs that do not need one another, two at a time where there are processors for it.
+
+        Steps on a few short texts keep one processor busy and hardly two. So a second process runs the same command;
+        each takes the next run that the other has not taken, on half of the threads. Of an odd number the last run is
+        made by the first process, on all of them.
+        """
+        pairs = list(jobs)[: len(jobs) // 2 * 2]
+        missing = [name for name in pairs if self._kept(name) is None]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / f"beside-{next(iter(jobs))}.log"
+        with second_process(log, needed=len(missing) > 1):
+            for name in missing:
+                try:
+                    with FileLock(self.folder / f"{name}.lock", timeout=0):
+                        self.once(name, jobs[name])
+                except Timeout:
+                    continue  # the other process is at it
+            if helping(log):
+                sys.exit()
+            for name in (name for name in missing if self._kept(name) is None):
+                with (
+                    progress(f"waiting for the second process: {name}", total=1),
+                    FileLock(self.folder / f"{name}.lock"),
+                ):
+                    self.once(name, jobs[name])  # only if that process did not end it
+        return {name: self.once(name, compute) for name, compute in jobs.items()}
+
+    def by_arm(self, jobs: Mapping[str, Mapping[str, Compute]]) -> dict[str, list[dict[str, Any]]]:
+        """The same for the runs of several arms."""
+        found = self.all({name: compute for arm in jobs.values() for name, compute in arm.items()})
+        return {arm: [found[name] for name in names] for arm, names in jobs.items()}
+
+    def _kept(self, name: str) -> dict[str, Any] | None:
         file = self.folder / f"{name}.json"
         if file.exists() and (kept := read_result(file))["state"] == self.state:
             result: dict[str, Any] = kept["result"]
             return result
-        done = plain(compute(self.folder / name))
-        write_result(file, {"state": self.state, "result": done})
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        return dict(read_result(file)["result"])
+        return None
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the stage's result, put the adapters where they stay, and forget the runs."""

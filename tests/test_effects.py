@@ -107,6 +107,20 @@ def test_answers_follow_the_order_of_their_prompts(lm: LanguageModel, monkeypatc
     assert torch.equal(permuted.exact, whole.exact[order])
 
 
+def test_answers_behind_shared_tokens_are_those_of_each_prompt(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, wanted = (
+        [f"4 * 6 = 24\n15 - 6 = 9\n{p}" for p in ("7 * 8 =", "12 + 35 =", "6 - 5 =")],
+        [" 56", " 47", " 1"],
+    )
+    together = answers(lm.model, lm.tokenizer, prompts, wanted)
+    monkeypatch.setattr("classifier_emergence.residuals.WORTH_SHARING", 99)
+    apart = answers(lm.model, lm.tokenizer, prompts, wanted)
+    torch.testing.assert_close(together.log_prob, apart.log_prob, atol=1e-4, rtol=1e-4)
+    assert torch.equal(together.exact, apart.exact)
+
+
 def test_a_prompt_that_its_answer_runs_into_is_refused(lm: LanguageModel) -> None:
     with pytest.raises(InputError, match="'What is 12 tim': the tokenizer splits it"):
         answers(lm.model, lm.tokenizer, ["What is 12 tim"], ["es"])

@@ -23,8 +23,8 @@ from classifier_emergence.grpo_trainer import GrpoWithLens, PolicyObjective, Sam
 from classifier_emergence.layers import layer_row
 from classifier_emergence.models import LanguageModel
 from classifier_emergence.readout import find_readout
-from classifier_emergence.residuals import residual_stream
-from classifier_emergence.rollouts import line_ends, sample, sequence_log_probs
+from classifier_emergence.residuals import residual_stream, shared_start
+from classifier_emergence.rollouts import Tree, line_ends, sample, sequence_log_probs
 from classifier_emergence.training import QKVO, Adapter, Schedule, adapted
 from classifier_emergence.vocabulary import word_tokens
 
@@ -183,6 +183,41 @@ def test_sharing_prompts_changes_neither_loss_nor_gradient(
         torch.testing.assert_close(gradient, found[False][1][name], atol=1e-5, rtol=1e-3)
 
 
+def test_a_tree_gives_every_text_the_states_that_it_has_alone(lm: LanguageModel) -> None:
+    texts = lm.tokenizer(["4 * 6 = 24", "4 * 6 =", "4 * 6 = 25", "17 + 3 = 20", "4 * 6 = 24"])["input_ids"]
+    tree = Tree(texts)
+    assert len(tree.ids) < sum(map(len, texts[2:]))
+    states = tree.states(lm.model)
+    for text, path in zip(texts, tree.paths, strict=True):
+        assert [tree.ids[node] for node in path] == text
+        alone = lm.model.get_decoder()(input_ids=torch.tensor([text])).last_hidden_state[0]
+        torch.testing.assert_close(states[path], alone, atol=1e-5, rtol=1e-4)
+
+
+@KINDS
+def test_texts_too_many_for_a_tree_give_the_same_loss(
+    lm: LanguageModel, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with trainable(lm, kind) as model, made(lm, model, tmp_path, LENS) as trainer:
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        shake(model)
+        loss = trainer.compute_loss(model, batch).detach()
+        monkeypatch.setattr("classifier_emergence.rollouts.LARGEST_TREE", 20)
+        torch.testing.assert_close(trainer.compute_loss(model, batch).detach(), loss, atol=1e-5, rtol=1e-4)
+
+
+def test_sampling_behind_shared_tokens_draws_the_same(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [f"4 * 6 = 24\n15 - 6 = 9\n{prompt}" for prompt, _ in PROMPTS]
+    encoded, rows = lm.tokenizer(prompts)["input_ids"], [0, 0, 3, 1, 2, 4, 5, 5]
+    assert shared_start(encoded)
+    torch.manual_seed(3)
+    found = sample(lm.model, encoded, rows, new_tokens=5, temperature=1.0, stop=range(5, len(lm.tokenizer), 5))
+    monkeypatch.setattr("classifier_emergence.residuals.WORTH_SHARING", 99)
+    assert not shared_start(encoded)
+    torch.manual_seed(3)
+    assert found == sample(lm.model, encoded, rows, new_tokens=5, temperature=1.0, stop=range(5, len(lm.tokenizer), 5))
+
+
 def test_sampling_when_cold_is_greedy_decoding(lm: LanguageModel) -> None:
     prompts = [prompt for prompt, _ in PROMPTS]
     encoded = lm.tokenizer(prompts)["input_ids"]
@@ -230,9 +265,9 @@ def lens_losses(lm: LanguageModel, chosen: Sequence[Task], layer: int) -> Tensor
     return functional.cross_entropy(logits, torch.tensor([task.target for task in chosen]), reduction="none")
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(("shared", "weight"), [(True, 0.5), (False, 0.5), (True, 1.0)])
 def test_every_completion_keeps_the_target_of_its_prompt(
-    lm: LanguageModel, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lm: LanguageModel, shared: bool, weight: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(GrpoWithLens, "share_prompts", shared)
     schedule = replace(SCHEDULE, batch_size=6, steps=1)
@@ -240,14 +275,14 @@ def test_every_completion_keeps_the_target_of_its_prompt(
     assert expected.std() > 0.01  # else any mixture of targets would do
     with trainable(lm, "adapter") as model:
         expected = lens_losses(lm, tasks(lm, schedule), layer=1)
-        with made(lm, model, tmp_path, PolicyObjective(0.0, 1.0, 1), schedule) as trainer:
+        with made(lm, model, tmp_path, PolicyObjective(0.0, weight, 1), schedule) as trainer:
             batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
             ids = lm.tokenizer([task.prompt for task in tasks(lm, schedule)])["input_ids"]
             target = {tuple(row): task.target for row, task in zip(ids, tasks(lm, schedule), strict=True)}
             for row, mask, found in zip(batch["prompt_ids"], batch["prompt_mask"], batch["target"], strict=True):
                 assert target[tuple(row[mask == 1].tolist())] == found
-            loss = trainer.compute_loss(model, batch)
-    torch.testing.assert_close(loss.detach(), expected.mean())
+            trainer.compute_loss(model, batch)
+    torch.testing.assert_close(torch.tensor(trainer.parts["class_loss"]), expected.mean()[None])
 
 
 @ONE_MODEL
@@ -270,6 +305,15 @@ def test_the_class_loss_alone_teaches_the_lens(lm: LanguageModel, tmp_path: Path
     found, _ = run(lm, tmp_path, "whole", PolicyObjective(0.0, 1.0, 2), schedule=schedule)
     losses = [step["class_loss"] for step in found.steps]
     assert losses[-1] < 0.7 * losses[0]
+
+
+@ONE_MODEL
+def test_the_class_loss_alone_draws_no_completions(lm: LanguageModel, tmp_path: Path) -> None:
+    def never(*_: Any) -> list[float]:
+        raise AssertionError
+
+    found, _ = run(lm, tmp_path, "whole", PolicyObjective(0.1, 1.0, 2), reward=never)
+    assert all(set(step) == {"step", "loss", "class_loss"} for step in found.steps)
 
 
 @ONE_MODEL

@@ -6,7 +6,7 @@ from classifier_emergence.layers import layer_at, layer_labels, layer_row
 from classifier_emergence.lens import check_lens
 from classifier_emergence.models import LanguageModel
 from classifier_emergence.readout import decoder_blocks, find_readout
-from classifier_emergence.residuals import residual_stream, scaled_attention
+from classifier_emergence.residuals import residual_stream, scaled_attention, shared_start
 
 PROMPTS = [
     "7 * 8 =",
@@ -43,6 +43,50 @@ def test_padding_and_batching_change_nothing(lm: LanguageModel, monkeypatch: pyt
     together = residual_stream(lm.model, lm.tokenizer, PROMPTS)
     monkeypatch.setattr("classifier_emergence.residuals.BATCH_TOKENS", 1)
     torch.testing.assert_close(together, residual_stream(lm.model, lm.tokenizer, PROMPTS), atol=1e-5, rtol=1e-4)
+
+
+def test_what_prompts_begin_with_passes_once_and_changes_nothing(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [f"4 * 6 = 24\n15 - 6 = 9\n{prompt}" for prompt in PROMPTS]
+    passed: list[int] = []
+    handle = lm.model.get_input_embeddings().register_forward_hook(lambda _, args, __: passed.append(args[0].numel()))
+    together = residual_stream(lm.model, lm.tokenizer, prompts)
+    handle.remove()
+    assert sum(passed) < sum(len(ids) for ids in lm.tokenizer(prompts)["input_ids"])
+    monkeypatch.setattr("classifier_emergence.residuals.WORTH_SHARING", 99)
+    torch.testing.assert_close(together, residual_stream(lm.model, lm.tokenizer, prompts), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("texts", "shared"),
+    [
+        ([[1, 2, 3, 4], [1, 2, 3, 5]], 3),
+        ([[1, 2, 3, 4], [1, 2, 3, 4, 5]], 3),  # one token of each passes by itself
+        ([[1, 2, 3, 4], [1, 2, 3, 4]], 3),
+        ([[1, 2, 3, 4], [1, 3, 3, 4], [1, 2, 3, 4]], 0),  # too few
+        ([[1, 2, 3, 4]], 0),  # with nobody
+        ([], 0),
+    ],
+)
+def test_shared_tokens(texts: list[list[int]], shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("classifier_emergence.residuals.WORTH_SHARING", 2)
+    assert shared_start(texts) == shared
+
+
+def test_chosen_rows_need_no_later_block(lm: LanguageModel) -> None:
+    whole = residual_stream(lm.model, lm.tokenizer, PROMPTS)
+    ran: list[int] = []
+    handles = [
+        block.register_forward_hook(lambda _, __, ___, i=i: ran.append(i))
+        for i, block in enumerate(decoder_blocks(lm.model))
+    ]
+    for rows in ([2], [0], [3, 0]):
+        ran.clear()
+        assert torch.equal(residual_stream(lm.model, lm.tokenizer, PROMPTS, rows=rows), whole[rows])
+        assert max(ran) == max(*rows, 1) - 1
+    for handle in handles:
+        handle.remove()
 
 
 def test_without_the_causal_mask_earlier_positions_see_later_ones(lm: LanguageModel) -> None:

@@ -99,3 +99,51 @@ def test_names_of_arms_are_plain_file_names() -> None:
     from experiments.dual_reward import all_arms
 
     assert all(re.fullmatch(r"[a-z0-9_]+", name) for name in all_arms(PARAMS))
+
+
+SIDE_BY_SIDE = """
+import os, sys, time
+import torch
+from pathlib import Path
+from classifier_emergence.params import load_params
+from experiments.training import Runs
+
+FIRST = "CLASSIFIER_EMERGENCE_SECOND" not in os.environ
+
+def job(_):
+    if not FIRST and sys.argv[1] == "second-fails":
+        raise MemoryError
+    time.sleep(0.2 if FIRST else 0.3)
+    return {"first": FIRST, "threads": torch.get_num_threads()}
+
+def made(names):
+    runs = Runs("dual_reward", "m", load_params(sys.argv[2]))
+    found = runs.all(dict.fromkeys(names, job))
+    assert list(found) == list(names)
+    return [found[name] for name in names]
+
+for run in made("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNO") + made("123"):
+    print(run["first"], run["threads"])
+"""
+
+
+@pytest.mark.parametrize("case", ["both-work", "second-fails", "one-thread"])
+def test_runs_are_made_side_by_side(case: str, tmp_path: Path) -> None:
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "pairs.py").write_text(SIDE_BY_SIDE)
+    write_result(tmp_path / "results/fetch/m.json", {"sha256": "a"})
+    (tmp_path / "experiments" / "__init__.py").write_text(f"__path__.append({str(ROOT / 'experiments')!r})\n")
+    command = [sys.executable, "-m", "experiments.pairs", case, str(ROOT / "params.tiny.yaml")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path),
+        "OMP_NUM_THREADS": "1" if case == "one-thread" else "2",
+    }
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    found = [line.split() for line in done.stdout.splitlines()]
+    both = case == "both-work"
+    assert {first for first, _ in found} == ({"True", "False"} if both else {"True"}), done.stderr
+    # The last of an odd number has all threads; with one thread there is no second process to share with.
+    assert found[-1] == ["True", "1" if case == "one-thread" else "2"]
+    assert {threads for _, threads in found[:40]} == {"1"}
+    assert ("second process ended early" in done.stderr) == (case == "second-fails")
