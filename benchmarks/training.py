@@ -112,7 +112,7 @@ def measure(
             trainer = PlainTrainer(wrapped, arguments, plain_batch, examples)
             trainer.objective = objective
         else:
-            trainer = LensTrainer(wrapped, arguments, examples, objective, lm.tokenizer, None)
+            trainer = LensTrainer(wrapped, arguments, examples, objective, None)
         clock = Clock()
         trainer.add_callback(clock)
         trainer.remove_callback(PrinterCallback)

@@ -18,7 +18,7 @@ import torch
 
 from classifier_emergence.effects import Alignment, alignment
 from classifier_emergence.errors import InputError
-from classifier_emergence.grpo import cast, train_grpo, whole
+from classifier_emergence.grpo import train_grpo, whole
 from classifier_emergence.grpo_trainer import PolicyObjective, Sampling, Task
 from classifier_emergence.layers import layer_labels, layer_row
 from classifier_emergence.models import load
@@ -58,7 +58,7 @@ class Arm:
     entropy_bonus: float = 0.0
     signed_kl: bool = False
     half: bool = False
-    """Half-precision weights, updated in place: a flaw."""
+    """Weights held in half precision, updated in place: a flaw."""
     several_seeds: bool = False
 
 
@@ -190,30 +190,25 @@ def trained(study: Study, name: str, arm: Arm, seed: int) -> Callable[[Path], di
         few = study.problems.test[: settings.curve_problems]
 
         def watch() -> dict[str, Any]:
-            cast(lm.model, torch.float32)  # and back: without loss
-            try:
-                found = study.classes(few, reported_prompt if arm.reported else study.prompt)
-            finally:
-                cast(lm.model, dtype)
+            found = study.classes(few, reported_prompt if arm.reported else study.prompt)
             return {"shares": {k: float(v) for k, v in found["shares"].items()}, "modal": float(found["modal_share"])}
 
-        with prepared(study, arm, seed, dtype) as model:
+        with prepared(study, arm, seed) as model:
             found = train_grpo(
                 model, lm.tokenizer, tasks(study, arm, seed), reward, objective, how, schedule, work=work, watch=watch,
-                checkpoint_every=settings.checkpoint_every,
+                checkpoint_every=settings.checkpoint_every, dtype=dtype,
                 description=f"collapse of {lm.key}: {name.replace('_', ' ')}, seed {seed}",
             )  # fmt: skip
-            cast(lm.model, torch.float32)
             after = measure(study)
         return {"steps": found.steps, "watched": found.watched, "parameters": found.parameters, **after}
 
     return compute
 
 
-def prepared(study: Study, arm: Arm, seed: int, dtype: torch.dtype) -> AbstractContextManager[Any]:
+def prepared(study: Study, arm: Arm, seed: int) -> AbstractContextManager[Any]:
     """The model as the arm trains it."""
     if not arm.vo:
-        return whole(study.lm.model, dtype=dtype)
+        return whole(study.lm.model)
     settings = study.params.collapse
     place = Adapter(VO, settings.rank, settings.scale, tuple(range(study.layer)))
     return adapted(study.lm.model, place, seed=seed)

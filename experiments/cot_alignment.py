@@ -84,7 +84,7 @@ def one_run(
         schedule = Schedule(settings.steps, settings.batch_size, settings.learning_rate, seed, settings.every)
         title = f"fine-tuning of {lm.key}: {name.replace('_', ' ')}, seed {seed}"
         with adapted(lm.model, place, seed=seed) as wrapped:
-            trained = train(wrapped, lm.tokenizer, data, Objective(0.0), schedule, work=work, description=title)
+            trained = train(wrapped, data, Objective(0.0), schedule, work=work, description=title)
             wrapped.save_pretrained(str(adapters / f"{name}-{seed}"))
             return {
                 "parameters": trained.parameters,

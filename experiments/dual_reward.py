@@ -284,7 +284,7 @@ def fit(
         return {"alignment": means[row], "by_layer": means} if by_layer else {"alignment": means[0]}
 
     title = f"dual reward of {study.lm.key}: {text}"
-    return train(wrapped, study.lm.tokenizer, data, objective, schedule, work=work, watch=watch, description=title)
+    return train(wrapped, data, objective, schedule, work=work, watch=watch, description=title)
 
 
 def curve(trained: Trained, threshold: float) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from classifier_emergence.directions import project
 from classifier_emergence.effects import Answers, answers
-from classifier_emergence.grpo import Grpo, cast, train_grpo, whole
+from classifier_emergence.grpo import Grpo, hold, train_grpo, whole
 from classifier_emergence.grpo_trainer import PolicyObjective, Sampling, Task
 from classifier_emergence.layers import layer_at, layer_labels, layer_row
 from classifier_emergence.lens import lens_scores
@@ -150,15 +150,15 @@ def trained(study: Study, name: str, arm: Arm, seed: int) -> Callable[[Path], di
         tasks = (reported_tasks if arm.reported else controlled_tasks)(study, seed)
         text = f"GRPO of {study.lm.key}: {name.replace('_', ' ')}, seed {seed}"
         dtype = torch.bfloat16 if arm.flaws else torch.float32
-        with whole(study.lm.model, dtype=dtype) as model:
+        with whole(study.lm.model) as model:
+            hold(model.parameters(), dtype)
             start = [parameter.detach().clone() for parameter in model.parameters()]
             found: Grpo = train_grpo(
                 model, study.lm.tokenizer, tasks, reward, objective, sampling(study), schedule, work=work,
-                description=text,
+                dtype=dtype, description=text,
             )  # fmt: skip
             moved = sum(int((p != q).sum()) for p, q in zip(model.parameters(), start, strict=True))
             del start
-            cast(model, torch.float32)
             after = measure(study)
         return {
             "steps": found.steps,

@@ -71,7 +71,7 @@ def one_run(
         title = f"plain LoRA of {lm.key}: seed {seed}"
         with adapted(lm.model, place, seed=seed) as wrapped:
             trained = train(
-                wrapped, lm.tokenizer, data, Objective(0.0), schedule, work=work, description=title,
+                wrapped, data, Objective(0.0), schedule, work=work, description=title,
                 watch=lambda: plain(watch(lm, problems, params)),
             )  # fmt: skip
             wrapped.save_pretrained(str(adapters / f"seed-{seed}"))

@@ -240,7 +240,7 @@ def trained(study: Study, arm: str, seed: int, folder: Path) -> Callable[[Path],
         data = examples(study, words, seed, shuffled=arm == "shuffled_targets")
         text = f"{study.task.name} on {lm.key}: {arm.replace('_', ' ')}, seed {seed}"
         with adapted(lm.model, where, seed=seed) as wrapped:
-            done = train(wrapped, lm.tokenizer, data, objective, schedule, work=work, description=text)
+            done = train(wrapped, data, objective, schedule, work=work, description=text)
             if (arm, seed) == (ARMS[0], settings.seeds[0]):
                 wrapped.save_pretrained(str(folder))
             after = measure(study, words, study.answer())

@@ -78,7 +78,7 @@ def dual(study: Study, wrapped: PeftModel, reward: str, seed: int, work: Path) -
     ]
     objective = Objective(settings.class_weight, study.layer)
     text = f"staged training of {study.lm.key}: {reward} reward, seed {seed}"
-    found = train(wrapped, study.lm.tokenizer, examples, objective, schedule, work=work, description=text)
+    found = train(wrapped, examples, objective, schedule, work=work, description=text)
     return {"losses": found.losses}
 
 

@@ -100,7 +100,7 @@ def test_a_longer_number_is_no_exact_answer(lm: LanguageModel, monkeypatch: pyte
 def test_answers_follow_the_order_of_their_prompts(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     order = [3, 0, 4, 2, 1]
     whole = answers(lm.model, lm.tokenizer, PROMPTS, WANTED)
-    monkeypatch.setattr("classifier_emergence.residuals.BATCH_TOKENS", 20)  # several batches
+    monkeypatch.setattr("classifier_emergence.tree.BATCH_TOKENS", 20)  # several batches
     permuted = answers(lm.model, lm.tokenizer, [PROMPTS[i] for i in order], [WANTED[i] for i in order])
     torch.testing.assert_close(permuted.log_prob, whole.log_prob[order], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(permuted.per_token, whole.per_token[order], atol=1e-5, rtol=1e-4)
@@ -115,7 +115,7 @@ def test_answers_behind_shared_tokens_are_those_of_each_prompt(
         [" 56", " 47", " 1"],
     )
     together = answers(lm.model, lm.tokenizer, prompts, wanted)
-    monkeypatch.setattr("classifier_emergence.residuals.WORTH_SHARING", 99)
+    monkeypatch.setattr("classifier_emergence.tree.LARGEST_TREE", 0)
     apart = answers(lm.model, lm.tokenizer, prompts, wanted)
     torch.testing.assert_close(together.log_prob, apart.log_prob, atol=1e-4, rtol=1e-4)
     assert torch.equal(together.exact, apart.exact)

@@ -11,20 +11,20 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 
 from classifier_emergence import grpo
 from classifier_emergence.errors import InputError
-from classifier_emergence.grpo import Grpo, train_grpo, whole
+from classifier_emergence.grpo import Grpo, HeldIn, hold, train_grpo, whole
 from classifier_emergence.grpo_trainer import GrpoWithLens, PolicyObjective, Sampling, Task, arguments
 from classifier_emergence.layers import layer_row
 from classifier_emergence.models import LanguageModel
 from classifier_emergence.readout import find_readout
-from classifier_emergence.residuals import residual_stream, shared_start
-from classifier_emergence.rollouts import Tree, line_ends, sample, sequence_log_probs
+from classifier_emergence.residuals import residual_stream
+from classifier_emergence.rollouts import line_ends, sample, sequence_log_probs
 from classifier_emergence.training import QKVO, Adapter, Schedule, adapted
 from classifier_emergence.vocabulary import word_tokens
 
@@ -171,7 +171,7 @@ def test_sharing_prompts_changes_neither_loss_nor_gradient(
         assert len(batch["prompt_mask"].sum(1).unique()) > 1  # and prompts, too
         shake(model)  # away from the policy that drew: every term counts
         for shared in (True, False):
-            monkeypatch.setattr(GrpoWithLens, "share_prompts", shared)
+            monkeypatch.setattr(trainer, "share_prompts", shared)
             model.zero_grad()
             loss = trainer.compute_loss(model, batch)
             loss.backward()
@@ -183,17 +183,6 @@ def test_sharing_prompts_changes_neither_loss_nor_gradient(
         torch.testing.assert_close(gradient, found[False][1][name], atol=1e-5, rtol=1e-3)
 
 
-def test_a_tree_gives_every_text_the_states_that_it_has_alone(lm: LanguageModel) -> None:
-    texts = lm.tokenizer(["4 * 6 = 24", "4 * 6 =", "4 * 6 = 25", "17 + 3 = 20", "4 * 6 = 24"])["input_ids"]
-    tree = Tree(texts)
-    assert len(tree.ids) < sum(map(len, texts[2:]))
-    states = tree.states(lm.model)
-    for text, path in zip(texts, tree.paths, strict=True):
-        assert [tree.ids[node] for node in path] == text
-        alone = lm.model.get_decoder()(input_ids=torch.tensor([text])).last_hidden_state[0]
-        torch.testing.assert_close(states[path], alone, atol=1e-5, rtol=1e-4)
-
-
 @KINDS
 def test_texts_too_many_for_a_tree_give_the_same_loss(
     lm: LanguageModel, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -202,20 +191,36 @@ def test_texts_too_many_for_a_tree_give_the_same_loss(
         batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
         shake(model)
         loss = trainer.compute_loss(model, batch).detach()
-        monkeypatch.setattr("classifier_emergence.rollouts.LARGEST_TREE", 20)
+        monkeypatch.setattr("classifier_emergence.tree.LARGEST_TREE", 20)
         torch.testing.assert_close(trainer.compute_loss(model, batch).detach(), loss, atol=1e-5, rtol=1e-4)
 
 
-def test_sampling_behind_shared_tokens_draws_the_same(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_together_draws_what_each_draws_alone(lm: LanguageModel) -> None:
+    """Every completion has its own random numbers; what it is drawn with does not matter."""
     prompts = [f"4 * 6 = 24\n15 - 6 = 9\n{prompt}" for prompt, _ in PROMPTS]
     encoded, rows = lm.tokenizer(prompts)["input_ids"], [0, 0, 3, 1, 2, 4, 5, 5]
-    assert shared_start(encoded)
+    stop = range(5, len(lm.tokenizer), 5)
+    passed: list[int] = []
+    handle = lm.model.get_input_embeddings().register_forward_hook(lambda _, args, __: passed.append(args[0].numel()))
     torch.manual_seed(3)
-    found = sample(lm.model, encoded, rows, new_tokens=5, temperature=1.0, stop=range(5, len(lm.tokenizer), 5))
-    monkeypatch.setattr("classifier_emergence.residuals.WORTH_SHARING", 99)
-    assert not shared_start(encoded)
-    torch.manual_seed(3)
-    assert found == sample(lm.model, encoded, rows, new_tokens=5, temperature=1.0, stop=range(5, len(lm.tokenizer), 5))
+    found = sample(lm.model, encoded, rows, new_tokens=5, temperature=1.0, stop=stop)
+    handle.remove()
+    assert sum(passed) < sum(map(len, encoded))
+    for i, row in enumerate(rows):
+        # One after another, the others being any one prompt: as many numbers are drawn before its own.
+        torch.manual_seed(3)
+        others = [row if j == i else 1 for j in range(len(rows))]
+        again = sample(lm.model, encoded, others, new_tokens=1, temperature=1.0, stop=stop)
+        assert again[i] == found[i][:1]
+    assert all(1 <= len(text) <= 5 for text in found)
+    assert not any(set(text[:-1]) & set(stop) for text in found)
+
+
+def test_a_text_longer_than_the_window_is_not_sampled(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm.model.config, "sliding_window", 6, raising=False)
+    with pytest.raises(InputError, match="more than the model attends to at once"):
+        sample(lm.model, [[5] * 4], [0], new_tokens=3, temperature=1.0, stop=[])
+    assert len(sample(lm.model, [[5] * 4], [0], new_tokens=2, temperature=1.0, stop=[])[0]) == 2
 
 
 def test_sampling_when_cold_is_greedy_decoding(lm: LanguageModel) -> None:
@@ -432,18 +437,34 @@ def test_half_precision_loses_small_updates(lm: LanguageModel, tmp_path: Path) -
     schedule = replace(SCHEDULE, learning_rate=1e-6, steps=2)
     changed = {}
     for dtype in (torch.float32, torch.bfloat16):
-        with whole(lm.model, dtype=dtype) as model:
+        with whole(lm.model) as model:
+            hold(model.parameters(), dtype)
             before = weights(model)
             found = train_grpo(
                 model, lm.tokenizer, tasks(lm, schedule), reward, PolicyObjective(0.1), SAMPLING, schedule,
-                work=tmp_path / str(dtype),
+                work=tmp_path / str(dtype), dtype=dtype,
             )  # fmt: skip
             after = weights(model)
-            assert next(iter(after.values())).dtype == dtype
+            assert all(torch.equal(value, value.to(dtype).float()) for value in after.values())
         assert all(step["zero_variance"] < 1 for step in found.steps)
         moved = sum(int((before[name] != after[name]).sum()) for name in before)
         changed[dtype] = moved / sum(value.numel() for value in before.values())
     assert changed[torch.bfloat16] < 0.2 * changed[torch.float32]
+
+
+def test_weights_held_in_half_precision_take_the_steps_of_torchs_half_precision(seeded) -> None:
+    stored, held = (nn.Parameter(seeded(200).bfloat16().to(dtype)) for dtype in (torch.bfloat16, torch.float32))
+    theirs, ours = (torch.optim.AdamW([p], lr=1e-3, weight_decay=0.0, fused=True) for p in (stored, held))
+    for step in range(20):
+        gradient = seeded(200, seed=step).bfloat16()
+        stored.grad, held.grad = gradient.clone(), gradient.float()
+        theirs.step()
+        ours.step()
+        arguments, state, control = TrainingArguments("unused", report_to="none"), TrainerState(), TrainerControl()
+        HeldIn(torch.bfloat16).on_optimizer_step(
+            arguments, state, control, model=nn.ParameterList([held]), optimizer=ours
+        )
+    assert torch.equal(stored.float(), held)
 
 
 # --- Runs that are cut short; what is left behind ---
@@ -516,13 +537,11 @@ def test_a_model_that_recomputes_activations_is_trained_alike_and_goes_on_recomp
     assert_equal(recomputing, plain)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_model_trained_as_a_whole_is_put_back(lm: LanguageModel, dtype: torch.dtype) -> None:
+def test_a_model_trained_as_a_whole_is_put_back(lm: LanguageModel) -> None:
     before = {name: value.clone() for name, value in [*lm.model.named_parameters(), *lm.model.named_buffers()]}
 
     def use() -> None:
-        with whole(lm.model, dtype=dtype) as model:
-            assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+        with whole(lm.model) as model:
             assert all(parameter.requires_grad for parameter in model.parameters())
             for parameter in model.parameters():
                 parameter.data.add_(1)

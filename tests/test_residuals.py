@@ -6,7 +6,7 @@ from classifier_emergence.layers import layer_at, layer_labels, layer_row
 from classifier_emergence.lens import check_lens
 from classifier_emergence.models import LanguageModel
 from classifier_emergence.readout import decoder_blocks, find_readout
-from classifier_emergence.residuals import residual_stream, scaled_attention, shared_start
+from classifier_emergence.residuals import residual_stream, scaled_attention
 
 PROMPTS = [
     "7 * 8 =",
@@ -39,9 +39,9 @@ def test_rows_are_hidden_states_before_the_final_norm(lm: LanguageModel) -> None
     torch.testing.assert_close(find_readout(lm.model).norm(states[-1])[0], hidden[-1][0, -1])
 
 
-def test_padding_and_batching_change_nothing(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batching_changes_nothing(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     together = residual_stream(lm.model, lm.tokenizer, PROMPTS)
-    monkeypatch.setattr("classifier_emergence.residuals.BATCH_TOKENS", 1)
+    monkeypatch.setattr("classifier_emergence.tree.BATCH_TOKENS", 1)
     torch.testing.assert_close(together, residual_stream(lm.model, lm.tokenizer, PROMPTS), atol=1e-5, rtol=1e-4)
 
 
@@ -54,24 +54,8 @@ def test_what_prompts_begin_with_passes_once_and_changes_nothing(
     together = residual_stream(lm.model, lm.tokenizer, prompts)
     handle.remove()
     assert sum(passed) < sum(len(ids) for ids in lm.tokenizer(prompts)["input_ids"])
-    monkeypatch.setattr("classifier_emergence.residuals.WORTH_SHARING", 99)
+    monkeypatch.setattr("classifier_emergence.tree.LARGEST_TREE", 0)
     torch.testing.assert_close(together, residual_stream(lm.model, lm.tokenizer, prompts), atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("texts", "shared"),
-    [
-        ([[1, 2, 3, 4], [1, 2, 3, 5]], 3),
-        ([[1, 2, 3, 4], [1, 2, 3, 4, 5]], 3),  # one token of each passes by itself
-        ([[1, 2, 3, 4], [1, 2, 3, 4]], 3),
-        ([[1, 2, 3, 4], [1, 3, 3, 4], [1, 2, 3, 4]], 0),  # too few
-        ([[1, 2, 3, 4]], 0),  # with nobody
-        ([], 0),
-    ],
-)
-def test_shared_tokens(texts: list[list[int]], shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("classifier_emergence.residuals.WORTH_SHARING", 2)
-    assert shared_start(texts) == shared
 
 
 def test_chosen_rows_need_no_later_block(lm: LanguageModel) -> None:
@@ -97,7 +81,7 @@ def test_without_the_causal_mask_earlier_positions_see_later_ones(lm: LanguageMo
     assert (causal[2:] - flawed[2:]).abs().max() > 1e-3
 
 
-def test_without_the_causal_mask_padding_stays_hidden(lm: LanguageModel) -> None:
+def test_without_the_causal_mask_other_texts_stay_hidden(lm: LanguageModel) -> None:
     together = residual_stream(lm.model, lm.tokenizer, PROMPTS, causal=False)
     alone = residual_stream(lm.model, lm.tokenizer, PROMPTS[:1], causal=False)
     torch.testing.assert_close(together[:, :1], alone, atol=1e-5, rtol=1e-4)

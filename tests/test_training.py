@@ -113,7 +113,7 @@ def run(
     """A run from a fresh adapter, as a new process would start it."""
     with adapted(lm.model, ADAPTER, seed=seed, classes=objective.classes) as wrapped:
         texts = examples(lm, objective)[leave_out:]
-        trained = train(wrapped, lm.tokenizer, texts, objective, schedule, work=work, watch=watch or Watch(lm))
+        trained = train(wrapped, texts, objective, schedule, work=work, watch=watch or Watch(lm))
         return trained, trained_weights(wrapped)
 
 
@@ -127,10 +127,10 @@ def assert_same(run: tuple[Trained, dict[str, Tensor]], other: tuple[Trained, di
     assert all(torch.equal(run[1][name], other[1][name]) for name in run[1] | other[1])
 
 
-def batch_loss(wrapped: PeftModel, lm: LanguageModel, batch: list[Example], objective: Objective, pad: int) -> Tensor:
+def batch_loss(wrapped: PeftModel, lm: LanguageModel, batch: list[Example], objective: Objective) -> Tensor:
     arguments = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
-    trainer = LensTrainer(wrapped, arguments, batch, objective, lm.tokenizer, None)
-    return trainer.compute_loss(wrapped, collate(batch, objective, pad))
+    trainer = LensTrainer(wrapped, arguments, batch, objective, None)
+    return trainer.compute_loss(wrapped, collate(batch, objective, lm.model))
 
 
 # --- The adapter ---
@@ -287,38 +287,49 @@ def test_cross_entropy_keeps_a_softcap(seeded) -> None:
 SHORT, LONG = Example([10, 11, 30, 2], 2, 8), Example([10, 11, 12, 20, 21, 2], 3, 7)
 
 
-@pytest.mark.parametrize(("shifted", "positions"), [(True, [2, 3, 4, 1, 2]), (False, [3, 4, 5, 2, 3])])
-def test_answers_are_scored_from_the_position_before_unless_unshifted(shifted: bool, positions: list[int]) -> None:
-    batch = collate([LONG, SHORT], Objective(0.4, 1, answer_shifted=shifted), pad=0)
-    assert batch["answer_row"].tolist() == [0, 0, 0, 1, 1]
-    assert batch["answer_position"].tolist() == positions
+@pytest.fixture(params=[True, False], ids=["tree", "padded"])
+def pass_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways in which texts pass."""
+    if not request.param:
+        monkeypatch.setattr("classifier_emergence.tree.LARGEST_TREE", 0)
+    return bool(request.param)
+
+
+@pytest.mark.parametrize(("shifted", "read"), [(True, [12, 20, 21, 11, 30]), (False, [20, 21, 2, 30, 2])])
+def test_answers_are_scored_from_the_position_before_unless_unshifted(
+    lm: LanguageModel, shifted: bool, read: list[int], pass_of: bool
+) -> None:
+    batch = collate([LONG, SHORT], Objective(0.4, 1, answer_shifted=shifted), lm.model)
+    assert batch["input_ids"].flatten()[batch["answer_read"]].tolist() == read
     assert batch["answer_token"].tolist() == [20, 21, 2, 30, 2]
+    # What is only predicted does not pass, and what both texts begin with passes once.
+    assert (2 in batch["input_ids"]) != shifted
+    assert ((batch["input_ids"] == 10).sum() == 1) == pass_of
 
 
-def test_the_lens_reads_the_last_token_of_prompt_or_answer() -> None:
-    prompt = collate([LONG, SHORT], Objective(0.4, 1), pad=0)
-    answer = collate([LONG, SHORT], Objective(0.4, 1, read="answer"), pad=0)
-    assert [LONG.ids[prompt["read"][0]], SHORT.ids[prompt["read"][1]]] == [12, 11]
-    assert [LONG.ids[answer["read"][0]], SHORT.ids[answer["read"][1]]] == [21, 30]
+def test_the_lens_reads_the_last_token_of_prompt_or_answer(lm: LanguageModel, pass_of: bool) -> None:
+    prompt = collate([LONG, SHORT], Objective(0.4, 1), lm.model)
+    answer = collate([LONG, SHORT], Objective(0.4, 1, read="answer"), lm.model)
+    assert prompt["input_ids"].flatten()[prompt["read"]].tolist() == [12, 11]
+    assert answer["input_ids"].flatten()[answer["read"]].tolist() == [21, 30]
     assert prompt["target"].tolist() == answer["target"].tolist() == [7, 8]
 
 
-@pytest.mark.parametrize("pad", [1, 99])
 @pytest.mark.parametrize(
     "objective",
     [PLAIN, Objective(1.0, 2), Objective(1.0, 2, read="answer"), Objective(1.0, 2, classes=4)],
     ids=["answer", "lens", "late lens", "head"],
 )
-def test_padding_cannot_change_the_loss(lm: LanguageModel, objective: Objective, pad: int) -> None:
+def test_passing_together_cannot_change_the_loss(lm: LanguageModel, objective: Objective, pass_of: bool) -> None:
     batch = examples(lm, objective)[:2]
     assert len(batch[0].ids) != len(batch[1].ids)
     # A batch's loss is the mean over its answers' tokens or over its classes.
     sizes = [1 if objective.class_weight else len(example.ids) - example.prompt_length for example in batch]
     with adapted(lm.model, ADAPTER, seed=0, classes=objective.classes) as wrapped:
         shake(wrapped)
-        alone = [batch_loss(wrapped, lm, [example], objective, pad) for example in batch]
+        alone = [batch_loss(wrapped, lm, [example], objective) for example in batch]
         mean = sum(size * loss for size, loss in zip(sizes, alone, strict=True)) / sum(sizes)
-        torch.testing.assert_close(batch_loss(wrapped, lm, batch, objective, pad), mean)
+        torch.testing.assert_close(batch_loss(wrapped, lm, batch, objective), mean)
 
 
 @pytest.mark.parametrize("read", ["prompt", "answer"])
@@ -329,7 +340,7 @@ def test_the_loss_is_what_the_definition_says(lm: LanguageModel, read: Any, shif
     start, ids = example.prompt_length, torch.tensor([example.ids])
     with adapted(lm.model, ADAPTER, seed=0) as wrapped:
         shake(wrapped)
-        loss = batch_loss(wrapped, lm, [example], objective, pad=0)
+        loss = batch_loss(wrapped, lm, [example], objective)
         loss.backward()
         gradients = [p.grad.clone() for p in wrapped.parameters() if p.requires_grad]
         wrapped.zero_grad()
@@ -415,7 +426,7 @@ def test_an_objective_that_does_not_fit_the_model_is_refused(
     lm: LanguageModel, objective: Objective, message: str, tmp_path: Path
 ) -> None:
     with adapted(lm.model, ADAPTER, seed=0) as wrapped, pytest.raises(InputError, match=message):
-        train(wrapped, lm.tokenizer, examples(lm), objective, SCHEDULE, work=tmp_path)
+        train(wrapped, examples(lm), objective, SCHEDULE, work=tmp_path)
 
 
 def test_a_prompt_that_its_answer_runs_into_is_refused(lm: LanguageModel) -> None:
@@ -447,7 +458,7 @@ def test_dual_reward_makes_the_lens_say_the_word(outspoken: LanguageModel, tmp_p
     assert (at_layer() < 0.1).all()
     with adapted(lm.model, Adapter(VO, rank=16, scale=2.0, layers=(0, 1, 2)), seed=0) as wrapped:
         schedule = Schedule(steps=240, batch_size=4, learning_rate=1e-2, seed=0, every=240)
-        train(wrapped, lm.tokenizer, [examples(lm)[i] for i in ONE_OF_EACH], DUAL, schedule, work=tmp_path)
+        train(wrapped, [examples(lm)[i] for i in ONE_OF_EACH], DUAL, schedule, work=tmp_path)
         assert at_layer().mean() > 0.2
     assert (at_layer() < 0.1).all()
 
@@ -462,7 +473,7 @@ def test_a_head_alone_learns_the_classes(lm: LanguageModel, tmp_path: Path) -> N
 def test_a_fresh_head_guesses_evenly(lm: LanguageModel) -> None:
     objective = Objective(1.0, 2, classes=4)
     with adapted(lm.model, ADAPTER, seed=0, classes=4) as wrapped:
-        loss = batch_loss(wrapped, lm, examples(lm, objective), objective, pad=0)
+        loss = batch_loss(wrapped, lm, examples(lm, objective), objective)
     assert loss.item() == pytest.approx(math.log(4))
 
 
@@ -489,7 +500,7 @@ def test_further_training_starts_from_the_adapter_as_it_is(lm: LanguageModel, tm
     def both(stop: int | None = None) -> tuple[Trained, Trained]:
         with adapted(lm.model, ADAPTER, seed=0) as wrapped:
             runs = [
-                train(wrapped, lm.tokenizer, examples(lm), objective, SCHEDULE, work=tmp_path / name, watch=watch)
+                train(wrapped, examples(lm), objective, SCHEDULE, work=tmp_path / name, watch=watch)
                 for name, objective, watch in [("first", DUAL, Watch(lm)), ("then", PLAIN, Watch(lm, stop))]
             ]
         return runs[0], runs[1]

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from classifier_emergence.errors import InputError
 from classifier_emergence.lens import lens_scores
 from classifier_emergence.readout import Readout, decoder_blocks, find_readout
-from classifier_emergence.residuals import Start, batches, residual_stream
+from classifier_emergence.residuals import residual_stream, states_at
 from classifier_emergence.training import encode
+from classifier_emergence.tree import batches, one_pass
 from classifier_emergence.vocabulary import WordTokens
 
 GENERATED_TOGETHER = 50  # prompts in a batch
@@ -106,18 +107,18 @@ def answers(
         InputError: A prompt is split in another way when the answer follows.
     """
     examples = [encode(tokenizer, prompt, answer) for prompt, answer in zip(prompts, wanted, strict=True)]
-    texts = [(example.ids[:-1], example.prompt_length) for example in examples]  # without the end-of-text token
+    texts = [example.ids[:-1] for example in examples]  # without the end-of-text token
     rows, owner, target = [], [], []
-    # Of the prompts, at least the last token passes with the answer: the answer's first token is read there.
-    shared = Start(model, [ids[:length] for ids, length in texts])
-    skipped = len(shared.ids)
-    for batch in batches([len(ids) - skipped for ids, _ in texts]):
-        states = _last_block([texts[i][0] for i in batch], model, tokenizer.pad_token_id or 0, shared)
-        for row, i in enumerate(batch):
-            ids, length = texts[i]
-            rows.append(states[row, length - 1 - skipped : len(ids) - skipped])
-            owner += [i] * (len(ids) - length + 1)
-            target += [*ids[length:], -1]  # -1: what comes after the answer
+    last = [len(decoder_blocks(model))]
+    for batch in batches(texts):
+        inputs, places = one_pass([texts[i] for i in batch], model)
+        # Every token is read at the one before it, and what comes after the answer at its last.
+        read = [node for place, i in zip(places, batch, strict=True) for node in place[examples[i].prompt_length - 1 :]]
+        rows.append(states_at(model, inputs, read, last)[0])
+        for i in batch:
+            answer = texts[i][examples[i].prompt_length :]
+            owner += [i] * (len(answer) + 1)
+            target += [*answer, -1]  # -1: what comes after the answer
     flat, of, wanted_ids = torch.cat(rows), torch.tensor(owner), torch.tensor(target)
     vocabulary = wanted_ids.unique()[1:]
     scores = lens_scores(flat[None], find_readout(model), [[int(i)] for i in vocabulary], ranked=[[0]] * len(flat))
@@ -138,15 +139,17 @@ def answers(
 def divergence(wrapped: PeftModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
     """KL(base || adapted) of the next token, mean over the positions of each text; (texts,), in nats."""
     model: Any = wrapped.get_base_model()
-    readout = find_readout(model)
+    readout, last = find_readout(model), [len(decoder_blocks(model))]
+    inputs, places = one_pass([tokenizer(text)["input_ids"] for text in texts], model)
+    positions, sizes = [node for place in places for node in place], [len(place) for place in places]
+    adapted = states_at(model, inputs, positions, last)[0].split(sizes)
+    with wrapped.disable_adapter():
+        base = states_at(model, inputs, positions, last)[0].split(sizes)
     found = []
-    for text in texts:
-        ids = [tokenizer(text)["input_ids"]]
+    for one, other in zip(adapted, base, strict=True):  # text by text: logits are large
         # In float32 the rounding of the sum makes small divergences negative.
-        adapted = readout.logits(_last_block(ids, model, 0)[0]).double().log_softmax(-1)
-        with wrapped.disable_adapter():
-            base = readout.logits(_last_block(ids, model, 0)[0]).double().log_softmax(-1)
-        found.append((base.exp() * (base - adapted)).sum(-1).mean().float())
+        log_q, log_p = (readout.logits(states).double().log_softmax(-1) for states in (one, other))
+        found.append((log_p.exp() * (log_p - log_q)).sum(-1).mean().float())
     return torch.stack(found)
 
 
@@ -226,23 +229,3 @@ def parse_number(text: str) -> str | None:
     """The first whole number after the last colon, or in the whole text if it has none: the originals' rule."""
     found = re.search(r"-?\d+", text.rpartition(":")[2])
     return found.group() if found else None
-
-
-def _last_block(batch: list[list[int]], model: PreTrainedModel, pad: int, start: Start | None = None) -> Tensor:
-    """(rows, width, d) pre-norm states after the last block, at the tokens after those that all texts share.
-
-    Padding is on the right, so earlier positions cannot see it.
-    """
-    shared = 0 if start is None else len(start.ids)
-    width = max(map(len, batch)) - shared
-    ids = torch.tensor([row[shared:] + [pad] * (width + shared - len(row)) for row in batch], device=model.device)
-    cache = None if start is None else start.cache(len(batch))
-    kept: list[Tensor] = []
-    handle = decoder_blocks(model)[-1].register_forward_hook(
-        lambda _, __, output: kept.append(output[0] if isinstance(output, tuple) else output)
-    )
-    try:
-        model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
-    finally:
-        handle.remove()
-    return kept[0].float().cpu()

@@ -169,7 +169,7 @@ def _supervised(
 
     def run(wrapped: PeftModel, work: Path) -> tuple[int, list[dict[str, float]]]:
         text = f"{method} of {lm.key}"
-        done = train(wrapped, lm.tokenizer, examples, objective, schedule, work=work, description=text)
+        done = train(wrapped, examples, objective, schedule, work=work, description=text)
         return done.parameters, done.losses
 
     settings = {"class_weight": objective.class_weight}

@@ -6,7 +6,7 @@ What is minimised is in ``grpo_trainer``, how completions are drawn in ``rollout
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +14,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
+from torch import Tensor
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.grpo_trainer import GrpoWithLens, PolicyObjective, Sampling, Task, arguments
@@ -55,16 +63,13 @@ of completions that were cut; ``class_loss`` is in nats. What a run does not hav
 
 
 @contextmanager
-def whole(model: PreTrainedModel, *, dtype: torch.dtype = torch.float32) -> Iterator[PreTrainedModel]:
+def whole(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """The model with every weight trainable; its weights are put back at the end.
 
     Args:
         model: Frozen.
-        dtype: Of the weights. With half precision they are updated in place, a flaw of the originals: a step
-            smaller than half the distance to the next number is lost.
     """
     before = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
-    cast(model, dtype)
     model.requires_grad_(True)
     try:
         yield model
@@ -75,10 +80,31 @@ def whole(model: PreTrainedModel, *, dtype: torch.dtype = torch.float32) -> Iter
         model.requires_grad_(False).eval()
 
 
-def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Convert the weights, but not the buffers: positions are no weights, and rounding them cannot be undone."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+@torch.no_grad()
+def hold(tensors: Iterable[Tensor], dtype: torch.dtype) -> None:
+    """Round tensors, in place, to numbers that ``dtype`` has."""
+    for tensor in tensors:
+        tensor.copy_(tensor.to(dtype))
+
+
+class HeldIn(TrainerCallback):
+    """Weights and the optimiser's moments as numbers of a dtype, rounded after every step: a flaw of the originals.
+
+    A step smaller than half the distance to the next number is lost. What is computed from them is computed in 32 bits:
+    it is the rounding of weights that such training is about, and processors without arithmetic of 16 bits are twenty
+    times slower at it.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Round."""
+        hold((p for p in kwargs["model"].parameters() if p.requires_grad), self.dtype)
+        moments = kwargs["optimizer"].state.values()
+        hold((moment[name] for moment in moments for name in ("exp_avg", "exp_avg_sq")), self.dtype)
 
 
 def train_grpo(
@@ -93,6 +119,7 @@ def train_grpo(
     work: Path,
     watch: Callable[[], dict[str, Any]] | None = None,
     checkpoint_every: int | None = None,
+    dtype: torch.dtype = torch.float32,
     description: str | None = None,
 ) -> Grpo:
     """Train; resume from the last checkpoint in ``work`` if it belongs to this very run.
@@ -110,6 +137,7 @@ def train_grpo(
         watch: Measured before the first step, every ``schedule.every`` steps and after the last.
         checkpoint_every: Steps between checkpoints, ``schedule.every`` if None; one of a whole model is three times
             the model's size.
+        dtype: That the trained weights are held in, from before the first step on; see ``HeldIn``.
         description: Shown with the progress bar.
 
     Raises:
@@ -129,7 +157,9 @@ def train_grpo(
         "objective": asdict(objective),
         "sampling": asdict(sampling),
         "schedule": asdict(schedule),
+        "dtype": str(dtype),
     }
+    hold((p for p in model.parameters() if p.requires_grad), dtype)
     claim(work, model, settings)
     with borrowed(model, tokenizer):
         how = arguments(objective, sampling, schedule, work, checkpoint_every)
@@ -138,6 +168,8 @@ def train_grpo(
             before = [] if watch is None else [{"step": 0, **watch()}]
         with progress(description, total=schedule.steps) as advance:
             trainer.add_callback(_Steps(advance, {name: STATISTICS[name] for name in ("reward", "kl", "class_loss")}))
+            if dtype != torch.float32:
+                trainer.add_callback(HeldIn(dtype))
             trainer.train(resume_from_checkpoint=last_checkpoint(work))
         history: list[dict[str, Any]] = trainer.state.log_history
     steps = [{ours: e[name] for name, ours in STATISTICS.items() if name in e} for e in history if "loss" in e]

@@ -27,7 +27,6 @@ from classifier_emergence.residuals import stopping_after
 from classifier_emergence.resumable import Watched
 from classifier_emergence.rewards import Reward, checked
 from classifier_emergence.rollouts import (
-    Tree,
     base_of,
     live_readout,
     sample,
@@ -36,6 +35,7 @@ from classifier_emergence.rollouts import (
     unpadded,
 )
 from classifier_emergence.training import Schedule
+from classifier_emergence.tree import Tree, one_pass, takes_trees
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,8 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
         self.objective = objective
         self.watch = watch
         self.parts = {}
+        self.passed: tuple[Tree, Tensor] | None = None
+        """The texts of this step and their states, once the policy's loss has passed them as a tree."""
         base = base_of(model)
         self.block = None if objective.layer is None else decoder_blocks(base)[objective.layer]
         self.reference: PreTrainedModel | None = None
@@ -178,6 +180,9 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
         def answer_reward(prompts: list[str], completions: list[str], answer: list[str], **_: Any) -> list[float]:
             return list(guarded(prompts, completions, answer))
 
+        texts: list[list[int]] = tokenizer([task.prompt for task in tasks])["input_ids"]
+        longest = max(map(len, texts)) + arguments.max_completion_length
+        self.share_prompts = self.share_prompts and takes_trees(base, longest)
         dataset = Dataset.from_list([asdict(task) for task in tasks])
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)  # the version is pinned
@@ -202,18 +207,24 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
         """The loss of one batch; see ``PolicyObjective``."""
         objective, weight = self.objective, self.objective.class_weight
         kept: list[Tensor] = []
+        self.passed = None
         loss = torch.zeros((), device=inputs["target"].device)
         if objective.draws:
             with nullcontext() if not weight else _kept(self.block, kept):
                 loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         else:
             assert self.block is not None
+            base = base_of(model)
+            passing, places = one_pass(unpadded(inputs["prompt_ids"], inputs["prompt_mask"]), base)
             with _kept(self.block, kept), stopping_after(self.block):
-                self._tree(inputs).states(base_of(model))
+                base.get_decoder()(**passing, use_cache=False)
         if objective.signed_kl:
             loss = loss + objective.kl_weight * self._signed_kl(inputs)
         if weight:
-            states = self._prompt_ends(kept, inputs)
+            if objective.draws:
+                states = self._prompt_ends(kept[0], inputs)
+            else:
+                states = kept[0].flatten(0, 1)[[place[-1] for place in places]]
             class_loss = self._class_loss(states, inputs["target"])
             self.parts["class_loss"] = [class_loss.item()]
             loss = (1 - weight) * loss + weight * class_loss
@@ -224,22 +235,12 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
             )
         return loss
 
-    def _prompt_ends(self, kept: list[Tensor], inputs: dict[str, Tensor]) -> Tensor:
-        """(rows, d) states at the last token of every prompt, from the passes that the block has seen."""
-        tree, states = self._tree(inputs), kept[0]
-        if len(states) > 1 or not self._shared(tree):  # left padding ends all prompts at one position
+    def _prompt_ends(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """(rows, d) states at the last token of every prompt, of those from the pass that the policy's loss took."""
+        if self.passed is None:  # left padding ends all prompts at one position
             return states[:, inputs["prompt_ids"].shape[1] - 1]
         lengths = inputs["prompt_mask"].sum(-1).tolist()
-        return states[0, [path[length - 1] for path, length in zip(tree.paths, lengths, strict=True)]]
-
-    def _tree(self, inputs: dict[str, Tensor]) -> Tree:
-        """Of prompts and, where they enter the loss, completions."""
-        parts = ["prompt", *(["completion"] if self.objective.draws else [])]
-        ids, mask = (torch.cat([inputs[f"{part}_{kind}"] for part in parts], dim=1) for kind in ("ids", "mask"))
-        return Tree(unpadded(ids, mask))
-
-    def _shared(self, tree: Tree) -> bool:
-        return not self.objective.draws or (self.share_prompts and tree.fits(base_of(self.model)))
+        return states[0, [path[n - 1] for path, n in zip(self.passed[0].paths, lengths, strict=True)]]
 
     def _class_loss(self, states: Tensor, target: Tensor) -> Tensor:
         readout = live_readout(base_of(self.model))
@@ -257,7 +258,7 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
         """Mean of the originals' term over sequences; logs it, and k3 on the responses beside it."""
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-        policy = sequence_log_probs(base_of(self.model), ids, mask)
+        policy = sequence_log_probs(base_of(self.model), ids, mask, self.passed)
         adapter_off = self.model.disable_adapter() if self.reference is None else nullcontext()
         with torch.no_grad(), adapter_off:
             reference = sequence_log_probs(self.reference or base_of(self.model), ids, mask)
@@ -304,17 +305,20 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The same numbers as the method that it overrides, from fewer tokens."""
         tree = Tree(unpadded(input_ids, attention_mask))
-        if not self._shared(tree):
+        base, start = base_of(model), input_ids.shape[1] - logits_to_keep
+        if not (self.share_prompts and tree.fits(base)):
             return super()._get_per_token_logps_and_entropies(  # type: ignore[no-any-return]
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
-        base, start = base_of(model), input_ids.shape[1] - logits_to_keep
         asked = attention_mask[:, start:] == 1
         lengths = attention_mask[:, :start].sum(-1).tolist()
         # A token is predicted at the node before it.
         nodes = [node for path, length in zip(tree.paths, lengths, strict=True) for node in path[length - 1 : -1]]
-        states = tree.states(base)[nodes]
-        found = token_log_probs(states, live_readout(base), input_ids[:, start:][asked], temperature=self.temperature)
+        states = tree.states(base)
+        if states.requires_grad:
+            self.passed = tree, states
+        tokens = input_ids[:, start:][asked]
+        found = token_log_probs(states[nodes], live_readout(base), tokens, temperature=self.temperature)
         log_probs, entropy = (torch.zeros(asked.shape, device=x.device).masked_scatter(asked, x) for x in found)
         return log_probs, entropy, None
 

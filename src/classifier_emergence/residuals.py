@@ -1,9 +1,5 @@
-"""Residual streams at the last prompt token: one forward pass, every layer, nothing else kept.
+"""Residual streams at the last prompt token: one forward pass, every layer, nothing else kept."""
 
-Tokens that all texts begin with (solved problems, an instruction) pass through the model once.
-"""
-
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
 from classifier_emergence.readout import decoder_blocks
-
-BATCH_TOKENS = 512  # more gains nothing on two cores, and activations outgrow what malloc reuses
-WORTH_SHARING = 8  # tokens; fewer gain less than the pass of their own costs
+from classifier_emergence.tree import batches, one_pass
 
 
 @torch.no_grad()
@@ -38,7 +32,7 @@ def residual_stream(
     Args:
         model: Any causal language model of transformers, in memory.
         tokenizer: Its tokenizer; special tokens are added as it does by default.
-        prompts: Read position is the last token of each. Batches are left-padded.
+        prompts: Read position is the last token of each. What they begin with passes once.
         causal: False lets every position see every other, the flaw of the originals' extraction loop.
         rows: Keep these only, and stop after the block that the last of them comes from; default all.
         description: Shown with the progress bar.
@@ -52,16 +46,17 @@ def residual_stream(
     encoded = [_encode(tokenizer, prompt) for prompt in prompts]
     if not encoded:
         raise InputError("prompts: none given")
-    start = Start(model, encoded if causal else [])
     wanted = range(len(decoder_blocks(model)) + 1) if rows is None else rows
     states: Tensor | None = None
     with progress(description, total=sum(map(len, encoded))) as advance:
-        for batch in batches([len(ids) - len(start.ids) for ids in encoded]):
-            found = _forward([encoded[i] for i in batch], model, tokenizer, start, wanted, causal=causal)
+        for batch in batches(encoded):
+            texts = [encoded[i] for i in batch]
+            inputs, places = one_pass(texts, model) if causal else _all_seen(texts, model)
+            found = states_at(model, inputs, [place[-1] for place in places], wanted)
             if states is None:
                 states = found.new_empty(len(found), len(prompts), found.shape[-1])
             states[:, batch] = found
-            advance(sum(len(encoded[i]) for i in batch))
+            advance(sum(map(len, texts)))
     assert states is not None
     if not states.isfinite().all():
         where = int((~states.isfinite()).any(dim=(0, 2)).nonzero()[0])
@@ -69,39 +64,20 @@ def residual_stream(
     return states
 
 
-class Start:
-    """The tokens that all texts begin with, and the model's keys and values for them.
+def states_at(
+    model: PreTrainedModel, inputs: dict[str, Tensor], positions: Sequence[int], rows: Sequence[int]
+) -> Tensor:
+    """(rows, positions, d) pre-norm states of one pass, which stops after the block that the last row comes from.
 
     Args:
         model: Base model; the adapter that it carries, if any, is on.
-        texts: Token ids. At least one token of each is left to pass by itself.
+        inputs: Of its decoder.
+        positions: Among the flattened states (batch * width, d).
+        rows: Of the residual stream; 0 is the first block's input.
     """
-
-    def __init__(self, model: PreTrainedModel, texts: Sequence[list[int]]) -> None:
-        shared = shared_start(texts)
-        self.ids: list[int] = list(texts[0][:shared]) if shared else []
-        self._cache: Any = None
-        if self.ids:
-            ids = torch.tensor([self.ids], device=model.device)
-            self._cache = model.get_decoder()(input_ids=ids, use_cache=True).past_key_values
-
-    def cache(self, n: int) -> Any:
-        """For a batch of ``n`` texts, which may append to it; None if they share nothing."""
-        if self._cache is None:
-            return None
-        found = copy.deepcopy(self._cache)
-        found.batch_repeat_interleave(n)
-        return found
-
-
-def shared_start(texts: Sequence[list[int]]) -> int:
-    """Number of tokens that all texts begin with, the last token of none among them; 0 if too few to gain by it."""
-    if len(texts) < 2:
-        return 0
-    first, last = min(texts), max(texts)  # of all texts these two differ soonest
-    limit = min(map(len, texts)) - 1
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), limit)
-    return same if (same := min(same, limit)) >= WORTH_SHARING else 0
+    with _kept_states(model, positions, rows) as states:
+        model.get_decoder()(**inputs, use_cache=False)
+    return torch.stack([states[row] for row in rows]).float().cpu()
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
@@ -111,63 +87,33 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return ids
 
 
-def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of texts, by ascending length, in batches of at most ``BATCH_TOKENS`` with their padding."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and lengths[i] * (len(batch) + 1) > BATCH_TOKENS:  # the newest is the longest of its batch
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-def _forward(
-    batch: list[list[int]],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    start: Start,
-    rows: Sequence[int],
-    *,
-    causal: bool,
-) -> Tensor:
-    shared = len(start.ids)
-    width = max(map(len, batch)) - shared
-    pad = tokenizer.pad_token_id or 0  # masked, so any id serves where the tokenizer has none
-    gaps = [width + shared - len(row) for row in batch]
-    ids = torch.tensor([[pad] * gap + row[shared:] for gap, row in zip(gaps, batch, strict=True)], device=model.device)
-    mask = torch.tensor([[1] * shared + [0] * gap + [1] * (width - gap) for gap in gaps], device=model.device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
-    attention_mask: Tensor = mask
-    if not causal:  # a 4-D mask is taken as it stands: only padding stays hidden
-        hidden = torch.zeros(mask.shape, dtype=model.dtype, device=model.device)
-        hidden = hidden.masked_fill(mask == 0, torch.finfo(model.dtype).min)
-        attention_mask = hidden[:, None, None, :].expand(-1, 1, width, -1)
-    cache = start.cache(len(batch))
-    with _last_token_states(model, rows) as states:
-        model.get_decoder()(
-            input_ids=ids,
-            attention_mask=attention_mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-    return torch.stack([states[row] for row in rows]).float().cpu()
+def _all_seen(texts: Sequence[list[int]], model: PreTrainedModel) -> tuple[dict[str, Tensor], list[list[int]]]:
+    """As ``one_pass``, but every token sees all of its text: a flaw."""
+    positions = [position for text in texts for position in range(len(text))]
+    owner = torch.tensor([i for i, text in enumerate(texts) for _ in text])
+    hidden = torch.zeros(len(owner), len(owner), dtype=model.dtype)
+    hidden = hidden.masked_fill(owner[:, None] != owner, torch.finfo(model.dtype).min)
+    inputs = {
+        "input_ids": torch.tensor([[token for text in texts for token in text]], device=model.device),
+        "attention_mask": hidden[None, None].to(model.device),  # a 4-D mask is taken as it stands
+        "position_ids": torch.tensor([positions], device=model.device),
+    }
+    return inputs, [(owner == i).nonzero()[:, 0].tolist() for i in range(len(texts))]
 
 
 @contextmanager
-def _last_token_states(model: PreTrainedModel, rows: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect the last position of the first block's input and of blocks' outputs, and stop after the last of them."""
+def _kept_states(model: PreTrainedModel, positions: Sequence[int], rows: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Collect some positions of the first block's input and of blocks' outputs, and stop after the last of them."""
     states: dict[int, Tensor] = {}
     blocks = decoder_blocks(model)
+    at = torch.tensor(positions, device=model.device)
 
     def before(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        states[0] = (args[0] if args else kwargs["hidden_states"])[:, -1]
+        states[0] = (args[0] if args else kwargs["hidden_states"]).flatten(0, 1)[at]
 
     def after(row: int) -> Any:
         def keep(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            states[row] = (output[0] if isinstance(output, tuple) else output)[:, -1]
+            states[row] = (output[0] if isinstance(output, tuple) else output).flatten(0, 1)[at]
 
         return keep
 

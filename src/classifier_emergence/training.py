@@ -24,11 +24,13 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
 from classifier_emergence.readout import decoder_blocks, find_readout
 from classifier_emergence.resumable import Bar, Watched, claim, last_checkpoint
+from classifier_emergence.tree import one_pass
 
 VO, QK = ("v_proj", "o_proj"), ("q_proj", "k_proj")
 QKVO = (*QK, *VO)
 MLP = ("gate_proj", "up_proj", "down_proj")
 HEAD = "classifier_head"
+PASSING = ("input_ids", "attention_mask", "position_ids")
 EXPLODED = 10.0
 """A loss above this many times ``ln(vocabulary)``, the loss of a uniform guess, is no training any more."""
 
@@ -168,7 +170,6 @@ def adapted(model: PreTrainedModel, adapter: Adapter, *, seed: int, classes: int
 
 def train(
     wrapped: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     objective: Objective,
     schedule: Schedule,
@@ -181,7 +182,6 @@ def train(
 
     Args:
         wrapped: From ``adapted``.
-        tokenizer: Of the model.
         examples: From ``encode``; drawn without replacement, in an order that the seed sets.
         objective: What is minimised.
         schedule: How long and how fast.
@@ -218,7 +218,7 @@ def train(
         disable_tqdm=True,
         report_to="none",
     )
-    trainer = LensTrainer(wrapped, arguments, list(examples), objective, tokenizer, watch)
+    trainer = LensTrainer(wrapped, arguments, list(examples), objective, watch)
     checkpoint = last_checkpoint(work)
     with torch.no_grad():  # the checkpoint is not loaded yet: on resuming, too, this is where the run started
         before = [] if watch is None else [{"step": 0, **watch()}]
@@ -252,7 +252,6 @@ class LensTrainer(Watched, Trainer):
         arguments: TrainingArguments,
         examples: list[Example],
         objective: Objective,
-        tokenizer: PreTrainedTokenizerBase,
         watch: Callable[[], dict[str, Any]] | None,
     ) -> None:
         self.objective: Objective = objective
@@ -264,13 +263,12 @@ class LensTrainer(Watched, Trainer):
         self.head = getattr(base, HEAD, None)
         self.limit = EXPLODED * torch.tensor(len(self.readout.weight)).log().item()
         self.parts: dict[str, list[float]] = {}
-        pad = tokenizer.pad_token_id or 0
         super().__init__(
             model=wrapped,
             args=arguments,
             train_dataset=examples,
             eval_dataset=examples[:1],  # Trainer asks for one; ``evaluate`` below does not look at it
-            data_collator=lambda batch: collate(batch, objective, pad),
+            data_collator=lambda batch: collate(batch, objective, base),
         )
         self.silence()
 
@@ -286,17 +284,17 @@ class LensTrainer(Watched, Trainer):
         kept: list[Tensor] = []
         handle = None if self.block is None or not weight else self.block.register_forward_hook(_keep(kept))
         try:
-            # Padding is on the right and the mask causal, so no position that is read can see it.
-            normed = self.decoder(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
+            passing = {name: inputs[name] for name in PASSING if name in inputs}
+            normed = self.decoder(**passing, use_cache=False).last_hidden_state.flatten(0, 1)
         finally:
             if handle is not None:
                 handle.remove()
         states, tokens, losses = [], [], {}
         if weight and self.head is None:
-            states.append(self.readout.norm(_at(kept[0], inputs["read"])))
+            states.append(self.readout.norm(kept[0].flatten(0, 1)[inputs["read"]]))
             tokens.append(inputs["target"])
         if weight < 1:
-            states.append(normed[inputs["answer_row"], inputs["answer_position"]])
+            states.append(normed[inputs["answer_read"]])
             tokens.append(inputs["answer_token"])
         if weight and self.head is not None:
             losses["class_loss"] = self._head_loss(kept[0], inputs)
@@ -315,7 +313,7 @@ class LensTrainer(Watched, Trainer):
 
     def _head_loss(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         assert self.head is not None
-        normed = self.readout.norm(_at(states, inputs["read"]))
+        normed = self.readout.norm(states.flatten(0, 1)[inputs["read"]])
         return functional.cross_entropy(self.head(normed), inputs["target"])
 
     def _check(self, loss: Tensor) -> None:
@@ -327,36 +325,33 @@ class LensTrainer(Watched, Trainer):
             )
 
 
-def collate(batch: Sequence[Example], objective: Objective, pad: int) -> dict[str, Tensor]:
-    """Right-padded ids and the positions that the losses read.
+def collate(batch: Sequence[Example], objective: Objective, model: PreTrainedModel) -> dict[str, Tensor]:
+    """Inputs of one pass and the tokens that the losses read.
 
     Returns:
-        ``input_ids`` (batch, width); ``read`` and ``target`` (batch,): where the lens reads and what it should say;
-        ``answer_row``, ``answer_position``, ``answer_token`` (answer tokens,): logits at row and position are scored
-        against the token.
+        The decoder's inputs; ``read`` and ``target`` (batch,): where the lens reads and what it should say;
+        ``answer_read`` and ``answer_token`` (answer tokens,): the logits at the one are scored against the other. Where
+        something is read is counted among the flattened states.
     """
-    width = max(len(example.ids) for example in batch)
+    # The last token of a text is only predicted, so it need not pass.
+    texts = [example.ids[:-1] if objective.answer_shifted else example.ids for example in batch]
+    inputs, places = one_pass(texts, model)
     back = 1 if objective.answer_shifted else 0
-    answer = [
-        (row, position - back, example.ids[position])
-        for row, example in enumerate(batch)
+    answers = [
+        (place[position - back], example.ids[position])
+        for place, example in zip(places, batch, strict=True)
         for position in range(example.prompt_length, len(example.ids))
     ]
-    row, position, token = torch.tensor(answer).T
+    read, token = torch.tensor(answers).T
     # The end-of-text token is not part of the answer that the originals read after.
     ends = [example.prompt_length - 1 if objective.read == "prompt" else len(example.ids) - 2 for example in batch]
     return {
-        "input_ids": torch.tensor([example.ids + [pad] * (width - len(example.ids)) for example in batch]),
-        "read": torch.tensor(ends),
+        **inputs,
+        "read": torch.tensor([place[end] for place, end in zip(places, ends, strict=True)]),
         "target": torch.tensor([example.target for example in batch]),
-        "answer_row": row,
-        "answer_position": position,
+        "answer_read": read,
         "answer_token": token,
     }
-
-
-def _at(states: Tensor, positions: Tensor) -> Tensor:
-    return states[torch.arange(len(states), device=states.device), positions]
 
 
 def _keep(kept: list[Tensor]) -> Callable[..., None]:

@@ -28,10 +28,10 @@ from classifier_emergence.cross_entropy import cross_entropy
 from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
 from classifier_emergence.readout import Readout, decoder_blocks, find_readout
-from classifier_emergence.residuals import batches
 from classifier_emergence.results import write_text_atomic
 from classifier_emergence.routing import Outputs, hooked, routers
 from classifier_emergence.training import EXPLODED, MLP, Adapter, Schedule, adapted
+from classifier_emergence.tree import batches
 
 GENERATED_TOGETHER = 40
 EVEN = 0.1
@@ -383,7 +383,7 @@ def text_losses(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Tenso
     """(texts,) mean loss of each text's tokens but the first, in nats."""
     readout = find_readout(model)
     found = torch.empty(len(texts))
-    for batch in batches([len(text) for text in texts]):
+    for batch in batches(texts):
         losses = _token_losses(model, [texts[i] for i in batch], readout)
         found[batch] = torch.stack([part.mean() for part in losses.split([len(texts[i]) - 1 for i in batch])])
     return found

@@ -1,0 +1,123 @@
+"""Texts that pass through a model as one row: no padding, and what several texts begin with passes once.
+
+Source: a batch of texts as one tree, whose nodes see their ancestors, is SpecInfer, Miao et al. (2023),
+arXiv:2305.09781; prompts that a group shares pass once in Prefix Grouper, Liu et al. (2025), arXiv:2506.05433.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+BATCH_TOKENS = 256  # more gains nothing on two cores, and every token is compared with every other
+LARGEST_TREE = 2048  # nodes of one row, for the same reason
+MASKED = ("sdpa", "eager")
+"""Attention that takes a mask as it stands."""
+
+
+class Tree:
+    """A node for every token of some texts, once for all texts that begin alike.
+
+    A node sees its ancestors and itself, at the position that it has in its texts. So it gets the state that it would
+    get in each of them, and its gradient is the sum of theirs.
+
+    Args:
+        texts: Token ids.
+    """
+
+    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
+        self.ids: list[int] = []
+        self._parents: list[int] = []
+        self._depths: list[int] = []
+        self._known: dict[tuple[int, int], int] = {}
+        self.paths = [self._path(text) for text in texts]
+        """The nodes of every text, in order."""
+
+    def _path(self, text: Sequence[int]) -> list[int]:
+        path: list[int] = []
+        for token in text:
+            path.append(self.child(path[-1] if path else -1, token))
+        return path
+
+    def child(self, parent: int, token: int) -> int:
+        """The node of a token after a node (-1: at the start of a text), a new one if there is none."""
+        node = self._known.setdefault((parent, token), len(self.ids))
+        if node == len(self.ids):
+            self.ids.append(token)
+            self._parents.append(parent)
+            self._depths.append(self._depths[parent] + 1 if parent >= 0 else 0)
+        return node
+
+    def fits(self, model: PreTrainedModel) -> bool:
+        """Whether a row of all nodes is worth its comparisons, and the model can take it."""
+        return len(self.ids) <= LARGEST_TREE and takes_trees(model, 1 + max(self._depths))
+
+    def inputs(self, model: PreTrainedModel, start: int = 0) -> dict[str, Tensor]:
+        """What the model's decoder is given to pass the nodes from ``start`` on; those before are in its cache.
+
+        Returns:
+            ``input_ids`` and ``position_ids`` (1, nodes); ``attention_mask`` (1, 1, nodes, all nodes), added to scores.
+        """
+        rows, columns = [], []
+        for node in range(start, len(self.ids)):
+            seen = node
+            while seen >= 0:
+                rows.append(node - start)
+                columns.append(seen)
+                seen = self._parents[seen]
+        lowest = torch.finfo(model.dtype).min
+        mask = torch.full((len(self.ids) - start, len(self.ids)), lowest, dtype=model.dtype)
+        mask[rows, columns] = 0
+        return {
+            "input_ids": torch.tensor([self.ids[start:]], device=model.device),
+            "attention_mask": mask[None, None].to(model.device),
+            "position_ids": torch.tensor([self._depths[start:]], device=model.device),
+        }
+
+    def states(self, model: PreTrainedModel) -> Tensor:
+        """(nodes, d) normed last states."""
+        found: Tensor = model.get_decoder()(**self.inputs(model), use_cache=False).last_hidden_state[0]
+        return found
+
+
+def takes_trees(model: PreTrainedModel, length: int) -> bool:
+    """Whether the model takes a mask of ours, and none of its attention looks back less far than ``length`` tokens."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or length
+    return length <= window and config._attn_implementation in MASKED
+
+
+def one_pass(texts: Sequence[Sequence[int]], model: PreTrainedModel) -> tuple[dict[str, Tensor], list[list[int]]]:
+    """Texts as inputs of one pass through a model's decoder: as a tree, or where that does not fit padded.
+
+    Returns:
+        The inputs, and for every text where its tokens stand among the flattened states (batch * width, d).
+    """
+    tree = Tree(texts)
+    if tree.fits(model):
+        return tree.inputs(model), tree.paths
+    width = max(map(len, texts))
+    # Padding is on the right, so no token can see it.
+    ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=model.device)
+    return {"input_ids": ids}, [list(range(row * width, row * width + len(text))) for row, text in enumerate(texts)]
+
+
+def batches(texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Indices of texts, in batches of at most ``BATCH_TOKENS`` nodes; texts that begin alike come together."""
+    batch: list[int] = []
+    nodes = 0
+    for i in sorted(range(len(texts)), key=lambda i: list(texts[i])):
+        new = len(texts[i]) - (_alike(texts[batch[-1]], texts[i]) if batch else 0)
+        if batch and nodes + new > BATCH_TOKENS:
+            yield batch
+            batch, nodes, new = [], 0, len(texts[i])
+        batch.append(i)
+        nodes += new
+    if batch:
+        yield batch
+
+
+def _alike(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of tokens that two texts begin with."""
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
