@@ -234,6 +234,9 @@ def test_sampling_when_cold_is_greedy_decoding(lm: LanguageModel) -> None:
         eos_token_id=None, pad_token_id=0,
     )[:, batch["input_ids"].shape[1] :].tolist()  # fmt: skip
     assert found == [greedy[row] for row in rows]
+    # A prompt that says already what is drawn after another one.
+    further = [encoded[0], encoded[0] + greedy[0][:2]]
+    assert sample(lm.model, further, [0, 1], new_tokens=4, temperature=1e-5, stop=[]) == [greedy[0][:4], greedy[0][2:6]]
     stop = greedy[3][1]
     cut = sample(lm.model, encoded, rows, new_tokens=6, temperature=1e-5, stop=[stop])
     assert cut == [text[: text.index(stop) + 1] if stop in text else text for text in found]

@@ -42,6 +42,7 @@ def test_a_text_beyond_the_models_window_or_mask_is_no_tree(lm: LanguageModel, m
         ("sliding_window", 3, True),
         ("sliding_window", 2, False),
         ("_attn_implementation_internal", "flash_attention_2", False),
+        ("layer_types", ["full_attention", "linear_attention"], False),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(config, name, value, raising=False)

@@ -136,19 +136,20 @@ def check_lens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, to
     """Largest absolute gap between lens log-probabilities at the last layer and the model's own, in nats.
 
     The lens at the last block is the model's output by definition; a gap means a wrong norm, a norm applied twice, a
-    wrong unembedding or an unknown scaling of the logits.
+    wrong unembedding or an unknown scaling of the logits; or that prompts which pass together see one another.
 
     Raises:
         InputError: The gap exceeds ``tolerance``; names the model class.
     """
-    prompt = "7 * 8 ="
-    ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=model.device)
+    prompts = ["7 * 8 =", "7 * 5 + 3 =", "12 - 4 ="]
+    ids = torch.tensor([tokenizer(prompts[0])["input_ids"]], device=model.device)
     own = model(input_ids=ids, use_cache=False).logits[0, -1].float().cpu().log_softmax(-1)
-    last = residual_stream(model, tokenizer, [prompt])[-1]
+    last = residual_stream(model, tokenizer, prompts)[-1, :1]
     gap = float((own - find_readout(model).logits(last)[0].log_softmax(-1)).abs().max())
     if not gap <= tolerance:
         raise InputError(
             f"model {type(model).__name__}: the lens at the last layer misses the model's own log-probabilities by "
-            f"{gap:.2g} nats (at most {tolerance:g} is rounding); its readout is not final norm, then unembedding"
+            f"{gap:.2g} nats (at most {tolerance:g} is rounding); its readout is not final norm, then unembedding, or "
+            f"its attention is of a kind that we do not know"
         )
     return gap

@@ -53,15 +53,17 @@ def sample(
     tree, cache = Tree(prompts), DynamicCache()  # not the model's own: a sliding window forgets nodes, not positions
     at = [tree.paths[row][-1] for row in rows]  # the node of every completion's last token
     texts: list[list[int]] = [[] for _ in rows]
-    going, passed = list(range(len(rows))), 0  # what has ended does not pass any more
+    going = list(range(len(rows)))  # what has ended does not pass any more
+    states = torch.empty(0, readout.weight.shape[1], dtype=model.dtype, device=device)  # of all nodes so far
     for _ in range(new_tokens):
-        # Completions that are alike so far are one node.
-        distinct = sorted({at[i] for i in going})
-        states = decoder(**tree.inputs(model, passed), past_key_values=cache, use_cache=True).last_hidden_state[0]
-        logits = readout.unembed(states[[node - passed for node in distinct]]).float() / temperature
+        if len(tree.ids) > len(states):
+            inputs = tree.inputs(model, len(states))
+            new = decoder(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[0]
+            states = torch.cat([states, new])
+        distinct = sorted({at[i] for i in going})  # completions that are alike so far are one node
+        logits = readout.unembed(states[distinct]).float() / temperature
         if not logits.isfinite().all():
             raise InputError("model: its logits are not finite; if it is in training, choose a smaller learning_rate")
-        passed = len(tree.ids)
         # As many random numbers as if all went on, so that a completion does not depend on when others end.
         odds = torch.ones(len(rows), logits.shape[1], device=device)
         place = {node: k for k, node in enumerate(distinct)}

@@ -12,8 +12,10 @@ from transformers import PreTrainedModel
 
 BATCH_TOKENS = 256  # more gains nothing on two cores, and every token is compared with every other
 LARGEST_TREE = 2048  # nodes of one row, for the same reason
-MASKED = ("sdpa", "eager")
+MASKED = {"sdpa", "eager"}
 """Attention that takes a mask as it stands."""
+MASKABLE = {"full_attention", "sliding_attention"}
+"""Layers to which such a mask is all that a text is; a recurrent one would go through a row from left to right."""
 
 
 class Tree:
@@ -82,10 +84,11 @@ class Tree:
 
 
 def takes_trees(model: PreTrainedModel, length: int) -> bool:
-    """Whether the model takes a mask of ours, and none of its attention looks back less far than ``length`` tokens."""
+    """Whether the model's layers go by a mask of ours alone, and none looks back less far than ``length`` tokens."""
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None) or length
-    return length <= window and config._attn_implementation in MASKED
+    layers = set(getattr(config, "layer_types", None) or MASKABLE)
+    return length <= window and layers <= MASKABLE and config._attn_implementation in MASKED
 
 
 def one_pass(texts: Sequence[Sequence[int]], model: PreTrainedModel) -> tuple[dict[str, Tensor], list[list[int]]]:
