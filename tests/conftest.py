@@ -36,6 +36,14 @@ def lm(tiny_models: Path, request: pytest.FixtureRequest) -> LanguageModel:
     return load(str(tiny_models / request.param), {})
 
 
+@pytest.fixture(params=[True, False], ids=["tree", "padded"])
+def as_tree(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways in which texts pass: whether as a tree, else padded."""
+    if not request.param:
+        monkeypatch.setattr("classifier_emergence.tree.LARGEST_TREE", 0)
+    return bool(request.param)
+
+
 @pytest.fixture
 def memory() -> Iterator[MemoryFileSystem]:
     """A file system in memory. All of them share one store, so it is emptied."""

@@ -196,24 +196,29 @@ def test_texts_too_many_for_a_tree_give_the_same_loss(
 
 
 def test_sampling_together_draws_what_each_draws_alone(lm: LanguageModel) -> None:
-    """Every completion has its own random numbers; what it is drawn with does not matter."""
+    """Against every text passed whole and alone at every step, with the same random numbers."""
     prompts = [f"4 * 6 = 24\n15 - 6 = 9\n{prompt}" for prompt, _ in PROMPTS]
     encoded, rows = lm.tokenizer(prompts)["input_ids"], [0, 0, 3, 1, 2, 4, 5, 5]
     stop = range(5, len(lm.tokenizer), 5)
     passed: list[int] = []
     handle = lm.model.get_input_embeddings().register_forward_hook(lambda _, args, __: passed.append(args[0].numel()))
     torch.manual_seed(3)
-    found = sample(lm.model, encoded, rows, new_tokens=5, temperature=1.0, stop=stop)
+    found = sample(lm.model, encoded, rows, new_tokens=5, temperature=0.7, stop=stop)
     handle.remove()
     assert sum(passed) < sum(map(len, encoded))
-    for i, row in enumerate(rows):
-        # One after another, the others being any one prompt: as many numbers are drawn before its own.
-        torch.manual_seed(3)
-        others = [row if j == i else 1 for j in range(len(rows))]
-        again = sample(lm.model, encoded, others, new_tokens=1, temperature=1.0, stop=stop)
-        assert again[i] == found[i][:1]
-    assert all(1 <= len(text) <= 5 for text in found)
-    assert not any(set(text[:-1]) & set(stop) for text in found)
+
+    torch.manual_seed(3)
+    texts: list[list[int]] = [[] for _ in rows]
+    for _ in range(5):
+        with torch.no_grad():
+            whole = [encoded[row] + text for row, text in zip(rows, texts, strict=True)]
+            alone = [lm.model(torch.tensor([ids])).logits[0, -1] for ids in whole]
+        drawn = torch.multinomial((torch.stack(alone) / 0.7).softmax(-1), 1)[:, 0].tolist()
+        for text, token in zip(texts, drawn, strict=True):
+            if not text or text[-1] not in stop:
+                text.append(token)
+    assert found == texts
+    assert {len(text) for text in found} > {5}  # some end early, some are cut
 
 
 def test_a_text_longer_than_the_window_is_not_sampled(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

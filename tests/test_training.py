@@ -287,27 +287,19 @@ def test_cross_entropy_keeps_a_softcap(seeded) -> None:
 SHORT, LONG = Example([10, 11, 30, 2], 2, 8), Example([10, 11, 12, 20, 21, 2], 3, 7)
 
 
-@pytest.fixture(params=[True, False], ids=["tree", "padded"])
-def pass_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Both ways in which texts pass."""
-    if not request.param:
-        monkeypatch.setattr("classifier_emergence.tree.LARGEST_TREE", 0)
-    return bool(request.param)
-
-
 @pytest.mark.parametrize(("shifted", "read"), [(True, [12, 20, 21, 11, 30]), (False, [20, 21, 2, 30, 2])])
 def test_answers_are_scored_from_the_position_before_unless_unshifted(
-    lm: LanguageModel, shifted: bool, read: list[int], pass_of: bool
+    lm: LanguageModel, shifted: bool, read: list[int], as_tree: bool
 ) -> None:
     batch = collate([LONG, SHORT], Objective(0.4, 1, answer_shifted=shifted), lm.model)
     assert batch["input_ids"].flatten()[batch["answer_read"]].tolist() == read
     assert batch["answer_token"].tolist() == [20, 21, 2, 30, 2]
     # What is only predicted does not pass, and what both texts begin with passes once.
     assert (2 in batch["input_ids"]) != shifted
-    assert ((batch["input_ids"] == 10).sum() == 1) == pass_of
+    assert ((batch["input_ids"] == 10).sum() == 1) == as_tree
 
 
-def test_the_lens_reads_the_last_token_of_prompt_or_answer(lm: LanguageModel, pass_of: bool) -> None:
+def test_the_lens_reads_the_last_token_of_prompt_or_answer(lm: LanguageModel, as_tree: bool) -> None:
     prompt = collate([LONG, SHORT], Objective(0.4, 1), lm.model)
     answer = collate([LONG, SHORT], Objective(0.4, 1, read="answer"), lm.model)
     assert prompt["input_ids"].flatten()[prompt["read"]].tolist() == [12, 11]
@@ -320,7 +312,7 @@ def test_the_lens_reads_the_last_token_of_prompt_or_answer(lm: LanguageModel, pa
     [PLAIN, Objective(1.0, 2), Objective(1.0, 2, read="answer"), Objective(1.0, 2, classes=4)],
     ids=["answer", "lens", "late lens", "head"],
 )
-def test_passing_together_cannot_change_the_loss(lm: LanguageModel, objective: Objective, pass_of: bool) -> None:
+def test_passing_together_cannot_change_the_loss(lm: LanguageModel, objective: Objective, as_tree: bool) -> None:
     batch = examples(lm, objective)[:2]
     assert len(batch[0].ids) != len(batch[1].ids)
     # A batch's loss is the mean over its answers' tokens or over its classes.

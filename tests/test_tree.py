@@ -24,12 +24,10 @@ def test_a_tree_gives_every_text_the_states_that_it_has_alone(lm: LanguageModel)
         torch.testing.assert_close(states[path], alone(lm, text), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("limit", [2048, 0], ids=["tree", "padded"])
-def test_one_pass_says_where_every_token_stands(lm: LanguageModel, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("classifier_emergence.tree.LARGEST_TREE", limit)
+def test_one_pass_says_where_every_token_stands(lm: LanguageModel, as_tree: bool) -> None:
     texts = lm.tokenizer(TEXTS)["input_ids"]
     inputs, places = one_pass(texts, lm.model)
-    assert ("attention_mask" in inputs) == bool(limit)
+    assert ("attention_mask" in inputs) == as_tree
     states = lm.model.get_decoder()(**inputs).last_hidden_state.flatten(0, 1)
     for text, place in zip(texts, places, strict=True):
         assert inputs["input_ids"].flatten()[place].tolist() == text
