@@ -211,8 +211,8 @@ def test_sampling_together_draws_what_each_draws_alone(lm: LanguageModel) -> Non
     texts: list[list[int]] = [[] for _ in rows]
     for _ in range(5):
         with torch.no_grad():
-            whole = [encoded[row] + text for row, text in zip(rows, texts, strict=True)]
-            alone = [lm.model(torch.tensor([ids])).logits[0, -1] for ids in whole]
+            so_far = [encoded[row] + text for row, text in zip(rows, texts, strict=True)]
+            alone = [lm.model(torch.tensor([ids])).logits[0, -1] for ids in so_far]
         drawn = torch.multinomial((torch.stack(alone) / 0.7).softmax(-1), 1)[:, 0].tolist()
         for text, token in zip(texts, drawn, strict=True):
             if not text or text[-1] not in stop:
