@@ -161,8 +161,8 @@ def _contrast(log_alignment: Tensor, own: Tensor) -> np.ndarray:
     differences = [
         log_alignment[:, own == o, o].mean(1) - log_alignment[:, own != o, o].mean(1) for o in range(len(OPERATIONS))
     ]
-    # Rounded to float32's noise: where all states are equal (an embedding of "="), no word stands out.
-    return torch.stack(differences).mean(0).double().numpy().round(5)
+    # Rounded well above float32's noise: where all states are equal (an embedding of "="), no word stands out.
+    return torch.stack(differences).mean(0).double().numpy().round(3)
 
 
 if __name__ == "__main__":
