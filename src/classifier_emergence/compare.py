@@ -66,6 +66,9 @@ RULES: tuple[Rule, ...] = (
 """In order of precedence. A caller that lets more vary puts its own in front: ``[Rule("choice", "^layer$",
 absolute=math.inf, types=(int, str)), *RULES]`` lets a selected layer flip."""
 
+STRUCTURE = ("missing", "new", "length")
+"""Reasons of a ``Difference`` that are no other number."""
+
 _OTHER = Rule("other", "", absolute=1e-6, relative=1e-3)
 _EXACT = Rule("exact", "")
 _BESIDE = re.compile(r"interval$|std$|by_")
@@ -82,7 +85,7 @@ class Difference:
         expected: The value on the left, None if there is none.
         actual: The value on the right, None if there is none.
         reason: The kind of the number, or what is wrong: ``missing``, ``new``, ``type``, ``length``,
-            ``exact``, ``not finite``.
+            ``exact``, ``not finite``, ``apart``.
         tolerance: Allowed absolute deviation.
         used: Deviation as a fraction of the tolerance: above 1 is a difference, infinite if none is allowed.
     """
@@ -140,6 +143,23 @@ def compare_files(expected: Path, actual: Path, *, rules: Sequence[Rule] = RULES
     found = tuple(pair for pair in pairs if pair.used > 1)
     used = worst.used if worst else 0.0
     return Comparison(str(expected), len(pairs), found, used, worst.path if worst and used else "")
+
+
+def apart_over_seeds(expected: Any, actual: Any) -> list[Difference]:
+    """Intervals over several seeds (``interval`` beside a ``by_seed`` of two or more) that do not overlap."""
+    return list(_apart(expected, actual, ()))
+
+
+def _apart(expected: Any, actual: Any, path: _Path) -> Iterator[Difference]:
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        left, right = expected.get("interval"), actual.get("interval")
+        if left and right and len(expected.get("by_seed", ())) > 1 and (left[1] < right[0] or right[1] < left[0]):
+            yield _structural((*path, "interval"), left, right, "apart")
+        for key in sorted({*expected} & {*actual}):
+            yield from _apart(expected[key], actual[key], (*path, key))
+    elif isinstance(expected, list) and isinstance(actual, list):
+        for i, pair in enumerate(zip(expected, actual, strict=False)):
+            yield from _apart(*pair, (*path, i))
 
 
 def _walk(

@@ -1,0 +1,81 @@
+"""When do regenerated results agree with the committed ones? Numbers of training may move, findings may not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from classifier_emergence.results import write_result
+from experiments.reproduce import TRAINING, report
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = "smollm2-135m-instruct"
+TRAINED, READ = Path(f"results/lora_sft/{MODEL}.json"), Path(f"results/probing/{MODEL}.json")
+CLAIMS = Path("results/claims.json")
+
+
+@pytest.fixture
+def regenerated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Path, Any]:
+    """The committed results, to be changed; the folder with the regenerated ones is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return {file: json.loads((ROOT / file).read_text(encoding="utf-8")) for file in (TRAINED, READ, CLAIMS)}
+
+
+def agree(results: dict[Path, Any]) -> bool:
+    for file, result in results.items():
+        write_result(file, result)
+    return report(ROOT, results) == 0
+
+
+def test_the_committed_results_agree_with_themselves(
+    regenerated: dict[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert agree(regenerated)
+    assert "YES: all 3 regenerated results agree" in capsys.readouterr().out
+
+
+def test_other_numbers_of_training_agree_as_long_as_seeds_overlap(
+    regenerated: dict[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    peak = regenerated[TRAINED]["final"]["symbol_peak"]
+    peak["value"] *= 1.5
+    regenerated[TRAINED]["by_seed"][0]["losses"][0]["loss"] += 1.0
+    assert agree(regenerated)
+    assert "other 1, of training, in every interval over seeds" in " ".join(capsys.readouterr().out.split())
+    high = peak["interval"][1]
+    peak["interval"] = [high * 2, high * 3]
+    assert not agree(regenerated)
+    assert f"lora_sft/{MODEL} $.final.symbol_peak.interval" in capsys.readouterr().out
+
+
+def test_a_result_of_training_that_lost_a_part_does_not_agree(regenerated: dict[Path, Any]) -> None:
+    del regenerated[TRAINED]["final"]["word_peak"]
+    assert not agree(regenerated)
+
+
+def test_what_no_training_made_agrees_within_its_tolerance_only(regenerated: dict[Path, Any]) -> None:
+    curve = regenerated[READ]["controlled"]["symbol"]["held_out_operands"]["accuracy"]
+    curve[5] -= 0.004  # two of 480
+    assert agree(regenerated)
+    curve[5] -= 0.01
+    assert not agree(regenerated)
+
+
+def test_claims_agree_by_what_is_judged(regenerated: dict[Path, Any]) -> None:
+    claims = regenerated[CLAIMS]
+    piece = claims["C11"]["evidence"][0]
+    piece["value"] *= 2
+    assert agree(regenerated)
+    piece["met"] = not piece["met"]
+    assert not agree(regenerated)
+    piece["met"] = not piece["met"]
+    claims["C11"]["verdict"] = "does not hold"
+    assert not agree(regenerated)
+
+
+def test_every_stage_that_trains_is_named() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    trains = {name for name, stage in stages.items() if "experiments/training.py" in stage.get("do", stage)["deps"]}
+    assert trains - {"tables", "figures"} == set(TRAINING)
