@@ -130,11 +130,11 @@ def _kind_summary(scores: LensScores, k: int, own: Tensor, params: Params, null_
         "rank": np.median(scores.rank[..., k].numpy(), axis=-1),
         # Which of the four words is the most probable one? A question of order, whatever the scale; chance is 1/4.
         "choice": accuracy_curve(log_alignment.argmax(-1) == own, params.confidence),
-        "log_contrast": _contrast(log_alignment[..., None], own)[:, 0],
+        "log_contrast": contrast(log_alignment[..., None], own)[:, 0],
     }
     if null_log is not None:
         null = torch.stack([null_log[:, own == o, o].exp().double().mean(1) for o in range(n_ops)]).mean(0).numpy()
-        null_contrast = _contrast(null_log, own)
+        null_contrast = contrast(null_log, own)
         summary["null"] = {
             "words": null.shape[-1],
             "alignment_median": np.median(null, axis=-1),
@@ -152,14 +152,15 @@ def _own(log_alignment: Tensor, own: Tensor) -> Tensor:
     return log_alignment[:, torch.arange(len(own)), own]
 
 
-def _contrast(log_alignment: Tensor, own: Tensor) -> np.ndarray:
-    """(layers, words): how much more probable a word is on its own operation's prompts than on the others.
+def contrast(log_alignment: Tensor, own: Tensor) -> np.ndarray:
+    """(layers, words): how much more probable words are on their own class's prompts than on the others.
 
-    Mean log-alignment on the class minus that on the other classes, in nats, averaged over operations; what a word
-    gains everywhere cancels. ``log_alignment`` is (layers, prompts, operations, words).
+    Mean log-alignment on the class minus that on the other classes, in nats, averaged over classes; what a word gains
+    everywhere cancels. ``log_alignment`` is (layers, prompts, classes, words).
     """
     differences = [
-        log_alignment[:, own == o, o].mean(1) - log_alignment[:, own != o, o].mean(1) for o in range(len(OPERATIONS))
+        log_alignment[:, own == c, c].mean(1) - log_alignment[:, own != c, c].mean(1)
+        for c in range(log_alignment.shape[2])
     ]
     # Rounded well above float32's noise: where all states are equal (an embedding of "="), no word stands out.
     return torch.stack(differences).mean(0).double().numpy().round(3)

@@ -31,6 +31,7 @@ from classifier_emergence.statistics import bootstrap_mean, permutation_p
 from classifier_emergence.tasks import rotations
 from classifier_emergence.training import VO, Adapter, Example, Objective, Schedule, adapted, encode, train
 from classifier_emergence.vocabulary import WordTokens, matched_words, row_norms, word_tokens
+from experiments.logit_lens import contrast
 from experiments.stage import accuracy_curve, main
 from experiments.training import Runs, over_seeds, share_of
 
@@ -198,9 +199,7 @@ def lens(study: Study, items: Sequence[Item], states: Tensor) -> dict[str, Any]:
     # (layers, items, classes, words): the class's own word, then those that are its null.
     null_log = scores.log_alignment[..., n:].unflatten(-1, (n, -1))
     log = torch.cat([scores.log_alignment[..., :n, None], null_log], dim=-1).double()
-    # Rounded to float32's noise: where all states are equal (an embedding of "="), no word stands out.
-    differences = [log[:, own == c, c].mean(1) - log[:, own != c, c].mean(1) for c in range(n)]
-    contrast = torch.stack(differences).mean(0).numpy().round(5)
+    contrasts = contrast(log, own)
     by_word = torch.stack([log[:, own == c, c].exp().mean(1) for c in range(n)]).mean(0).numpy()
     aligned, others = by_word[:, 0], by_word[:, 1:]
     own_log = log[:, torch.arange(len(own)), own, 0]
@@ -209,13 +208,13 @@ def lens(study: Study, items: Sequence[Item], states: Tensor) -> dict[str, Any]:
         "alignment": mean_over_groups(own_log.exp(), items, study),
         "rank": scores.rank[..., 0].double().quantile(0.5, dim=-1),
         "choice": accuracy_curve(log[..., 0].argmax(-1) == own, params.confidence),
-        "log_contrast": contrast[:, 0],
+        "log_contrast": contrasts[:, 0],
         "null": {
             "words": others.shape[-1],
             "alignment_95": np.quantile(others, 0.95, axis=-1),
             "p": permutation_p(aligned, others),
-            "log_contrast_95": np.quantile(contrast[:, 1:], 0.95, axis=-1),
-            "contrast_p": permutation_p(contrast[:, 0], contrast[:, 1:]),
+            "log_contrast_95": np.quantile(contrasts[:, 1:], 0.95, axis=-1),
+            "contrast_p": permutation_p(contrasts[:, 0], contrasts[:, 1:]),
         },
         "largest": {
             "layer": layer_labels(study.n_layers)[best],
