@@ -39,15 +39,16 @@ def test_the_committed_results_agree_with_themselves(
 def test_other_numbers_of_training_agree_as_long_as_seeds_overlap(
     regenerated: dict[Path, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    peak = regenerated[TRAINED]["final"]["symbol_peak"]
-    peak["value"] *= 1.5
+    final = regenerated[TRAINED]["final"]
+    final["symbol_peak"]["value"] *= 1.5
     regenerated[TRAINED]["by_seed"][0]["losses"][0]["loss"] += 1.0
     assert agree(regenerated)
-    assert "other 1, of training, in every interval over seeds" in " ".join(capsys.readouterr().out.split())
-    high = peak["interval"][1]
-    peak["interval"] = [high * 2, high * 3]
-    assert not agree(regenerated)
-    assert f"lora_sft/{MODEL} $.final.symbol_peak.interval" in capsys.readouterr().out
+    assert "other 1, of training, over seeds" in " ".join(capsys.readouterr().out.split())
+    for name, agrees in (("symbol_peak", True), ("word_peak", False)):  # one of ten may lie apart by chance
+        high = final[name]["interval"][1]
+        final[name]["interval"] = [high * 2, high * 3]
+        assert agree(regenerated) is agrees
+    assert f"lora_sft/{MODEL} $.final.word_peak.interval" in capsys.readouterr().out
 
 
 def test_a_result_of_training_that_lost_a_part_does_not_agree(regenerated: dict[Path, Any]) -> None:

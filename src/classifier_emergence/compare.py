@@ -145,21 +145,30 @@ def compare_files(expected: Path, actual: Path, *, rules: Sequence[Rule] = RULES
     return Comparison(str(expected), len(pairs), found, used, worst.path if worst and used else "")
 
 
-def apart_over_seeds(expected: Any, actual: Any) -> list[Difference]:
-    """Intervals over several seeds (``interval`` beside a ``by_seed`` of two or more) that do not overlap."""
-    return list(_apart(expected, actual, ()))
+def apart_over_seeds(expected: Any, actual: Any) -> tuple[list[Difference], int]:
+    """Intervals over several seeds (``interval`` beside a ``by_seed`` of two or more) that do not overlap.
+
+    Returns:
+        Those, and how many were compared.
+    """
+    pairs = list(_over_seeds(expected, actual, ()))
+    found = [
+        _structural((*path, "interval"), left, right, "apart")
+        for path, left, right in pairs
+        if left[1] < right[0] or right[1] < left[0]
+    ]
+    return found, len(pairs)
 
 
-def _apart(expected: Any, actual: Any, path: _Path) -> Iterator[Difference]:
+def _over_seeds(expected: Any, actual: Any, path: _Path) -> Iterator[tuple[_Path, list[float], list[float]]]:
     if isinstance(expected, dict) and isinstance(actual, dict):
-        left, right = expected.get("interval"), actual.get("interval")
-        if left and right and len(expected.get("by_seed", ())) > 1 and (left[1] < right[0] or right[1] < left[0]):
-            yield _structural((*path, "interval"), left, right, "apart")
+        if "interval" in expected and "interval" in actual and len(expected.get("by_seed", ())) > 1:
+            yield path, expected["interval"], actual["interval"]
         for key in sorted({*expected} & {*actual}):
-            yield from _apart(expected[key], actual[key], (*path, key))
+            yield from _over_seeds(expected[key], actual[key], (*path, key))
     elif isinstance(expected, list) and isinstance(actual, list):
         for i, pair in enumerate(zip(expected, actual, strict=False)):
-            yield from _apart(*pair, (*path, i))
+            yield from _over_seeds(*pair, (*path, i))
 
 
 def _walk(
