@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
-from number_snapshots import NumbersExtension
+from number_snapshots import NumbersExtension, TinyNumbersExtension
 from syrupy.assertion import SnapshotAssertion
 from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -20,6 +20,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def numbers(snapshot: SnapshotAssertion) -> SnapshotAssertion:
     """Snapshot that compares floats within the tolerance of their kind and everything else exactly."""
     return snapshot.use_extension(NumbersExtension)
+
+
+@pytest.fixture
+def tiny_numbers(snapshot: SnapshotAssertion) -> SnapshotAssertion:
+    """The same for numbers of models that the test itself trained."""
+    return snapshot.use_extension(TinyNumbersExtension)
 
 
 @pytest.fixture(scope="session")

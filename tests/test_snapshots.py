@@ -21,14 +21,16 @@ def test_committed_results(name: str, numbers: SnapshotAssertion) -> None:
 
 
 SHAKY = r"^((top|bottom)_tokens?|null_words|texts|hits|(null_)?categor(y|ies))$"
+COARSE = r"(^|_)p$"
+"""On tiny models: p-values over few null words, in steps of one twentieth, of contrasts that are nearly none."""
 
 
-def key_numbers(result: dict[str, Any]) -> dict[str, Any]:
+def key_numbers(result: dict[str, Any], left_out: str = SHAKY) -> dict[str, Any]:
     """Everything but tokens and generated text: those of near ties flip between machines, and they are no claim."""
 
     def kept(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: kept(v) for k, v in value.items() if not re.search(SHAKY, k)}
+            return {k: kept(v) for k, v in value.items() if not re.search(left_out, k)}
         return [kept(item) for item in value] if isinstance(value, list) else value
 
     return {key: kept(value) for key, value in result.items()}
@@ -47,6 +49,16 @@ def shape(value: Any) -> Any:
     return "text" if isinstance(value, str) else "numbers, if any"
 
 
+def judged(claim: dict[str, Any]) -> dict[str, Any]:
+    """A claim without numbers, which stand in other snapshots, and without what training decides in tiny models."""
+    evidence = []
+    for piece in claim["evidence"]:
+        trained = Path(piece["result"]["file"]).parent.name in TRAINED
+        evidence.append({**piece, "value": None, "interval": None, "met": None if trained else piece["met"]})
+    settled = all(piece["met"] is not None for piece in evidence)
+    return {**claim, "evidence": evidence, "verdict": claim["verdict"] if settled else None}
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the whole pipeline on tiny models in a temporary copy."""
@@ -60,18 +72,21 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TINY = [f"{stage}/tiny-{name}.json" for stage in ("fetch", "probing", "logit_lens") for name in ("llama", "gemma")]
 TRAINED = (
     "dual_reward", "dual_reward_long", "lora_sft", "cot_alignment", "other_tasks", "grpo", "collapse", "staged",
+    "moe_routers",
 )  # fmt: skip
-TINY += [f"{stage}/tiny-gemma.json" for stage in TRAINED]  # training on one model: seconds count here
+TINY += [f"{stage}/tiny-gemma.json" for stage in TRAINED[:-1]]  # training on one model: seconds count here
 TINY += ["moe_routers/tiny-llama.json"]
 
 
 @pytest.mark.tiny
 @pytest.mark.parametrize("name", [*TINY, "claims.json"], ids=lambda name: name.replace("/", "-"))
-def test_tiny_results(name: str, tiny_run: Path, numbers: SnapshotAssertion) -> None:
-    result = key_numbers(read_result(tiny_run / "results" / name))
+def test_tiny_results(name: str, tiny_run: Path, tiny_numbers: SnapshotAssertion) -> None:
+    result = key_numbers(read_result(tiny_run / "results" / name), f"{SHAKY}|{COARSE}")
     if name.startswith("fetch"):
         del result["source"]  # hashes of weights that were trained just now
-    assert (shape(result) if name.startswith(CHAOTIC) else result) == numbers
+    if name == "claims.json":
+        result = {key: judged(claim) for key, claim in result.items()}
+    assert (shape(result) if name.startswith(CHAOTIC) else result) == tiny_numbers
 
 
 @pytest.mark.tiny

@@ -55,7 +55,7 @@ RULES: tuple[Rule, ...] = (
     # A count over a null, so it moves in steps.
     Rule("p-value", r"(^|_)p(_value)?$", absolute=0.01, relative=0.05),
     # Drift adds up over training steps.
-    Rule("loss", r"loss", absolute=1e-4, relative=0.01),
+    Rule("loss", r"loss|^kl", absolute=1e-4, relative=0.01),
     # float32 dot products.
     Rule("cosine", r"cosine", absolute=1e-4),
     # Two examples at the boundary flip; n is that of the nearest object around the value that has one.
