@@ -33,7 +33,7 @@ ENDING = ("claims", "tables", "figures", "paper")
 TRAINING = (*TRAINED, *REINFORCED, "other_tasks", "moe_routers")
 APART_BY_CHANCE = 2 / math.comb(6, 3)
 """Three seeds and three others of the same distribution lie wholly apart so often."""
-JUDGED = (Rule("evidence", "^(value|interval|key)$", absolute=math.inf, types=(float, str)), *RULES)
+JUDGED = (Rule("evidence", "^(value|interval|key)$", absolute=math.inf, types=(int, float, str)), *RULES)
 """Of the claims. A number there stands in the result that it is taken from, too, and is compared there."""
 console = Console(highlight=False)
 

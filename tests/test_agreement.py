@@ -68,6 +68,7 @@ def test_claims_agree_by_what_is_judged(regenerated: dict[Path, Any]) -> None:
     claims = regenerated[CLAIMS]
     piece = claims["C11"]["evidence"][0]
     piece["value"] *= 2
+    claims["C07"]["evidence"][0]["value"] += 1  # a rank, and whole
     assert agree(regenerated)
     piece["met"] = not piece["met"]
     assert not agree(regenerated)

@@ -51,7 +51,7 @@ RULES: tuple[Rule, ...] = (
     # Near ties change order across CPUs. A LoRA rank is a setting.
     Rule("rank", r"(?<!lora_)rank", absolute=2.0, relative=0.02, types=(int, float)),
     # float32 attention and softmax drift by 1e-5 to 1e-3 between instruction sets.
-    Rule("log-probability", r"^log_|^logits?$|^logp", absolute=1e-3),
+    Rule("log-probability", r"^log_|^logits?$|^logp|log_gap$", absolute=1e-3),
     # A count over a null, so it moves in steps.
     Rule("p-value", r"(^|_)p(_value)?$", absolute=0.01, relative=0.05),
     # Drift adds up over training steps.
