@@ -17,11 +17,11 @@ class NumbersExtension(JSONSnapshotExtension):
     counts as equal, so ``--snapshot-update`` leaves its file alone.
     """
 
+    rules: tuple[Rule, ...] = RULES
+
     def serialize(self, data: Any, **filters: Any) -> str:
         # plain(): syrupy alone drops keys that are not text, writes NaN, and turns a float32 into its repr.
         return super().serialize(plain(data), **filters)
-
-    rules: tuple[Rule, ...] = RULES
 
     def matches(self, *, serialized_data: Any, snapshot_data: Any) -> bool:
         return not differences(json.loads(snapshot_data), json.loads(serialized_data), rules=self.rules)

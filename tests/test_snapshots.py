@@ -10,6 +10,7 @@ from syrupy.assertion import SnapshotAssertion
 
 from classifier_emergence.results import read_result
 from experiments import tiny
+from experiments.reproduce import TRAINING
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = sorted(str(path.relative_to(ROOT / "results")) for path in (ROOT / "results").rglob("*.json"))
@@ -53,7 +54,7 @@ def judged(claim: dict[str, Any]) -> dict[str, Any]:
     """A claim without numbers, which stand in other snapshots, and without what training decides in tiny models."""
     evidence = []
     for piece in claim["evidence"]:
-        trained = Path(piece["result"]["file"]).parent.name in TRAINED
+        trained = Path(piece["result"]["file"]).parent.name in TRAINING
         evidence.append({**piece, "value": None, "interval": None, "met": None if trained else piece["met"]})
     settled = all(piece["met"] is not None for piece in evidence)
     return {**claim, "evidence": evidence, "verdict": claim["verdict"] if settled else None}
@@ -70,12 +71,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TINY = [f"{stage}/tiny-{name}.json" for stage in ("fetch", "probing", "logit_lens") for name in ("llama", "gemma")]
-TRAINED = (
-    "dual_reward", "dual_reward_long", "lora_sft", "cot_alignment", "other_tasks", "grpo", "collapse", "staged",
-    "moe_routers",
-)  # fmt: skip
-TINY += [f"{stage}/tiny-gemma.json" for stage in TRAINED[:-1]]  # training on one model: seconds count here
-TINY += ["moe_routers/tiny-llama.json"]
+# Training on one model: seconds count here.
+TINY += [f"{stage}/tiny-{'llama' if stage == 'moe_routers' else 'gemma'}.json" for stage in TRAINING]
 
 
 @pytest.mark.tiny
