@@ -22,14 +22,16 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.training import Clock
-from classifier_emergence import grpo, grpo_trainer
-from classifier_emergence.grpo import whole
-from classifier_emergence.grpo_trainer import GrpoWithLens, PolicyObjective, Sampling, Task
-from classifier_emergence.models import LanguageModel, load
-from classifier_emergence.params import load_params
-from classifier_emergence.problems import sample, split
-from classifier_emergence.rewards import exact, parse_answer
-from classifier_emergence.training import Schedule
+from classifier_emergence.models.loading import load
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.tasks.problems import sample, split
+from classifier_emergence.training.rl import run as grpo
+from classifier_emergence.training.rl import trainer as grpo_trainer
+from classifier_emergence.training.rl.rewards import exact, parse_answer
+from classifier_emergence.training.rl.run import whole
+from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, Sampling, Task
+from classifier_emergence.training.supervised import Schedule
+from experiments.params import load_params
 
 ROUNDS = 2
 

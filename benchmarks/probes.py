@@ -17,9 +17,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from classifier_emergence.params import load_params
-from classifier_emergence.probes import fit_probes, shuffled_labels, stratified_folds
-from classifier_emergence.tasks import OPERATIONS, prompt_bank
+from classifier_emergence.reading.probes import fit_probes, shuffled_labels, stratified_folds
+from classifier_emergence.tasks.arithmetic import OPERATIONS, prompt_bank
+from experiments.params import load_params
 
 N, FOLDS, SHUFFLES = 400, 5, 20
 Folds = list[tuple[Tensor, Tensor]]

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from classifier_emergence.experts import token_pool
-from classifier_emergence.router_projection import controlled, project_routers, random_routers, reported
-from classifier_emergence.routers import load_routers
+from classifier_emergence.mixtures.nulls import token_pool
+from classifier_emergence.mixtures.projection import controlled, project_routers, random_routers, reported
+from classifier_emergence.mixtures.routers import load_routers
 
 LAYERS, EXPERTS, WIDTH, VOCABULARY = 24, 32, 2880, 201_088
 LIMIT = 60.0

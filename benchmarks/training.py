@@ -19,14 +19,15 @@ from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from classifier_emergence.layers import layer_at, layer_row
-from classifier_emergence.models import LanguageModel, load
-from classifier_emergence.params import DualReward, load_params
-from classifier_emergence.problems import sample, split
-from classifier_emergence.readout import decoder_blocks, find_readout
-from classifier_emergence.tasks import OPERATIONS
-from classifier_emergence.training import VO, Adapter, Example, LensTrainer, Objective, adapted, encode
-from classifier_emergence.vocabulary import word_tokens
+from classifier_emergence.models.loading import load
+from classifier_emergence.reading.layers import layer_at, layer_row
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import decoder_blocks, find_readout
+from classifier_emergence.reading.vocabulary import word_tokens
+from classifier_emergence.tasks.arithmetic import OPERATIONS
+from classifier_emergence.tasks.problems import sample, split
+from classifier_emergence.training.supervised import VO, Adapter, Example, LensTrainer, Objective, adapted, encode
+from experiments.params import DualReward, load_params
 
 ROUNDS = 2
 TOLERANCE = 1e-3  # nats; float32 in another order of sums, through some steps of Adam

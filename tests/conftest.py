@@ -10,8 +10,9 @@ from number_snapshots import NumbersExtension, TinyNumbersExtension
 from syrupy.assertion import SnapshotAssertion
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from classifier_emergence.models import LanguageModel, load
-from experiments import tiny
+from classifier_emergence.models.loading import load
+from classifier_emergence.reading.model import LanguageModel
+from experiments.pipeline import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,7 +47,7 @@ def lm(tiny_models: Path, request: pytest.FixtureRequest) -> LanguageModel:
 def as_tree(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Both ways in which texts pass: whether as a tree, else padded."""
     if not request.param:
-        monkeypatch.setattr("classifier_emergence.tree.LARGEST_TREE", 0)
+        monkeypatch.setattr("classifier_emergence.reading.tree.LARGEST_TREE", 0)
     return bool(request.param)
 
 

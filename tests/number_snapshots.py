@@ -6,12 +6,12 @@ from typing import Any
 
 from syrupy.extensions.json import JSONSnapshotExtension
 
-from classifier_emergence.compare import RULES, Rule, differences
 from classifier_emergence.results import plain
+from experiments.pipeline.compare import RULES, Rule, differences
 
 
 class NumbersExtension(JSONSnapshotExtension):
-    """JSON snapshots compared by ``classifier_emergence.compare``.
+    """JSON snapshots compared by ``experiments.pipeline.compare``.
 
     Stored in full precision: a rounded value flips at a rounding boundary. A value within its tolerance
     counts as equal, so ``--snapshot-update`` leaves its file alone.

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from classifier_emergence.results import write_result
-from experiments.reproduce import TRAINING, report
+from experiments.pipeline.reproduce import TRAINING, report
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "smollm2-135m-instruct"

@@ -10,11 +10,11 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from classifier_emergence.catalogue import describe, named_source, open_model, registry, repository_root
 from classifier_emergence.errors import InputError
-from classifier_emergence.models import load
-from classifier_emergence.params import HubSource, PathSource
-from classifier_emergence.residuals import residual_stream
+from classifier_emergence.models.loading import load
+from classifier_emergence.models.names import describe, named_source, open_model, registry, repository_root
+from classifier_emergence.models.registry import HubSource, PathSource
+from classifier_emergence.reading.residuals import residual_stream
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,8 +30,8 @@ def adapter(tiny_models: Path, tmp_path: Path) -> Path:
 
 
 def test_the_packaged_registry_is_that_of_the_parameters() -> None:
-    """If not: copy the section ``registry`` of params.yaml over src/classifier_emergence/registry.yaml."""
-    packaged = yaml.safe_load((ROOT / "src/classifier_emergence/registry.yaml").read_text())
+    """If not: copy the section ``registry`` of params.yaml over src/classifier_emergence/models/registry.yaml."""
+    packaged = yaml.safe_load((ROOT / "src/classifier_emergence/models/registry.yaml").read_text())
     assert packaged == yaml.safe_load((ROOT / "params.yaml").read_text())["registry"]
 
 
@@ -45,7 +45,7 @@ def test_the_registry_is_there_inside_and_outside_a_clone(tmp_path: Path, monkey
 
 
 def test_folders_of_a_registry_are_relative_to_its_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("params.yaml", "paper/claims.yaml", "experiments/stage.py", "elsewhere/x"):
+    for name in ("params.yaml", "paper/claims.yaml", "experiments/params.py", "elsewhere/x"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     shutil.copy(ROOT / "params.tiny.yaml", tmp_path / "params.yaml")

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from classifier_emergence.claims import Claim, Criterion, evaluate, load_claims
 from classifier_emergence.errors import InputError
 from classifier_emergence.results import lookup, read_result
+from experiments.report.ledger import Claim, Criterion, evaluate, load_claims
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ["emb", "L0", "L1", "L2", "L3"]

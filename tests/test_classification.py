@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classifier_emergence.classification import TASKS, Item, Task, balanced, get_task, load_task
 from classifier_emergence.errors import InputError
-from classifier_emergence.params import load_params
-from classifier_emergence.tasks import prompt_bank, rotations
+from classifier_emergence.tasks.arithmetic import prompt_bank
+from classifier_emergence.tasks.classification import TASKS, Item, Task, balanced, get_task, load_task
+from classifier_emergence.tasks.splits import rotations
+from experiments.params import load_params
 
 SHIPPED = {name: get_task(name) for name in TASKS}
 tasks = pytest.mark.parametrize("task", SHIPPED.values(), ids=SHIPPED)

@@ -13,10 +13,12 @@ import typer
 from fsspec.implementations.memory import MemoryFileSystem
 from transformers import AutoTokenizer
 
-from classifier_emergence import cli_paper, instrument_lens, router_words
-from classifier_emergence.cli import app, run
-from classifier_emergence.cli_options import labelled_prompts
+from classifier_emergence.cli import repository as cli_paper
+from classifier_emergence.cli.app import app, run
+from classifier_emergence.cli.options import labelled_prompts
 from classifier_emergence.errors import InputError
+from classifier_emergence.instruments import lens as instrument_lens
+from classifier_emergence.mixtures import words as router_words
 from classifier_emergence.results import read_result, write_result
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +63,7 @@ def example(command: Any) -> list[str]:
 def test_help_and_the_version_need_no_heavy_import() -> None:
     code = (
         "import sys; sys.argv = ['x', '--help']\n"
-        "from classifier_emergence.cli import main\n"
+        "from classifier_emergence.cli.app import main\n"
         "try: main()\n"
         "except SystemExit as e: assert e.code == 0, e.code\n"
         "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'matplotlib', 'rich', 'dvc'} & set(sys.modules)\n"
@@ -164,7 +166,7 @@ def test_routers_of_the_hub_are_read_without_the_rest(
 ) -> None:
     revision = "0" * 40
     memory.put(str(mixture), f"/org/moe@{revision}", recursive=True)
-    monkeypatch.setattr("classifier_emergence.checkpoints.HfFileSystem", lambda: memory)
+    monkeypatch.setattr("classifier_emergence.models.checkpoint.HfFileSystem", lambda: memory)
     tokenizer = AutoTokenizer.from_pretrained(mixture)
     asked = []
     monkeypatch.setattr(
@@ -303,7 +305,7 @@ def test_experiments_are_asked_of_the_clone(ce: Run, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cli_paper.subprocess, "run", pretend)
     monkeypatch.chdir(ROOT / "tests")
     assert ce("experiments", "status", "probing", "--json", str(tmp_path / "s.json"))[0] == 1
-    assert calls == [(["experiments.pipeline", "status", "probing", "--json", str(tmp_path / "s.json")], ROOT)]
+    assert calls == [(["experiments.pipeline.graph", "status", "probing", "--json", str(tmp_path / "s.json")], ROOT)]
 
 
 # --- Refusals ---

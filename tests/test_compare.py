@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classifier_emergence.compare import RULES, Difference, Rule, compare_files, differences
 from classifier_emergence.errors import InputError
 from classifier_emergence.results import lookup, write_result
+from experiments.pipeline.compare import RULES, Difference, Rule, compare_files, differences
 
 KEYS = ["accuracy", "n", "rank", "log_p", "x", "interval"]
 LEAVES = (

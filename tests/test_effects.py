@@ -10,15 +10,15 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
 
-from classifier_emergence.effects import alignment, answers, divergence, random_basis, removed, word_basis
 from classifier_emergence.errors import InputError
-from classifier_emergence.models import LanguageModel
-from classifier_emergence.problems import NEUTRAL
-from classifier_emergence.readout import decoder_blocks, find_readout
-from classifier_emergence.residuals import residual_stream
-from classifier_emergence.tasks import OPERATIONS
-from classifier_emergence.training import VO, Adapter, adapted
-from classifier_emergence.vocabulary import WordTokens, word_tokens
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import decoder_blocks, find_readout
+from classifier_emergence.reading.residuals import residual_stream
+from classifier_emergence.reading.vocabulary import WordTokens, word_tokens
+from classifier_emergence.tasks.arithmetic import OPERATIONS
+from classifier_emergence.tasks.problems import NEUTRAL
+from classifier_emergence.training.evaluation import alignment, answers, divergence, random_basis, removed, word_basis
+from classifier_emergence.training.supervised import VO, Adapter, adapted
 
 PROMPTS = ["7 * 8 =", "What is 12 plus 5?", "(89 - 34) =", "If you divide 81 by 9, you get", "6 * 7 ="]
 WANTED = [" 56", " 17", " 55", " 9", " 42"]
@@ -100,7 +100,7 @@ def test_a_longer_number_is_no_exact_answer(lm: LanguageModel, monkeypatch: pyte
 def test_answers_follow_the_order_of_their_prompts(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     order = [3, 0, 4, 2, 1]
     whole = answers(lm.model, lm.tokenizer, PROMPTS, WANTED)
-    monkeypatch.setattr("classifier_emergence.tree.BATCH_TOKENS", 20)  # several batches
+    monkeypatch.setattr("classifier_emergence.reading.tree.BATCH_TOKENS", 20)  # several batches
     permuted = answers(lm.model, lm.tokenizer, [PROMPTS[i] for i in order], [WANTED[i] for i in order])
     torch.testing.assert_close(permuted.log_prob, whole.log_prob[order], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(permuted.per_token, whole.per_token[order], atol=1e-5, rtol=1e-4)
@@ -115,7 +115,7 @@ def test_answers_behind_shared_tokens_are_those_of_each_prompt(
         [" 56", " 47", " 1"],
     )
     together = answers(lm.model, lm.tokenizer, prompts, wanted)
-    monkeypatch.setattr("classifier_emergence.tree.LARGEST_TREE", 0)
+    monkeypatch.setattr("classifier_emergence.reading.tree.LARGEST_TREE", 0)
     apart = answers(lm.model, lm.tokenizer, prompts, wanted)
     torch.testing.assert_close(together.log_prob, apart.log_prob, atol=1e-4, rtol=1e-4)
     assert torch.equal(together.exact, apart.exact)

@@ -10,7 +10,7 @@ from test_routers import E, openai, write
 from torch import Tensor
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.experts import (
+from classifier_emergence.mixtures.nulls import (
     NEAREST,
     category,
     coherence,
@@ -24,8 +24,8 @@ from classifier_emergence.experts import (
     token_class,
     token_pool,
 )
-from classifier_emergence.router_projection import controlled, project_routers, random_routers, unit
-from classifier_emergence.routers import RouterWeights, load_routers
+from classifier_emergence.mixtures.projection import controlled, project_routers, random_routers, unit
+from classifier_emergence.mixtures.routers import RouterWeights, load_routers
 
 WIDTH, VOCABULARY = 96, 3000
 

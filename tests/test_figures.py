@@ -5,13 +5,16 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from classifier_emergence import figures, figures_moe, figures_reinforcement, figures_tasks
-from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result
-from experiments import reinforcement_tables
-from experiments.moe_tables import projected, upcycled
-from experiments.other_tasks_tables import TASKS
-from experiments.training_tables import ARMS, FORMATS
+from experiments.params import load_params
+from experiments.report.figures import arithmetic as figures
+from experiments.report.figures import mixtures as figures_moe
+from experiments.report.figures import other_tasks as figures_tasks
+from experiments.report.figures import reinforcement as figures_reinforcement
+from experiments.report.tables import reinforcement as reinforcement_tables
+from experiments.report.tables.mixtures import projected, upcycled
+from experiments.report.tables.other_tasks import TASKS
+from experiments.report.tables.training import ARMS, FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 

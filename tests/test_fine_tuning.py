@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from classifier_emergence.effects import generate, parse_number
-from classifier_emergence.layers import layer_labels
-from classifier_emergence.models import LanguageModel
-from classifier_emergence.params import load_params
-from classifier_emergence.problems import COT_REPORTED, Problem
-from classifier_emergence.readout import find_readout
-from classifier_emergence.residuals import residual_stream
-from classifier_emergence.vocabulary import token_text
-from experiments import cot_alignment, lora_sft
+from classifier_emergence.reading.layers import layer_labels
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import find_readout
+from classifier_emergence.reading.residuals import residual_stream
+from classifier_emergence.reading.vocabulary import token_text
+from classifier_emergence.tasks.problems import COT_REPORTED, Problem
+from classifier_emergence.training.evaluation import generate, parse_number
+from experiments.params import load_params
+from experiments.stages import cot_alignment, lora_sft
 
 PARAMS = load_params(Path(__file__).resolve().parents[1] / "params.tiny.yaml")
 
@@ -51,7 +51,7 @@ def test_generation_takes_the_most_probable_token_every_time(lm: LanguageModel) 
 def test_generation_does_not_depend_on_the_batch(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = ["7 * 8 =", "What is 12 plus 5?", "(89 - 34) =", "6 * 7 ="]
     together = generate(lm.model, lm.tokenizer, prompts, new_tokens=4)
-    monkeypatch.setattr("classifier_emergence.effects.GENERATED_TOGETHER", 1)
+    monkeypatch.setattr("classifier_emergence.training.evaluation.GENERATED_TOGETHER", 1)
     assert generate(lm.model, lm.tokenizer, prompts, new_tokens=4) == together
 
 

@@ -12,17 +12,18 @@ from filelock import FileLock
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from classifier_emergence import finetuning
-from classifier_emergence.catalogue import open_model
-from classifier_emergence.classification import Item, Task
-from classifier_emergence.effects import alignment
 from classifier_emergence.errors import InputError
-from classifier_emergence.finetuning import dual_reward, held_out, sft
-from classifier_emergence.instrument_grpo import begins_with_answer, grpo, in_turn
-from classifier_emergence.models import LanguageModel, load
-from classifier_emergence.problems import Problem
+from classifier_emergence.instruments import finetune as finetuning
+from classifier_emergence.instruments.finetune import dual_reward, held_out, sft
+from classifier_emergence.instruments.grpo import begins_with_answer, grpo, in_turn
+from classifier_emergence.models.loading import load
+from classifier_emergence.models.names import open_model
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.results import write_result
-from classifier_emergence.vocabulary import word_tokens
+from classifier_emergence.tasks.classification import Item, Task
+from classifier_emergence.tasks.problems import Problem
+from classifier_emergence.training.evaluation import alignment
 
 WORDS = ("multiply", "add")
 

@@ -16,17 +16,18 @@ from torch.nn import functional
 from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 
-from classifier_emergence import grpo
 from classifier_emergence.errors import InputError
-from classifier_emergence.grpo import Grpo, HeldIn, hold, train_grpo, whole
-from classifier_emergence.grpo_trainer import GrpoWithLens, PolicyObjective, Sampling, Task, arguments
-from classifier_emergence.layers import layer_row
-from classifier_emergence.models import LanguageModel
-from classifier_emergence.readout import find_readout
-from classifier_emergence.residuals import residual_stream
-from classifier_emergence.rollouts import line_ends, sample, sequence_log_probs
-from classifier_emergence.training import QKVO, Adapter, Schedule, adapted
-from classifier_emergence.vocabulary import word_tokens
+from classifier_emergence.reading.layers import layer_row
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import find_readout
+from classifier_emergence.reading.residuals import residual_stream
+from classifier_emergence.reading.vocabulary import word_tokens
+from classifier_emergence.training.flaws import HeldIn, hold
+from classifier_emergence.training.rl import run as grpo
+from classifier_emergence.training.rl.rollouts import line_ends, sample, sequence_log_probs
+from classifier_emergence.training.rl.run import Grpo, train_grpo, whole
+from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, Sampling, Task, arguments
+from classifier_emergence.training.supervised import QKVO, Adapter, Schedule, adapted
 
 ADAPTER = Adapter(QKVO, rank=4, scale=2.0, layers=(0, 1, 2, 3))
 SAMPLING = Sampling(group=3, temperature=1.0, new_tokens=5)
@@ -191,7 +192,7 @@ def test_texts_too_many_for_a_tree_give_the_same_loss(
         batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
         shake(model)
         loss = trainer.compute_loss(model, batch).detach()
-        monkeypatch.setattr("classifier_emergence.tree.LARGEST_TREE", 20)
+        monkeypatch.setattr("classifier_emergence.reading.tree.LARGEST_TREE", 20)
         torch.testing.assert_close(trainer.compute_loss(model, batch).detach(), loss, atol=1e-5, rtol=1e-4)
 
 

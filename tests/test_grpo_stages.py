@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from classifier_emergence.models import LanguageModel
-from classifier_emergence.params import load_params
-from classifier_emergence.problems import Problem
+from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.statistics import Proportion, wilson
-from classifier_emergence.tasks import LENS, SIGNS, labelled, prompt_bank
-from experiments import collapse, grpo
+from classifier_emergence.tasks.arithmetic import LENS, SIGNS, labelled, prompt_bank
+from classifier_emergence.tasks.problems import Problem
+from experiments.params import load_params
+from experiments.stages import collapse, grpo
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = load_params(ROOT / "params.tiny.yaml")

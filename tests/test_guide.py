@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from classifier_emergence.cli import run
+from classifier_emergence.cli.app import run
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "smollm2-135m-instruct"

@@ -8,13 +8,14 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from classifier_emergence import instrument_routing
 from classifier_emergence.errors import InputError
-from classifier_emergence.instrument_routing import routing_usage, trace_texts
-from classifier_emergence.models import LanguageModel, load
-from classifier_emergence.plots import save
+from classifier_emergence.instruments import routing as instrument_routing
+from classifier_emergence.instruments.drawing import save
+from classifier_emergence.instruments.routing import routing_usage, trace_texts
+from classifier_emergence.mixtures.routing import Routing, trace
+from classifier_emergence.models.loading import load
+from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.results import read_result, write_result
-from classifier_emergence.routing import Routing, trace
 
 TEXTS = [f"{a} * {b} =" for a, b in ((7, 8), (12, 5), (3, 9), (6, 7), (4, 4), (9, 2))]
 TEXTS += [f"{a} + {b} =" for a, b in ((7, 8), (12, 5), (3, 9), (6, 7), (4, 4), (9, 2))]

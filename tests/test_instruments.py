@@ -13,17 +13,19 @@ from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from classifier_emergence import instrument_direction, instrument_probe
 from classifier_emergence.errors import InputError
-from classifier_emergence.estimator import LayerProbes
-from classifier_emergence.instrument_direction import direction
-from classifier_emergence.instrument_lens import lens
-from classifier_emergence.instrument_probe import _permuted, fit, folds_of, probe
-from classifier_emergence.models import LanguageModel, load
-from classifier_emergence.plots import save
-from classifier_emergence.readings import readout_of
+from classifier_emergence.instruments import direction as instrument_direction
+from classifier_emergence.instruments import probe as instrument_probe
+from classifier_emergence.instruments.base import readout_of
+from classifier_emergence.instruments.direction import direction
+from classifier_emergence.instruments.drawing import save
+from classifier_emergence.instruments.lens import lens
+from classifier_emergence.instruments.probe import _permuted, fit, folds_of, probe
+from classifier_emergence.models.loading import load
+from classifier_emergence.reading.estimator import LayerProbes
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.results import read_result, write_result
-from classifier_emergence.vocabulary import word_tokens
 
 Random = Callable[..., Tensor]
 PROMPTS = [f"{a} * {b} =" for a, b in ((7, 8), (12, 5), (3, 9), (6, 7), (4, 4), (9, 2))]

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from classifier_emergence.directions import project
 from classifier_emergence.errors import InputError
-from classifier_emergence.lens import lens_scores
-from classifier_emergence.models import LanguageModel
-from classifier_emergence.readout import find_readout
-from classifier_emergence.residuals import residual_stream
-from classifier_emergence.vocabulary import row_norms
+from classifier_emergence.reading.directions import project
+from classifier_emergence.reading.lens import lens_scores
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import find_readout
+from classifier_emergence.reading.residuals import residual_stream
+from classifier_emergence.reading.vocabulary import row_norms
 
 WORDS = [[3], [5, 6, 7], [0, 800]]
 
@@ -15,8 +15,8 @@ WORDS = [[3], [5, 6, 7], [0, 800]]
 def test_scores_equal_the_plain_computation(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     states = residual_stream(lm.model, lm.tokenizer, ["7 * 8 =", "12 + 4 =", "Find 3 times 9"])
     readout = find_readout(lm.model)
-    monkeypatch.setattr("classifier_emergence.lens.CHUNK_ROWS", 4)
-    monkeypatch.setattr("classifier_emergence.lens.CHUNK_TOKENS", 160)  # leaves an incomplete last block
+    monkeypatch.setattr("classifier_emergence.reading.lens.CHUNK_ROWS", 4)
+    monkeypatch.setattr("classifier_emergence.reading.lens.CHUNK_TOKENS", 160)  # leaves an incomplete last block
     scores = lens_scores(states, readout, WORDS)
     logits = torch.stack([readout.logits(layer) for layer in states])
     probability = logits.softmax(-1)
@@ -59,7 +59,7 @@ def test_a_planted_word_is_found_and_a_random_direction_is_not(lm: LanguageModel
 
 
 def test_projection_equals_the_plain_computation(lm: LanguageModel, seeded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("classifier_emergence.directions.CHUNK_ROWS", 100)
+    monkeypatch.setattr("classifier_emergence.reading.directions.CHUNK_ROWS", 100)
     readout, directions = find_readout(lm.model), seeded(3, find_readout(lm.model).weight.shape[1])
     dot = project(directions, readout, WORDS, cosine=False)
     plain = directions @ readout.weight.T

@@ -12,8 +12,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.models import load
-from classifier_emergence.params import ModelSource, PathSource
+from classifier_emergence.models.loading import load
+from classifier_emergence.models.registry import ModelSource, PathSource
 
 WORDS = ["</s>", "one", "two", "three"]
 

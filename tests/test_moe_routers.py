@@ -8,13 +8,15 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from classifier_emergence import figures_moe
-from classifier_emergence.models import LanguageModel
-from classifier_emergence.params import Params, PathSource, load_params
+from classifier_emergence.models.registry import PathSource
+from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.results import read_result, write_result
-from classifier_emergence.tasks import OPERATIONS
-from experiments import moe_routers, moe_tables
-from experiments.mixtures import DOMAINS, Data
+from classifier_emergence.tasks.arithmetic import OPERATIONS
+from experiments.params import Params, load_params
+from experiments.report.figures import mixtures as figures_moe
+from experiments.report.tables import mixtures as moe_tables
+from experiments.shared.mixtures import DOMAINS, Data
+from experiments.stages import moe_routers
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE_MODEL = pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)

@@ -9,16 +9,28 @@ import numpy as np
 import pytest
 import torch
 
-from classifier_emergence.classification import Item, balanced, get_task
 from classifier_emergence.errors import InputError
-from classifier_emergence.layers import layer_row
-from classifier_emergence.models import LanguageModel
-from classifier_emergence.params import load_params
-from classifier_emergence.readout import find_readout
+from classifier_emergence.reading.layers import layer_row
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import find_readout
+from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.results import plain, read_result
-from classifier_emergence.vocabulary import word_tokens
-from experiments.other_tasks import NAMES, PARTS, Study, examples, labels, lens, probing, prompts, run, trained, whole
-from experiments.training import Runs
+from classifier_emergence.tasks.classification import Item, balanced, get_task
+from experiments.params import load_params
+from experiments.shared.runs import Runs
+from experiments.stages.other_tasks import (
+    NAMES,
+    PARTS,
+    Study,
+    examples,
+    labels,
+    lens,
+    probing,
+    prompts,
+    run,
+    trained,
+    whole,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = load_params(ROOT / "params.tiny.yaml")
@@ -93,7 +105,7 @@ def test_the_lens_finds_a_planted_word_and_its_null_does_not(study: Study, monke
     model = find_readout(study.lm.model)
     # Words as far from each other as those of a large model; in the tiny one all lie in one direction.
     readout = replace(model, weight=0.5 * torch.randn(model.weight.shape, generator=generator))
-    monkeypatch.setattr("experiments.other_tasks.find_readout", lambda model: readout)
+    monkeypatch.setattr("experiments.stages.other_tasks.find_readout", lambda model: readout)
     states = torch.randn(study.n_layers + 1, len(items), readout.weight.shape[1], generator=generator)
     own = torch.tensor(labels(items))
     rows = torch.stack([readout.weight[word.ids].mean(0) for word in study.words])
@@ -160,8 +172,8 @@ def test_a_stopped_study_goes_on_where_it_was(
     full = whole(Study(lm, params, task), runs)
     (runs.folder / "places-shuffled_targets-0.json").unlink()  # as if it had been stopped there
     assert whole(Study(lm, params, task), runs) == full
-    monkeypatch.setattr("experiments.other_tasks.load", lambda key, registry: lm)
-    monkeypatch.setattr("experiments.other_tasks.NAMES", ("places",))
+    monkeypatch.setattr("experiments.stages.other_tasks.load", lambda key, registry: lm)
+    monkeypatch.setattr("experiments.stages.other_tasks.NAMES", ("places",))
     run(params, "m")
     result = read_result("results/other_tasks/m.json")
     assert result["places"]["dual_reward"]["held_out_groups"]["top"]["n"] == 3 * params.other_tasks.test_items

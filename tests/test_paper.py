@@ -7,8 +7,9 @@ import pytest
 from pypdf import PdfReader
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.paper import build, prose_numbers
-from classifier_emergence.typeset import percent, write_table
+from classifier_emergence.numbers import percent
+from experiments.report.build import build, prose_numbers
+from experiments.report.typeset import write_table
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "paper"

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.params import load_params
+from experiments.params import load_params
 
 ROOT = Path(__file__).resolve().parents[1]
 RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -108,7 +108,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_stages_exit_with_2_and_one_line(arguments: list[str], message: str) -> None:
-    command = [sys.executable, "-m", "experiments.probing", *arguments]
+    command = [sys.executable, "-m", "experiments.stages.probing", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(message)

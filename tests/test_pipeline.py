@@ -21,9 +21,10 @@ def body(stage: str) -> dict[str, Any]:
 
 def module_file(name: str) -> Path | None:
     for base in (ROOT / "src", ROOT):
-        path = base.joinpath(*name.split(".")).with_suffix(".py")
-        if path.exists():
-            return path
+        path = base.joinpath(*name.split("."))
+        for file in (path.with_suffix(".py"), path / "__main__.py"):
+            if file.exists():
+                return file
     return None
 
 
@@ -112,7 +113,7 @@ def pipeline(tmp_path: Path) -> Path:
 
 
 def fresh(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.fresh"]
+    command = [sys.executable, "-m", "experiments.pipeline.fresh"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -132,7 +133,7 @@ def test_a_changed_input_parameter_or_result_is_stale(pipeline: Path, file: str,
 
 
 def test_reproduce_picks_what_is_needed_and_ends_in_the_paper() -> None:
-    command = [sys.executable, "-m", "experiments.reproduce", "--list", "probing@smollm2-135m-instruct"]
+    command = [sys.executable, "-m", "experiments.pipeline.reproduce", "--list", "probing@smollm2-135m-instruct"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     names = [line.split()[0] for line in done.stdout.splitlines()]
     key = "smollm2-135m-instruct"
@@ -147,7 +148,7 @@ def test_routers_of_a_model_too_large_to_load_need_no_other_stage(tmp_path: Path
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(text.replace("\nmoe_models:\n", "\nmoe_models:\n  - gpt-oss-20b\n"))
-    command = [sys.executable, "-m", "experiments.reproduce", "--list", "gpt-oss-20b"]
+    command = [sys.executable, "-m", "experiments.pipeline.reproduce", "--list", "gpt-oss-20b"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     names = [line.split()[0] for line in done.stdout.splitlines()]
@@ -156,7 +157,7 @@ def test_routers_of_a_model_too_large_to_load_need_no_other_stage(tmp_path: Path
 
 
 def test_reproduce_names_the_nearest_stage() -> None:
-    command = [sys.executable, "-m", "experiments.reproduce", "probng"]
+    command = [sys.executable, "-m", "experiments.pipeline.reproduce", "probng"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: 'probng': no such stage or model; did you mean 'probing'?\n"

@@ -6,9 +6,9 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from classifier_emergence import probes
 from classifier_emergence.errors import InputError
-from classifier_emergence.probes import ProbeConvergenceError, fit_probes, shuffled_labels, stratified_folds
+from classifier_emergence.reading import probes
+from classifier_emergence.reading.probes import ProbeConvergenceError, fit_probes, shuffled_labels, stratified_folds
 
 
 def problem(n: int, d: int, k: int, *, scale: float = 1.0, layers: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.problems import COT_REPORTED, Problem, sample, split
-from classifier_emergence.tasks import N_TEMPLATES, OPERATIONS, STYLES
+from classifier_emergence.tasks.arithmetic import N_TEMPLATES, OPERATIONS, STYLES
+from classifier_emergence.tasks.problems import COT_REPORTED, Problem, sample, split
 
 RANGES = {"multiply": (2, 12), "add": (5, 30), "subtract": (5, 30), "divide": (2, 12)}
 N_TEST = dict.fromkeys(OPERATIONS, 10)

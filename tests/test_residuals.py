@@ -2,11 +2,12 @@ import pytest
 import torch
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.layers import layer_at, layer_labels, layer_row
-from classifier_emergence.lens import check_lens
-from classifier_emergence.models import LanguageModel
-from classifier_emergence.readout import decoder_blocks, find_readout
-from classifier_emergence.residuals import residual_stream, scaled_attention
+from classifier_emergence.reading.layers import layer_at, layer_labels, layer_row
+from classifier_emergence.reading.lens import check_lens
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import decoder_blocks, find_readout
+from classifier_emergence.reading.residuals import residual_stream
+from classifier_emergence.training.flaws import scaled_attention
 
 PROMPTS = [
     "7 * 8 =",
@@ -20,7 +21,7 @@ def test_the_lens_at_the_last_layer_is_the_models_own_output(lm: LanguageModel) 
 
 
 def test_a_second_norm_is_noticed(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    import classifier_emergence.lens as lens
+    import classifier_emergence.reading.lens as lens
 
     honest = residual_stream
     norm = find_readout(lm.model).norm
@@ -41,7 +42,7 @@ def test_rows_are_hidden_states_before_the_final_norm(lm: LanguageModel) -> None
 
 def test_batching_changes_nothing(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     together = residual_stream(lm.model, lm.tokenizer, PROMPTS)
-    monkeypatch.setattr("classifier_emergence.tree.BATCH_TOKENS", 1)
+    monkeypatch.setattr("classifier_emergence.reading.tree.BATCH_TOKENS", 1)
     torch.testing.assert_close(together, residual_stream(lm.model, lm.tokenizer, PROMPTS), atol=1e-5, rtol=1e-4)
 
 
@@ -54,7 +55,7 @@ def test_what_prompts_begin_with_passes_once_and_changes_nothing(
     together = residual_stream(lm.model, lm.tokenizer, prompts)
     handle.remove()
     assert sum(passed) < sum(len(ids) for ids in lm.tokenizer(prompts)["input_ids"])
-    monkeypatch.setattr("classifier_emergence.tree.LARGEST_TREE", 0)
+    monkeypatch.setattr("classifier_emergence.reading.tree.LARGEST_TREE", 0)
     torch.testing.assert_close(together, residual_stream(lm.model, lm.tokenizer, prompts), atol=1e-5, rtol=1e-4)
 
 

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.rewards import MOST_DIGITS, checked, exact, parse_answer, parse_reported
+from classifier_emergence.training.rl.rewards import MOST_DIGITS, checked, exact, parse_answer, parse_reported
 
 MINUS = "-−‐‑‒–﹣－"
 SEPARATORS = ",'’_\u00a0\u202f\u2009"

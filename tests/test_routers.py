@@ -20,10 +20,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import save_file
 from torch import Tensor
 
-from classifier_emergence.checkpoints import Checkpoint
 from classifier_emergence.errors import InputError
-from classifier_emergence.params import HubSource
-from classifier_emergence.router_projection import (
+from classifier_emergence.mixtures.projection import (
     Directions,
     controlled,
     project_routers,
@@ -31,7 +29,9 @@ from classifier_emergence.router_projection import (
     reported,
     unit,
 )
-from classifier_emergence.routers import RouterWeights, load_routers
+from classifier_emergence.mixtures.routers import RouterWeights, load_routers
+from classifier_emergence.models.checkpoint import Checkpoint
+from classifier_emergence.models.registry import HubSource
 from classifier_emergence.statistics import expected_max_cosine
 
 D, E, V = 16, 4, 40
@@ -358,7 +358,7 @@ def test_over_http_only_the_wanted_ranges_are_sent(tmp_path: Path) -> None:
 def test_a_hub_checkpoint_is_that_of_its_pinned_commit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, memory: MemoryFileSystem
 ) -> None:
-    monkeypatch.setattr("classifier_emergence.checkpoints.HfFileSystem", lambda: memory)
+    monkeypatch.setattr("classifier_emergence.models.checkpoint.HfFileSystem", lambda: memory)
     revision = "0" * 40
     memory.put(str(sharded(tmp_path)), f"/org/moe@{revision}", recursive=True)
     source = HubSource(source="hub", repo="org/moe", revision=revision, licence="none")

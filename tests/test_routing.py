@@ -9,8 +9,16 @@ from test_routers import FAMILIES, E, V, model_of, routers_of
 from torch import Tensor, nn
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.models import LanguageModel
-from classifier_emergence.routing import Routing, context_dependence, hooked, information, routers, trace, usage
+from classifier_emergence.mixtures.routing import (
+    Routing,
+    context_dependence,
+    hooked,
+    information,
+    routers,
+    trace,
+    usage,
+)
+from classifier_emergence.reading.model import LanguageModel
 
 K = 2
 TEXTS = [[5, 6, 7, 8], [9, 5], [3, 4, 5, 6, 7, 8, 9, 10], [11], [5, 6, 7, 8]]

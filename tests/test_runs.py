@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from classifier_emergence.params import load_params
 from classifier_emergence.results import read_result, write_result
-from experiments.training import Runs, over_seeds, share_of
+from experiments.params import load_params
+from experiments.shared.runs import Runs, over_seeds, share_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = load_params(ROOT / "params.tiny.yaml")
@@ -51,9 +51,9 @@ def test_a_failed_run_leaves_no_result_but_its_checkpoints(runs: Runs) -> None:
 def test_every_process_finds_the_runs_of_another(runs: Runs) -> None:
     # Modules of one name in both packages, and sets in the order of the hash seed.
     code = """
-import experiments.claims, experiments.figures, experiments.paper
-from classifier_emergence.params import load_params
-from experiments.training import Runs
+import experiments.report.judge, experiments.report.figures.__main__, experiments.report.paper
+from experiments.params import load_params
+from experiments.shared.runs import Runs
 print(Runs("dual_reward", "m", load_params(PATH)).state)
 """.replace("PATH", repr(str(ROOT / "params.tiny.yaml")))
     states = {
@@ -96,7 +96,7 @@ def test_an_accuracy_over_seeds_spans_the_seeds_intervals() -> None:
 
 
 def test_names_of_arms_are_plain_file_names() -> None:
-    from experiments.dual_reward import all_arms
+    from experiments.stages.dual_reward import all_arms
 
     assert all(re.fullmatch(r"[a-z0-9_]+", name) for name in all_arms(PARAMS))
 
@@ -105,8 +105,8 @@ SIDE_BY_SIDE = """
 import os, sys, time
 import torch
 from pathlib import Path
-from classifier_emergence.params import load_params
-from experiments.training import Runs
+from experiments.params import load_params
+from experiments.shared.runs import Runs
 
 FIRST = "CLASSIFIER_EMERGENCE_SECOND" not in os.environ
 

@@ -9,8 +9,8 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 from classifier_emergence.results import read_result
-from experiments import tiny
-from experiments.reproduce import TRAINING
+from experiments.pipeline import tiny
+from experiments.pipeline.reproduce import TRAINING
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = sorted(str(path.relative_to(ROOT / "results")) for path in (ROOT / "results").rglob("*.json"))

@@ -17,11 +17,11 @@ import torch
 from huggingface_hub import errors as hub_errors
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from classifier_emergence import sources, wheels
 from classifier_emergence.errors import InputError
-from classifier_emergence.params import HubSource, PathSource, WheelSource
-from classifier_emergence.sources import cache_folder, fetch, provenance
-from classifier_emergence.wheels import requirements
+from classifier_emergence.models import sources, wheels
+from classifier_emergence.models.registry import HubSource, PathSource, WheelSource
+from classifier_emergence.models.sources import cache_folder, fetch, provenance
+from classifier_emergence.models.wheels import requirements
 
 PARTS = (b"GGUF first " * 500, b"and second" * 300)
 HUB = HubSource(source="hub", repo="some/model", revision="a" * 40, licence="MIT")

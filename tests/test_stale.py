@@ -1,6 +1,6 @@
 """What is stale and why: DVC's account in words."""
 
-from experiments.pipeline import reasons
+from experiments.pipeline.graph import reasons
 
 
 def test_every_kind_of_change_has_its_words() -> None:

@@ -4,8 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from classifier_emergence.params import load_params
-from classifier_emergence.tasks import (
+from classifier_emergence.tasks.arithmetic import (
     HELD_OUT,
     LENS,
     N_TEMPLATES,
@@ -16,8 +15,9 @@ from classifier_emergence.tasks import (
     frames,
     labelled,
     prompt_bank,
-    rotations,
 )
+from classifier_emergence.tasks.splits import rotations
+from experiments.params import load_params
 
 BANK = load_params().bank
 

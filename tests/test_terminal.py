@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from classifier_emergence.terminal import bar, printable, shortened, spark, table
+from classifier_emergence.cli.terminal import bar, printable, shortened, spark, table
 
 HOSTILE = [
     "", "a\nb\r\nc", "\x1b[31mred", "[bold]x[/bold]", "=cmd|' /C calc'!A0", "#|\t|", "\u202eevil", "שלום 12", "👩‍🔬",

@@ -21,15 +21,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Trainer, TrainingArguments
 
-from classifier_emergence import cross_entropy as cross_entropy_module
-from classifier_emergence import training
-from classifier_emergence.cross_entropy import cross_entropy
-from classifier_emergence.effects import alignment
 from classifier_emergence.errors import InputError
-from classifier_emergence.models import LanguageModel, load
-from classifier_emergence.readout import Readout, find_readout
-from classifier_emergence.tasks import OPERATIONS
-from classifier_emergence.training import (
+from classifier_emergence.models.loading import load
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import Readout, find_readout
+from classifier_emergence.reading.vocabulary import word_tokens
+from classifier_emergence.tasks.arithmetic import OPERATIONS
+from classifier_emergence.training import cross_entropy as cross_entropy_module
+from classifier_emergence.training import supervised as training
+from classifier_emergence.training.cross_entropy import cross_entropy
+from classifier_emergence.training.evaluation import alignment
+from classifier_emergence.training.supervised import (
     QKVO,
     VO,
     Adapter,
@@ -43,7 +45,6 @@ from classifier_emergence.training import (
     encode,
     train,
 )
-from classifier_emergence.vocabulary import word_tokens
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = [

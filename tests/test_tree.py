@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from classifier_emergence.models import LanguageModel
-from classifier_emergence.tree import Tree, batches, one_pass
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.tree import Tree, batches, one_pass
 
 TEXTS = ["4 * 6 = 24", "4 * 6 =", "4 * 6 = 25", "17 + 3 = 20", "4 * 6 = 24"]
 
@@ -48,7 +48,7 @@ def test_a_text_beyond_the_models_window_or_mask_is_no_tree(lm: LanguageModel, m
 
 
 def test_batches_hold_every_text_once_and_no_more_nodes_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("classifier_emergence.tree.BATCH_TOKENS", 6)
+    monkeypatch.setattr("classifier_emergence.reading.tree.BATCH_TOKENS", 6)
     texts = [[1, 2, 3], [9] * 8, [1, 2, 4], [1, 2, 3], [1, 2], [7, 7, 7, 7], [1, 5, 5]]
     found = list(batches(texts))
     assert sorted(i for batch in found for i in batch) == list(range(len(texts)))

@@ -13,15 +13,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.typeset import (
-    _charmap,
-    has_glyph,
-    interval_text,
-    number,
-    percent,
-    visible,
-    write_table,
-)
+from classifier_emergence.instruments.glyphs import _charmap, has_glyph, visible
+from classifier_emergence.numbers import interval_text, number, percent
+from experiments.report.typeset import write_table
 
 HOSTILE = [
     *[

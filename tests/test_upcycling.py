@@ -10,14 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from classifier_emergence import upcycling
 from classifier_emergence.errors import InputError
-from classifier_emergence.models import LanguageModel
-from classifier_emergence.readout import decoder_blocks
-from classifier_emergence.routers import load_routers
-from classifier_emergence.routing import hooked, routers, trace
-from classifier_emergence.training import MLP, VO, Adapter, Schedule, adapted
-from classifier_emergence.upcycling import (
+from classifier_emergence.mixtures import upcycling
+from classifier_emergence.mixtures.routers import load_routers
+from classifier_emergence.mixtures.routing import hooked, routers, trace
+from classifier_emergence.mixtures.upcycling import (
     Joint,
     join,
     load_balancing,
@@ -29,6 +26,9 @@ from classifier_emergence.upcycling import (
     train_jointly,
     trained_tensors,
 )
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import decoder_blocks
+from classifier_emergence.training.supervised import MLP, VO, Adapter, Schedule, adapted
 
 ONE_MODEL = pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
 SCHEDULE = Schedule(steps=6, batch_size=4, learning_rate=1e-2, seed=0, every=2)

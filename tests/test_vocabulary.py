@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.models import LanguageModel
-from classifier_emergence.tasks import OPERATIONS
-from classifier_emergence.vocabulary import matched_words, token_text, word_tokens
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.vocabulary import matched_words, token_text, word_tokens
+from classifier_emergence.tasks.arithmetic import OPERATIONS
 
 
 def test_single_token_forms_decode_to_themselves(lm: LanguageModel) -> None:

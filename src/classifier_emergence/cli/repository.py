@@ -1,0 +1,140 @@
+"""Commands about the repository's results: experiments, claims, compare. They need a clone of the repository."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from classifier_emergence.cli.options import EXAMPLE, JsonFile, check_outputs, write_json
+from classifier_emergence.cli.terminal import printable, say, table
+from classifier_emergence.errors import InputError
+
+experiments = typer.Typer(help="List, check and run the paper's experiments.")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.add_typer(experiments, name="experiments", no_args_is_help=True)
+    app.command("claims", epilog=EXAMPLE + "classifier-emergence claims C09")(claims)
+    app.command("compare", epilog=EXAMPLE + "classifier-emergence compare committed.json regenerated.json")(compare)
+
+
+def _root() -> Path:
+    from classifier_emergence.models.names import repository_root
+
+    root = repository_root()
+    if root is None:
+        raise InputError(f"{Path.cwd()}: not in a clone of the repository; change into one")
+    return root
+
+
+def _pipeline(*arguments: str) -> None:
+    """``python -m experiments.pipeline.graph`` with the clone's code; exits with its code if that is not 0."""
+    root = _root()
+    path = os.pathsep.join([str(root / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONPATH": path, "DVC_NO_ANALYTICS": "1"}
+    command = [sys.executable, "-m", "experiments.pipeline.graph", *arguments]
+    if code := subprocess.run(command, cwd=root, env=env, check=False).returncode:
+        raise typer.Exit(code)
+
+
+def _json_option(file: Path | None) -> list[str]:
+    check_outputs(file, None)
+    return [] if file is None else ["--json", str(file.absolute())]
+
+
+Picks = Annotated[
+    list[str] | None, typer.Argument(metavar="STAGE|MODEL...", help="probing, probing@MODEL or MODEL. Default: all.")
+]
+
+
+@experiments.command("list", epilog=EXAMPLE + "classifier-emergence experiments list")
+def list_experiments(json: JsonFile = None) -> None:
+    """List the stages, their models and minutes."""
+    _pipeline("list", *_json_option(json))
+
+
+@experiments.command("status", epilog=EXAMPLE + "classifier-emergence experiments status")
+def status(picks: Picks = None, json: JsonFile = None) -> None:
+    """Show what is stale and why.
+
+    Exit code 1 if anything is.
+    """
+    _pipeline("status", *(picks or []), *_json_option(json))
+
+
+@experiments.command("run", epilog=EXAMPLE + "classifier-emergence experiments run probing@smollm2-135m-instruct")
+def run(picks: Picks = None) -> None:
+    """Run stages that are stale, with what they need (dvc repro)."""
+    _pipeline("run", *(picks or []))
+
+
+def claims(
+    claim: Annotated[str | None, typer.Argument(metavar="[CLAIM]", help="C01 to C26; default: the table.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Show the verdicts, or the evidence for one.
+
+    Verdicts are computed from the results in the repository; those of flawed protocols are shown, but not counted.
+    """
+    check_outputs(json, None)
+    from classifier_emergence.results import read_result
+
+    ledger = read_result(_root() / "results" / "claims.json")
+    if claim is None:
+        rows = [[key, item["verdict"], _met(item), item["claim"]] for key, item in ledger.items()]
+        table(["claim", "verdict", "tests met", "what is claimed"], rows)
+        write_json(json, ledger)
+        return
+    key = claim.upper()
+    if key not in ledger:
+        raise InputError(f"claim {claim!r}: no such claim; there are {min(ledger)} to {max(ledger)}")
+    item = ledger[key]
+    say(f"{key}: {printable(item['claim'])}")
+    say(f"source: {printable(item['source'])}; reported: {printable(item['reported'])}")
+    say(f"verdict: {item['verdict']}" + (f" ({_met(item)} tests met)" if item["evidence"] else ""))
+    if item["evidence"]:
+        _show(item["evidence"])
+    write_json(json, {key: item})
+
+
+def _met(item: dict[str, Any]) -> str:
+    # What a flaw gives explains a reported number; it is no evidence for the claim.
+    counted = [e for e in item["evidence"] if e["protocol"] != "flaw ablation"]
+    return f"{sum(e['met'] for e in counted)} of {len(counted)}" if counted else "–"
+
+
+def _show(evidence: list[dict[str, Any]]) -> None:
+    from classifier_emergence.numbers import interval_text, number
+
+    tests: dict[tuple[str, ...], list[list[str]]] = {}
+    for e in evidence:
+        interval = interval_text(e["interval"], 3, scale=1)
+        n = "" if e["n"] is None else str(e["n"])
+        row = [e["model"], number(e["value"], 3), interval, n, "yes" if e["met"] else "no"]
+        tests.setdefault((e["protocol"], e["what"], e["expected"]), []).append(row)
+    columns = ["model", "value", "interval", "n", "met"]
+    if not sys.stdout.isatty():
+        table(["protocol", "what", "claim says", *columns], [[*test, *row] for test in tests for row in tests[test]])
+        return
+    for (protocol, what, expected), rows in tests.items():  # one wide table would be unreadable
+        say()
+        table(columns, rows, title=f"{protocol}: {what}; claimed: {expected}")
+
+
+def compare(
+    expected: Annotated[Path | None, typer.Argument(metavar="[EXPECTED]", help="A result file.")] = None,
+    actual: Annotated[Path | None, typer.Argument(metavar="[ACTUAL]", help="Another version of it.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Compare results within tolerances.
+
+    Of two files, or, without any, of what is committed and what is in the tree. Exit code 1 if they differ.
+    """
+    if actual is None and expected is not None:
+        raise InputError("ACTUAL: missing; give two result files, or none to compare the committed results")
+    files = [str(file.absolute()) for file in (expected, actual) if file is not None]
+    _pipeline("compare", *files, *_json_option(json))

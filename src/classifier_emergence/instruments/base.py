@@ -1,0 +1,129 @@
+"""What every instrument shares: checked prompts, a readout to compute with, named layers, and results that export."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.reading.layers import layer_labels
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import Readout, decoder_blocks, find_readout
+from classifier_emergence.reading.vocabulary import WordTokens, word_tokens
+from classifier_emergence.results import plain
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class Reading(ABC):
+    """What an instrument found, with every setting that it was found under."""
+
+    model: str
+    """Key of the model."""
+    layers: tuple[str, ...]
+    """Labels of the rows that were read: ``emb``, ``L0`` and so on."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole reading in JSON's own types; ``results.write_result`` takes it."""
+        tree: dict[str, Any] = plain(self)
+        return tree
+
+    @abstractmethod
+    def rows(self) -> list[dict[str, Any]]:
+        """The reading as a long table, one dictionary a row."""
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """The same as a data frame.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise InputError("to_frame: needs pandas; install it, or use rows() or to_dict()") from error
+        return pd.DataFrame(plain(self.rows()))
+
+    @abstractmethod
+    def plot(self) -> "Figure":
+        """A figure of the reading."""
+
+
+def check_prompts(lm: LanguageModel, prompts: Sequence[str], *, what: str = "prompt") -> None:
+    """Refuse prompts that the model cannot read.
+
+    Raises:
+        InputError: There are none, or one is empty, is not valid Unicode, or is longer than the model's context.
+    """
+    if isinstance(prompts, str):
+        raise InputError(f"{what}s: one text; pass a list of them")
+    if not prompts:
+        raise InputError(f"{what}s: none given; pass at least one")
+    config: Any = lm.model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    for i, prompt in enumerate(prompts, start=1):
+        check_text(prompt, f"{what} {i}")
+        # A token holds several characters, so short texts need no count.
+        if context and len(prompt) > context // 2 and (n := len(lm.tokenizer(prompt)["input_ids"])) > context:
+            raise InputError(f"{what} {i}: {n} tokens, but {lm.key} reads at most {context}; shorten it")
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuse text that no tokenizer takes.
+
+    Raises:
+        InputError: It is empty or only white space, or not valid Unicode (a lone surrogate); names ``what``.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what}: not valid Unicode; mend its encoding") from error
+    if not text.strip():
+        raise InputError(f"{what}: empty; give it some text")
+
+
+def known_word(word: str, lm: LanguageModel) -> WordTokens:
+    """How the vocabulary spells a word, without forms that it does not know at all.
+
+    Raises:
+        InputError: The word is empty, not valid Unicode, or tokenises to nothing.
+    """
+    check_text(word, f"target word {word!r}")
+    found = word_tokens(word, lm.tokenizer)
+    unknown = lm.tokenizer.unk_token_id
+    return replace(found, forms={form: i for form, i in found.forms.items() if i != unknown})
+
+
+def readout_of(lm: LanguageModel) -> Readout:
+    """The readout in float32 on the CPU, where residual streams arrive; shares memory where the model is so already."""
+    readout = find_readout(lm.model)
+    if readout.weight.device.type == "cpu" and readout.weight.element_size() == 4:
+        return readout
+    return replace(
+        readout,
+        norm=copy.deepcopy(readout.norm).float().cpu(),
+        weight=readout.weight.float().cpu(),
+        bias=None if readout.bias is None else readout.bias.float().cpu(),
+    )
+
+
+def pick_rows(lm: LanguageModel, layers: Sequence[str | int] | None) -> list[int]:
+    """Rows of a residual stream by name: ``emb``, ``L16`` or ``16`` for the state after block 16; None for all.
+
+    Raises:
+        InputError: The model has no such layer.
+    """
+    labels = layer_labels(len(decoder_blocks(lm.model)))
+    if layers is None:
+        return list(range(len(labels)))
+    rows = []
+    for layer in layers:
+        label = f"L{layer}" if str(layer).isdecimal() else str(layer)
+        if label not in labels:
+            raise InputError(f"layer {layer!r}: {lm.key} has {labels[0]} and {labels[1]} to {labels[-1]}")
+        rows.append(labels.index(label))
+    return sorted(set(rows))

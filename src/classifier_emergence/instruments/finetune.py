@@ -1,0 +1,374 @@
+"""Fine-tuning for anyone's task: dual reward (the lens should name the class) and plain LoRA on answers.
+
+Every way of training, ``instrument_grpo`` among them, trains an adapter on part of a task's items and measures on the
+rest, held out with their groups, before and after.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.instruments.base import Reading, check_prompts, known_word, pick_rows
+from classifier_emergence.instruments.probe import folds_of
+from classifier_emergence.reading.layers import layer_at, layer_labels, layer_row
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import decoder_blocks
+from classifier_emergence.reading.vocabulary import WordTokens
+from classifier_emergence.statistics import Proportion
+from classifier_emergence.tasks.classification import Item, Task
+from classifier_emergence.training.evaluation import alignment, answers
+from classifier_emergence.training.supervised import (
+    MLP,
+    QKVO,
+    VO,
+    Adapter,
+    Example,
+    Objective,
+    Schedule,
+    adapted,
+    encode,
+    train,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HELD_OUT = 4
+"""One item in so many is held out."""
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The model on the held-out items."""
+
+    alignment: NDArray[np.float64]
+    """(layers,) mean total probability of the forms of the item's own class word."""
+    top: Proportion
+    """How often the lens's top token at the classifier layer is a form of the own word."""
+    choice: Proportion
+    """How often the own word has the largest alignment of all class words there."""
+    answers: Proportion | None
+    """How often greedy decoding writes the answer; None where the items have none."""
+
+
+@dataclass(frozen=True, eq=False)
+class FineTuned(Reading):
+    """What fine-tuning did, on items that were never trained on."""
+
+    task: str
+    method: str
+    classes: tuple[str, ...]
+    words: tuple[str, ...]
+    layer: str
+    """The classifier layer, where the lens is read (and trained, by dual reward)."""
+    settings: dict[str, Any]
+    n_train: int
+    n_test: int
+    parameters: int
+    """Trained parameters."""
+    losses: tuple[dict[str, float], ...]
+    before: Measured
+    after: Measured
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a layer: mean alignment of the own word before and after."""
+        return [
+            {"layer": layer, "before": b, "after": a, "n": self.n_test}
+            for layer, b, a in zip(self.layers, self.before.alignment, self.after.alignment, strict=True)
+        ]
+
+    def plot(self) -> "Figure":
+        """Alignment over depth, before and after."""
+        from classifier_emergence.instruments.drawing import before_and_after
+
+        return before_and_after(self)
+
+
+def dual_reward(
+    lm: LanguageModel,
+    task: Task,
+    output: str | Path | None = None,
+    *,
+    steps: int = 60,
+    class_weight: float = 0.4,
+    layer: str | int | None = None,
+    rank: int = 16,
+    learning_rate: float = 5e-4,
+    batch_size: int = 4,
+    seed: int = 0,
+) -> FineTuned:
+    """Train V and O below a layer so that the lens there names the class while answers stay right.
+
+    The loss is ``w * CE(lens, class word) + (1 - w) * CE(answer)`` at the last token of the prompt, the target being
+    the word's token with a leading space. The adapter is written to ``output`` in the PEFT format. A run that is
+    killed goes on from its last checkpoint (in ``<output>.partial``) when it is called again with the same arguments.
+
+    Args:
+        lm: A causal language model whose attention has ``v_proj`` and ``o_proj``.
+        task: Its items need answers unless ``class_weight`` is 1.
+        output: Folder for the adapter; must not exist. None keeps nothing.
+        steps: Of AdamW.
+        class_weight: w, within (0, 1].
+        layer: After which block the lens is trained; default the one at 55 % depth.
+        rank: Of the adapter.
+        learning_rate: Constant.
+        batch_size: Items a step.
+        seed: Of initial weights and order.
+
+    Raises:
+        InputError: A setting is out of range, a class word is no single token, an item lacks its answer, a class is
+            too small to hold any out, ``output`` exists or is being written, or training diverges.
+    """
+    if not 0 < class_weight <= 1:
+        raise InputError(f"class_weight: {class_weight} is not within (0, 1]; for answers alone use sft")
+    block = classifier_block(lm, layer)
+    place = Adapter(VO, rank, 2.0, tuple(range(block)))
+    if block < 1:
+        raise InputError(f"layer: L{block} has no block below it to train; choose a later one")
+    schedule = Schedule(steps, batch_size, learning_rate, seed, min(20, steps))
+    return _supervised(lm, task, output, "dual reward", place, Objective(class_weight, block), schedule, block)
+
+
+def sft(
+    lm: LanguageModel,
+    task: Task,
+    output: str | Path | None = None,
+    *,
+    steps: int = 100,
+    layer: str | int | None = None,
+    rank: int = 8,
+    learning_rate: float = 1e-4,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> FineTuned:
+    """Plain LoRA fine-tuning of all linear maps on answers; does the lens name the class by itself afterwards?
+
+    Arguments and errors as in ``dual_reward``; every item needs an answer, and ``layer`` is only read.
+    """
+    block = classifier_block(lm, layer)
+    place = everywhere(lm, rank, scale=20.0)
+    schedule = Schedule(steps, batch_size, learning_rate, seed, min(20, steps))
+    return _supervised(lm, task, output, "sft", place, Objective(0.0), schedule, block)
+
+
+def _supervised(
+    lm: LanguageModel,
+    task: Task,
+    output: str | Path | None,
+    method: str,
+    place: Adapter,
+    objective: Objective,
+    schedule: Schedule,
+    block: int,
+) -> FineTuned:
+    parts = parts_of(lm, task)
+    examples = [_example(lm, item, parts.words[item.label], objective) for item in parts.train]
+
+    def run(wrapped: PeftModel, work: Path) -> tuple[int, list[dict[str, float]]]:
+        text = f"{method} of {lm.key}"
+        done = train(wrapped, examples, objective, schedule, work=work, description=text)
+        return done.parameters, done.losses
+
+    settings = {"class_weight": objective.class_weight}
+    return fine_tune(lm, task, parts, output, method, place, schedule, block, settings, run)
+
+
+# --- What every way of training shares ---
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A task made ready for a model."""
+
+    words: list[WordTokens]
+    """Of the classes."""
+    train: list[Item]
+    test: list[Item]
+
+
+def parts_of(lm: LanguageModel, task: Task) -> Parts:
+    """Check a task against a model and hold a part of it out.
+
+    Raises:
+        InputError: An adapter is on the model, a prompt cannot be read, a class word with its leading space is no
+            single token, or a class is too small to hold any out.
+    """
+    if any(isinstance(module, BaseTunerLayer) for module in lm.model.modules()):
+        raise InputError(f"{lm.key}: an adapter is on it, which training would overwrite; merge it (merge_and_unload)")
+    if lm.tokenizer.eos_token_id is None:
+        raise InputError(f"{lm.key}: the tokenizer has no end token, which ends every answer; set one")
+    check_prompts(lm, [item.prompt for item in task.items])
+    return Parts([_target_word(word, lm) for word in task.words], *held_out(task))
+
+
+def everywhere(lm: LanguageModel, rank: int, *, scale: float) -> Adapter:
+    """An adapter on every linear map of every block."""
+    return Adapter((*QKVO, *MLP), rank, scale, tuple(range(len(decoder_blocks(lm.model)))))
+
+
+def fine_tune(
+    lm: LanguageModel,
+    task: Task,
+    parts: Parts,
+    output: str | Path | None,
+    method: str,
+    place: Adapter,
+    schedule: Schedule,
+    block: int,
+    settings: dict[str, Any],
+    run: Callable[[PeftModel, Path], tuple[int, list[dict[str, float]]]],
+) -> FineTuned:
+    """Train an adapter, write it, and measure the held-out part before and after.
+
+    Args:
+        lm: The model; it is left as it was.
+        task: What is trained on.
+        parts: From ``parts_of``; prompts may have been changed.
+        output: Folder for the adapter; None keeps nothing.
+        method: Named in the result.
+        place: Where the adapter goes.
+        schedule: How long and how fast.
+        block: After which the lens is read.
+        settings: To report beside those of ``place`` and ``schedule``.
+        run: Trains, with a folder for checkpoints; gives the number of trained parameters and the losses by step.
+
+    Raises:
+        InputError: A setting is out of range, ``output`` exists or is being written, or ``run`` raises.
+    """
+    for name, value in (("steps", schedule.steps), ("batch_size", schedule.batch_size), ("rank", place.rank)):
+        if value < 1:
+            raise InputError(f"{name}: {value} is too small; pass at least 1")
+    if not schedule.learning_rate > 0:
+        raise InputError(f"learning_rate: {schedule.learning_rate} is not positive; pass for instance 0.0005")
+    with TemporaryDirectory() if output is None else _claimed(Path(output)) as folder:
+        partial = Path(folder)
+        before = _measure(lm, parts.test, parts.words, block)
+        with adapted(lm.model, place, seed=schedule.seed) as wrapped:
+            parameters, losses = run(wrapped, partial / "work")
+            after = _measure(lm, parts.test, parts.words, block)
+            wrapped.save_pretrained(str(partial / "adapter"))
+        if output is not None:
+            (partial / "adapter").replace(output)
+    labels = layer_labels(len(decoder_blocks(lm.model)))
+    return FineTuned(
+        model=lm.key,
+        layers=tuple(labels),
+        task=task.name,
+        method=method,
+        classes=task.classes,
+        words=task.words,
+        layer=labels[layer_row(block)],
+        settings={
+            "steps": schedule.steps,
+            "modules": place.modules,
+            "blocks": len(place.layers),
+            "rank": place.rank,
+            "scale": place.scale,
+            "learning_rate": schedule.learning_rate,
+            "batch_size": schedule.batch_size,
+            "seed": schedule.seed,
+            "confidence": CONFIDENCE,
+            **settings,
+        },
+        n_train=len(parts.train),
+        n_test=len(parts.test),
+        parameters=parameters,
+        losses=tuple(losses),
+        before=before,
+        after=after,
+    )
+
+
+def held_out(task: Task) -> tuple[list[Item], list[Item]]:
+    """Items to train on and items to test on: about a quarter of each class, with their groups.
+
+    Raises:
+        InputError: There is one class only, or a class has one group.
+    """
+    if len(task.classes) < 2:
+        raise InputError(f"task {task.name}: {len(task.classes)} class; give at least two")
+    y = torch.tensor([item.label for item in task.items])
+    train_rows, test_rows = folds_of(y, task.classes, [item.group for item in task.items], limit=HELD_OUT)[0]
+    return [task.items[i] for i in train_rows.tolist()], [task.items[i] for i in test_rows.tolist()]
+
+
+def classifier_block(lm: LanguageModel, layer: str | int | None) -> int:
+    """The block after which the lens is read: the one that is named, or the one at 55 % depth."""
+    n_layers = len(decoder_blocks(lm.model))
+    if layer is None:
+        return layer_at(0.55, n_layers)
+    row = pick_rows(lm, [layer])[0]
+    if row == 0:
+        raise InputError("layer: emb is no block; choose L1 or later")
+    return row - layer_row(0)
+
+
+def _target_word(word: str, lm: LanguageModel) -> WordTokens:
+    found = known_word(word, lm)
+    if f" {word}" not in found.forms:
+        raise InputError(
+            f"target word {word!r}: with a leading space it is no single token of {lm.key}; name the class by another"
+        )
+    return found
+
+
+def _example(lm: LanguageModel, item: Item, word: WordTokens, objective: Objective) -> Example:
+    target = word.forms[f" {word.word}"]
+    if item.answer is not None:
+        return encode(lm.tokenizer, item.prompt, item.answer, target)
+    if objective.class_weight < 1:
+        raise InputError(f"prompt {item.prompt!r}: no answer to train on; give an answer column, or class weight 1")
+    ids: list[int] = lm.tokenizer(item.prompt)["input_ids"]
+    # The end-of-text token stands where an answer would; the loss does not look at it.
+    return Example([*ids, int(lm.tokenizer.eos_token_id)], len(ids), target)
+
+
+def _measure(lm: LanguageModel, items: Sequence[Item], words: list[WordTokens], block: int) -> Measured:
+    prompts, own = [item.prompt for item in items], [item.label for item in items]
+    scores = alignment(lm.model, lm.tokenizer, prompts, own, words)
+    row = layer_row(block)
+    wanted = [item.answer for item in items if item.answer is not None]
+    exact = answers(lm.model, lm.tokenizer, prompts, wanted).exact if len(wanted) == len(items) else None
+    return Measured(
+        alignment=scores.own.double().mean(-1).numpy(),
+        top=_share(scores.is_top[row]),
+        choice=_share(scores.choice[row] == torch.tensor(own)),
+        answers=None if exact is None else _share(exact),
+    )
+
+
+def _share(hits: torch.Tensor) -> Proportion:
+    found = hits.numpy()
+    return Proportion.of(found, np.ones_like(found), confidence=CONFIDENCE)
+
+
+@contextmanager
+def _claimed(output: Path) -> Iterator[Path]:
+    """The working folder of an adapter that is about to be written, for one run at a time; removed on success."""
+    if output.exists():
+        raise InputError(f"output {output}: exists already; name a new folder, or remove it")
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with FileLock(partial / "lock", timeout=0):
+            shutil.rmtree(partial / "adapter", ignore_errors=True)  # of a run that was killed while it wrote
+            yield partial
+        shutil.rmtree(partial)
+    except Timeout as error:
+        raise InputError(f"output {output}: another run is writing it; wait, or name another folder") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"output {output}: cannot be written ({error}); free space or name another folder") from error

@@ -1,0 +1,167 @@
+"""Reinforcement learning on answers (GRPO) for anyone's task, alone or with a loss that has the lens name the class."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from peft import PeftModel
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.instruments.finetune import (
+    FineTuned,
+    Parts,
+    classifier_block,
+    everywhere,
+    fine_tune,
+    parts_of,
+)
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.tasks.classification import Item, Task
+from classifier_emergence.training.rl.rewards import Reward
+from classifier_emergence.training.supervised import Schedule
+
+
+def grpo(
+    lm: LanguageModel,
+    task: Task,
+    output: str | Path | None = None,
+    *,
+    steps: int = 30,
+    class_weight: float = 0.0,
+    layer: str | int | None = None,
+    shots: int = 3,
+    batch_size: int = 8,
+    group: int = 4,
+    new_tokens: int = 8,
+    temperature: float = 1.0,
+    kl_weight: float = 0.04,
+    rank: int = 16,
+    learning_rate: float = 1e-4,
+    seed: int = 0,
+    reward: Reward | None = None,
+) -> FineTuned:
+    """Train LoRA adapters on all linear maps by reward: the model writes, and what answers rightly becomes likelier.
+
+    The loss is ``(1 - w) * GRPO + w * CE(lens, class word)`` (see ``grpo_trainer.PolicyObjective``). A group of
+    completions that all get the same reward teaches nothing, so take prompts that the model answers rightly
+    *sometimes*; solved items in front (``shots``) help with that. The result's ``losses`` have one entry a step, with
+    the mean ``reward`` and the share of groups without variance, ``zero_variance``. Adapter, resuming and what is
+    measured are as in ``dual_reward``; prompts are measured behind the same solved items.
+
+    Args:
+        lm: A causal language model.
+        task: Its items need answers, unless ``reward`` does without them.
+        output: Folder for the adapter; must not exist. None keeps nothing.
+        steps: Of AdamW, each with new completions.
+        class_weight: w, within [0, 1].
+        layer: After which block the lens is read; default the one at 55 % depth.
+        shots: Solved training items before every prompt, of the classes in turn.
+        batch_size: Prompts a step.
+        group: Completions of a prompt.
+        new_tokens: A completion ends here if no line break came before.
+        temperature: Of sampling.
+        kl_weight: Of the divergence from the model at the start.
+        rank: Of the adapter.
+        learning_rate: Constant.
+        seed: Of initial weights, order and sampling.
+        reward: ``reward(prompts, completions, answers)``, a number for each completion; default ``begins_with_answer``.
+
+    Raises:
+        InputError: A setting is out of range, a class word is no single token, an item lacks its answer, an answer
+            does not fit into ``new_tokens``, a class is too small to hold any out or to take shots from, ``output``
+            exists or is being written, ``reward`` fails, or training diverges.
+    """
+    # Late: trl takes seconds to import, which the other instruments need not wait for.
+    from classifier_emergence.training.rl.run import train_grpo
+    from classifier_emergence.training.rl.trainer import PolicyObjective, Sampling
+    from classifier_emergence.training.rl.trainer import Task as Prompted
+
+    block = classifier_block(lm, layer)
+    for name, value in (("new_tokens", new_tokens), ("batch_size", batch_size), ("steps", steps)):
+        if value < 1:
+            raise InputError(f"{name}: {value} is too small; pass at least 1")
+    if not temperature > 0:
+        raise InputError(f"temperature: {temperature} is not positive; pass for instance 1.0")
+    objective = PolicyObjective(kl_weight, class_weight, block)
+    sampling = Sampling(group, temperature, new_tokens)
+    schedule = Schedule(steps, batch_size, learning_rate, seed, min(20, steps))
+    parts = parts_of(lm, task)
+    if reward is None:
+        _check_answers(lm, [*parts.train, *parts.test], new_tokens)
+    parts = with_shots(parts, shots)
+    items = in_turn(parts.train, steps * batch_size, seed=seed)
+    tasks = [
+        Prompted(item.prompt, item.answer or "", (word := parts.words[item.label]).forms[f" {word.word}"])
+        for item in items
+    ]
+
+    def run(wrapped: PeftModel, work: Path) -> tuple[int, list[dict[str, float]]]:
+        done = train_grpo(
+            wrapped, lm.tokenizer, tasks, reward or begins_with_answer, objective, sampling, schedule, work=work,
+            description=f"grpo of {lm.key}",
+        )  # fmt: skip
+        return done.parameters, [{k: v for k, v in step.items() if v is not None} for step in done.steps]
+
+    settings = {
+        "class_weight": class_weight,
+        "shots": shots,
+        "group": group,
+        "new_tokens": new_tokens,
+        "temperature": temperature,
+        "kl_weight": kl_weight,
+    }
+    place = everywhere(lm, rank, scale=2.0)
+    return fine_tune(lm, task, parts, output, "grpo", place, schedule, block, settings, run)
+
+
+def begins_with_answer(prompts: Sequence[str], completions: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """1 where a completion begins with the answer and does not go on with it (``567`` is not ``56``), else 0."""
+    return [
+        float(re.match(rf"\s*{re.escape(answer.strip())}(?!\w|[.,]\d)", text) is not None)
+        for text, answer in zip(completions, answers, strict=True)
+    ]
+
+
+def with_shots(parts: Parts, n: int) -> Parts:
+    """Put ``n`` solved training items, the classes in turn, before every prompt; they are not trained on themselves.
+
+    Raises:
+        InputError: ``n`` is negative or leaves a class without items, or one of the items has no answer.
+    """
+    if n < 0:
+        raise InputError(f"shots: {n} is negative; pass 0 or more")
+    shown = _turns(parts.train)[:n]
+    rest = [item for item in parts.train if item not in shown]
+    if {item.label for item in rest} != {item.label for item in parts.train}:
+        raise InputError(f"shots: {n} leave a class without items to train on; take fewer")
+    if any(item.answer is None for item in shown):
+        raise InputError("shots: an item without an answer cannot be shown solved; give answers, or take 0")
+    lead = "".join(f"{item.prompt}{item.answer}\n" for item in shown)
+    train, test = ([replace(item, prompt=lead + item.prompt) for item in items] for items in (rest, parts.test))
+    return replace(parts, train=train, test=test)
+
+
+def in_turn(items: Sequence[Item], n: int, *, seed: int) -> list[Item]:
+    """``n`` items, the classes in turn, each class's in a random order that starts again when it is used up."""
+    random = np.random.default_rng(seed)
+    pools = {label: [item for item in items if item.label == label] for label in sorted({i.label for i in items})}
+    orders = {label: random.permutation(len(pool)) for label, pool in pools.items()}
+    labels = [list(pools)[i % len(pools)] for i in range(n)]
+    return [pools[label][orders[label][(i // len(pools)) % len(pools[label])]] for i, label in enumerate(labels)]
+
+
+def _turns(items: Sequence[Item]) -> list[Item]:
+    """The classes in turn, as long as all have items."""
+    pools = [[item for item in items if item.label == label] for label in sorted({item.label for item in items})]
+    return [item for row in zip(*pools, strict=False) for item in row]
+
+
+def _check_answers(lm: LanguageModel, items: Sequence[Item], new_tokens: int) -> None:
+    for item in items:
+        if item.answer is None:
+            raise InputError(f"prompt {item.prompt!r}: no answer to reward; give an answer column")
+        size = len(lm.tokenizer(item.prompt + item.answer)["input_ids"]) - len(lm.tokenizer(item.prompt)["input_ids"])
+        if size > new_tokens:
+            raise InputError(f"new_tokens: {new_tokens}, but answer {item.answer!r} takes {size}; allow more")

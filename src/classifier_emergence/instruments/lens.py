@@ -1,0 +1,163 @@
+"""The logit lens on anyone's prompts and words: what does the vocabulary say at every layer?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.instruments.base import Reading, check_prompts, known_word, pick_rows, readout_of
+from classifier_emergence.reading.layers import layer_labels
+from classifier_emergence.reading.lens import lens_scores
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import decoder_blocks
+from classifier_emergence.reading.residuals import residual_stream
+from classifier_emergence.reading.vocabulary import WordTokens, matched_words, row_norms, token_text
+from classifier_emergence.statistics import permutation_p
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class LensReading(Reading):
+    """What the vocabulary says of prompts at every layer."""
+
+    prompts: tuple[str, ...]
+    top_token: tuple[tuple[str, ...], ...]
+    """(layers, prompts): the most probable token."""
+    top_probability: NDArray[np.float64]
+    """(layers, prompts)"""
+    targets: tuple[str, ...]
+    forms: tuple[tuple[str, ...], ...]
+    """Single-token forms of each target, whose probabilities add up to its alignment."""
+    alignment: NDArray[np.float64]
+    """(targets, layers, prompts)"""
+    rank: NDArray[np.int64]
+    """(targets, layers, prompts): best rank among the forms; 1 is the top of the vocabulary."""
+    peak_layer: tuple[tuple[str, ...], ...]
+    """(targets, prompts): the layer of largest alignment, from L0 on."""
+    peak_alignment: NDArray[np.float64]
+    """(targets, prompts)"""
+    null_words: tuple[int, ...]
+    """How many other words of similar unembedding norm were taken as null, by target; 0 if there are too few."""
+    p: tuple[tuple[float | None, ...], ...]
+    """(targets, prompts): share of null words whose own peak is as high, ``(1 + hits) / (1 + words)``."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a target, prompt and layer; without targets one a prompt and layer, with the top token."""
+        if not self.targets:
+            return [
+                {"prompt": prompt, "layer": layer, "top_token": self.top_token[i][j],
+                 "top_probability": self.top_probability[i, j]}
+                for j, prompt in enumerate(self.prompts) for i, layer in enumerate(self.layers)
+            ]  # fmt: skip
+        return [
+            {"target": target, "prompt": prompt, "layer": layer, "alignment": self.alignment[t, i, j],
+             "rank": self.rank[t, i, j], "top_token": self.top_token[i][j],
+             "top_probability": self.top_probability[i, j]}
+            for t, target in enumerate(self.targets)
+            for j, prompt in enumerate(self.prompts) for i, layer in enumerate(self.layers)
+        ]  # fmt: skip
+
+    def plot(self) -> "Figure":
+        """Alignment over depth, a panel a target; without targets the probability of the top token."""
+        from classifier_emergence.instruments.drawing import lens_curves
+
+        return lens_curves(self)
+
+
+def lens(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    targets: Sequence[str] = (),
+    *,
+    layers: Sequence[str | int] | None = None,
+    null_words: int = 200,
+) -> LensReading:
+    """What does the readout (final norm, then unembedding) say at every layer?
+
+    Alignment of a target is the total probability of its single-token forms (bare, leading space, capitalised) over
+    the full vocabulary. A largest value over layers has a null: the largest values of other words with the same forms
+    and nearly the same unembedding norm.
+
+    Args:
+        lm: Any causal language model.
+        prompts: Read at their last tokens.
+        targets: Words.
+        layers: Which to read (``"L16"``, ``16``, ``"emb"``); default all.
+        null_words: Other words for the null of each target.
+
+    Raises:
+        InputError: A prompt cannot be read, a layer does not exist, or a target has no single-token form.
+
+    Source: nostalgebraist (2020), interpreting GPT: the logit lens.
+    """
+    check_prompts(lm, prompts)
+    picked = pick_rows(lm, layers)
+    words = [single_token(target, lm) for target in dict.fromkeys(targets)]
+    readout = readout_of(lm)
+    norms = row_norms(readout.weight, readout.gain) if words else torch.empty(0)
+    nulls = [_null_of(word, norms, lm, null_words, exclude=[w.word for w in words]) for word in words]
+    states = residual_stream(lm.model, lm.tokenizer, prompts, description=f"{lm.key}: residual streams")[picked]
+    groups = [word.ids for word in words] + [other.ids for null in nulls for other in null]
+    # The lens must score something: without targets any token does.
+    scores = lens_scores(
+        states,
+        readout,
+        groups or [[0]],
+        ranked=[list(range(len(words)))] * len(prompts) if words else None,
+        description=f"{lm.key}: lens",
+    )
+    alignment = scores.log_alignment.double().exp().numpy()
+    own = np.moveaxis(alignment[..., : len(words)], -1, 0)
+    all_labels = layer_labels(len(decoder_blocks(lm.model)))
+    labels = tuple(all_labels[row] for row in picked)
+    first = 1 if labels[0] == "emb" and len(labels) > 1 else 0
+    starts = np.cumsum([len(words), *map(len, nulls)])
+    null_peaks = [alignment[first:, :, a:b].max(0) for a, b in pairwise(starts)]
+    peak = own[:, first:].max(1)
+    tokens = {int(i): token_text(lm.tokenizer, int(i)) for i in scores.top_id.unique()}
+    return LensReading(
+        model=lm.key,
+        layers=labels,
+        prompts=tuple(prompts),
+        top_token=tuple(tuple(tokens[i] for i in row) for row in scores.top_id.tolist()),
+        top_probability=scores.top_prob.double().numpy(),
+        targets=tuple(word.word for word in words),
+        forms=tuple(tuple(word.forms) for word in words),
+        alignment=own,
+        rank=np.moveaxis(scores.rank[..., : len(words)].numpy(), -1, 0),
+        peak_layer=tuple(tuple(labels[first + int(i)] for i in row) for row in own[:, first:].argmax(1)),
+        peak_alignment=peak,
+        null_words=tuple(map(len, nulls)),
+        p=tuple(
+            tuple(permutation_p(values, null).tolist()) if null.shape[-1] else (None,) * len(prompts)
+            for values, null in zip(peak, null_peaks, strict=True)
+        ),
+    )
+
+
+def single_token(word: str, lm: LanguageModel) -> WordTokens:
+    """The single-token forms of a word.
+
+    Raises:
+        InputError: It has none; the message shows its pieces.
+    """
+    found = known_word(word, lm)
+    if not found.forms:
+        pieces = " + ".join(repr(piece) for piece in found.multi_piece.get(word, [])[:8]) or "unknown to it"
+        raise InputError(f"target word {word!r}: no single token of {lm.key} in any form ({pieces}); choose another")
+    return found
+
+
+def _null_of(word: WordTokens, norms: Tensor, lm: LanguageModel, n: int, *, exclude: Sequence[str]) -> list[WordTokens]:
+    try:
+        return matched_words(word, norms, lm.tokenizer, n, exclude=exclude) if n else []
+    except InputError:  # a sign, another script or a small vocabulary: there is nothing to compare with
+        return []

@@ -1,0 +1,202 @@
+"""Routing of a mixture of experts on anyone's texts: where does each token go, and what do experts go by?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.instruments.base import Reading, check_prompts
+from classifier_emergence.mixtures.routing import (
+    ContextDependence,
+    Information,
+    Routing,
+    Usage,
+    context_dependence,
+    information,
+    routers,
+    trace,
+    usage,
+)
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.vocabulary import token_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAIRS = 50
+"""Pairs of contexts of one token that are compared, at most."""
+CONFIDENCE, RESAMPLES = 0.95, 1000
+AGAIN = 256  # tokens a batch when texts are read again: other batches, other rounding
+
+
+@dataclass(frozen=True, eq=False)
+class TracedText:
+    """One text's tokens and where they went."""
+
+    text: str
+    tokens: tuple[str, ...]
+    experts: NDArray[np.int64]
+    """(layers, tokens, k) numbers of the chosen experts, the one with the largest logit first."""
+    weights: NDArray[np.float64]
+    """(layers, tokens, k) factors of their outputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class TraceReading(Reading):
+    """The experts of every token at every layer with a router."""
+
+    n_experts: int
+    texts: tuple[TracedText, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a text, token, layer and chosen expert."""
+        return [
+            {"text": item.text, "position": t, "token": token, "layer": layer, "choice": c,
+             "expert": item.experts[i, t, c], "weight": item.weights[i, t, c]}
+            for item in self.texts for t, token in enumerate(item.tokens)
+            for i, layer in enumerate(self.layers) for c in range(item.experts.shape[-1])
+        ]  # fmt: skip
+
+    def plot(self) -> "Figure":
+        """A grid a text: tokens down, layers across, the first expert's number on a shade of its weight."""
+        from classifier_emergence.instruments.drawing import routing_grid
+
+        return routing_grid(self)
+
+
+@dataclass(frozen=True, eq=False)
+class UsageReading(Reading):
+    """How experts are used, and what they go by."""
+
+    n_experts: int
+    n_texts: int
+    n_tokens: int
+    classes: tuple[str, ...]
+    """Labels of the texts; empty without labels."""
+    usage: Usage
+    class_load: NDArray[np.float64]
+    """(classes, layers, experts): share of a class's tokens that an expert gets."""
+    label: Information | None
+    """Between a token's experts and its text's label; labels are permuted between texts. None without labels."""
+    token: Information
+    """Between a token's experts and the token."""
+    context: ContextDependence | None
+    """None if no token occurs in two contexts."""
+    shuffles: int
+    seed: int
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a layer and expert, with its load, and that on each class's tokens."""
+        return [
+            {"layer": layer, "expert": e, "load": self.usage.load[i, e],
+             **{f"load_{name}": self.class_load[c, i, e] for c, name in enumerate(self.classes)}}
+            for i, layer in enumerate(self.layers) for e in range(self.n_experts)
+        ]  # fmt: skip
+
+    def plot(self) -> "Figure":
+        """Heat maps of the load, experts down and layers across: of all tokens, then of each class's."""
+        from classifier_emergence.instruments.drawing import expert_load
+
+        return expert_load(self)
+
+
+def trace_texts(lm: LanguageModel, texts: Sequence[str], *, layers: Sequence[str | int] | None = None) -> TraceReading:
+    """Which experts does each token of each text go to?
+
+    Args:
+        lm: A mixture of experts.
+        texts: Read as the tokenizer gives them, special tokens included.
+        layers: Which to keep (``"L3"``, ``3``); default all that have a router.
+
+    Raises:
+        InputError: The model has no routers (see ``routing.routers``) or none at such a layer, or a text cannot be
+            read.
+    """
+    numbers = _numbers(lm, layers)
+    check_prompts(lm, texts, what="text")
+    ids, routing = _traced(lm, texts)
+    kept = [routing.layers.index(number) for number in numbers]
+    experts, weights = routing.experts[kept].numpy(), routing.weights[kept].double().numpy()
+    starts = np.cumsum([0, *map(len, ids)])
+    traced = [
+        TracedText(text, tuple(token_text(lm.tokenizer, i) for i in tokens), experts[:, a : a + len(tokens)],
+                   weights[:, a : a + len(tokens)])
+        for text, tokens, a in zip(texts, ids, starts, strict=False)
+    ]  # fmt: skip
+    return TraceReading(lm.key, tuple(f"L{number}" for number in numbers), routing.n_experts, tuple(traced))
+
+
+def routing_usage(
+    lm: LanguageModel,
+    texts: Sequence[str],
+    labels: Sequence[str] | None = None,
+    *,
+    shuffles: int = 200,
+    seed: int = 0,
+) -> UsageReading:
+    """How evenly are experts used, what do they tell of label and token, and does the context change them?
+
+    Args:
+        lm: A mixture of experts.
+        texts: A few dozen at least, for numbers that mean something.
+        labels: One for each text (its topic, its task); default none.
+        shuffles: Permutations of labels, and of tokens, behind the p-values.
+        seed: Of everything random.
+
+    Raises:
+        InputError: See ``trace_texts``; labels are too few or all equal, or the texts hold one kind of token only.
+    """
+    routers(lm.model)
+    check_prompts(lm, texts, what="text")
+    if labels is not None and len(labels) != len(texts):
+        raise InputError(f"labels: {len(labels)} for {len(texts)} texts; pass one for each")
+    ids, routing = _traced(lm, texts)
+    shares, of_text = routing.shares(), routing.text.numpy()
+    classes = tuple(dict.fromkeys(labels or ()))
+    own = np.array([classes.index(label) for label in labels or ()])
+    label = None
+    if labels is not None:
+        label = information(shares, own[of_text], shuffles=shuffles, seed=seed, groups=of_text)
+    again = trace(lm.model, ids, batch_tokens=AGAIN)
+    try:
+        context = context_dependence(
+            routing, again, pairs_per_token=PAIRS, confidence=CONFIDENCE, resamples=RESAMPLES, seed=seed
+        )
+    except InputError:  # texts that share no token after different beginnings say nothing of contexts
+        context = None
+    return UsageReading(
+        model=lm.key,
+        layers=tuple(f"L{number}" for number in routing.layers),
+        n_experts=routing.n_experts,
+        n_texts=len(texts),
+        n_tokens=len(of_text),
+        classes=classes,
+        usage=usage(routing),
+        class_load=np.array([shares[:, own[of_text] == c].mean(1).double().numpy() for c in range(len(classes))]),
+        label=label,
+        token=information(shares, routing.token.numpy(), shuffles=shuffles, seed=seed),
+        context=context,
+        shuffles=shuffles,
+        seed=seed,
+    )
+
+
+def _traced(lm: LanguageModel, texts: Sequence[str]) -> tuple[list[list[int]], Routing]:
+    ids = [list(lm.tokenizer(text)["input_ids"]) for text in texts]
+    return ids, trace(lm.model, ids, description=f"{lm.key}: routing")
+
+
+def _numbers(lm: LanguageModel, layers: Sequence[str | int] | None) -> list[int]:
+    known = sorted(routers(lm.model))
+    if layers is None:
+        return known
+    by_name = {name: number for number in known for name in (str(number), f"L{number}")}
+    for layer in layers:
+        if str(layer) not in by_name:
+            raise InputError(
+                f"layer {layer!r}: {lm.key} has routers in {len(known)} layers, L{known[0]} to L{known[-1]}"
+            )
+    return sorted({by_name[str(layer)] for layer in layers})

@@ -1,0 +1,1 @@
+"""Mixtures of experts: routers against the vocabulary, routing in use, upcycling."""

@@ -1,0 +1,311 @@
+"""What experts' router rows say in the vocabulary, against chance: maxima, coherence, words, categories.
+
+Any direction has a token that it fits best and a list of top tokens that the eye finds a topic in. Four nulls tell
+what that is worth:
+
+* *Random directions* (``router_projection.random_routers``), through the same gains and the same vocabulary: the null
+  of a largest score and of the coherence of top tokens. Tokens of one topic have similar rows, so the top tokens of a
+  random direction are similar, too.
+* *Permuted tokens*: giving every row of the unembedding to another token changes no score's size, only whose it is.
+  It is no null of a maximum, but the exact one, in closed form, of the rank that a given word has.
+* *Equal frequency*: the same among tokens about as frequent as the word, or as the tokens at the top. Its proxy is the
+  token's number: byte-pair encoding numbers tokens in the order of its merges, the most frequent first. Norms of
+  unembedding rows are another proxy, but training shapes them, and they are part of what is being tested.
+* *Experts of other layers*: whether one stands out among all others, whatever makes all of them differ from chance.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.stats import false_discovery_control, gumbel_r
+from torch import Tensor
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.mixtures.projection import Directions, RouterProjection, TokenRows, unit
+from classifier_emergence.statistics import Floats, permutation_p
+
+POOL = 4096
+"""Tokens that equal-frequency draws are made from."""
+NEAREST = 64
+"""How many of the pool, nearest in number, count as equally frequent."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Statistics of experts with what chance says of them; arrays (layers, experts) unless said otherwise."""
+
+    value: Floats
+    p: Floats
+    """One-sided."""
+    q: Floats
+    """Benjamini-Hochberg: the false discovery rate at which an expert is just found, over all experts and layers."""
+    p_other_layers: Floats
+    """Share of the experts of other layers that reach the value (permutation p-value)."""
+    null_mean: float
+    null_95: float
+    null_largest: float
+    null_n: int
+
+
+def judge_maxima(observed: ArrayLike, null: ArrayLike) -> Verdict:
+    """Largest scores (or their z-scores) of experts against those of random directions.
+
+    The p-value is the tail of the Gumbel distribution fitted to the null: the limit of a maximum of many scores, which
+    goes further than the ``1 / (1 + N)`` that N random directions can show, as hundreds of experts need.
+
+    Args:
+        observed: (layers, experts).
+        null: (...) the same statistic of random directions.
+
+    Raises:
+        InputError: Fewer than 20 random directions, too few for a fit.
+
+    Source: Gumbel (1958), Statistics of extremes; Benjamini and Hochberg (1995), JRSS B 57.
+    """
+    chance = np.asarray(null, dtype=np.float64).ravel()
+    if len(chance) < 20:
+        raise InputError(f"null: {len(chance)} random directions; pass at least 20")
+    value = np.asarray(observed, dtype=np.float64)
+    return _verdict(value, chance, gumbel_r.sf(value, *gumbel_r.fit(chance)))
+
+
+def judge_coherence(observed: ArrayLike, null: ArrayLike) -> Verdict:
+    """Coherence of experts' top tokens against that of random directions' top tokens; p-values by counting.
+
+    Args:
+        observed: (layers, experts).
+        null: (...).
+    """
+    value, chance = np.asarray(observed, dtype=np.float64), np.asarray(null, dtype=np.float64).ravel()
+    return _verdict(value, chance, permutation_p(value, chance))
+
+
+def _verdict(value: Floats, chance: Floats, p: Floats) -> Verdict:
+    layers = len(value)
+    others = [np.delete(value, layer, axis=0).ravel() for layer in range(layers)]
+    # With one layer there are no others, and nothing stands out among none.
+    among = [
+        permutation_p(row, other) if other.size else np.ones_like(row) for row, other in zip(value, others, strict=True)
+    ]
+    return Verdict(
+        value=value,
+        p=p,
+        q=false_discovery(p),
+        p_other_layers=np.stack(among),
+        null_mean=float(chance.mean()),
+        null_95=float(np.quantile(chance, 0.95)),
+        null_largest=float(chance.max()),
+        null_n=chance.size,
+    )
+
+
+def false_discovery(p: ArrayLike) -> Floats:
+    """Benjamini-Hochberg adjusted p-values over all entries, in the shape of ``p``."""
+    array = np.asarray(p, dtype=np.float64)
+    return np.asarray(false_discovery_control(array.ravel(), method="bh")).reshape(array.shape)
+
+
+def coherence(rows: Tensor) -> Tensor:
+    """Mean cosine of all pairs among (..., k, d) unit rows; (...). 1 if all point one way, about 0 if unrelated.
+
+    Given the centred rows of tokens it measures what topic coherence measures on word vectors.
+
+    Raises:
+        InputError: There are fewer than two rows.
+
+    Source: Ding, Nallapati and Xiang (2018), Coherence-aware neural topic modeling, arXiv:1809.02687.
+    """
+    k = rows.shape[-2]
+    if k < 2:
+        raise InputError(f"rows: {k} of them; coherence is one of pairs, keep at least 2 top tokens")
+    mean: Tensor = (rows.sum(-2).square().sum(-1) - rows.square().sum((-2, -1))) / (k * (k - 1))
+    return mean
+
+
+def token_pool(vocabulary: int, n: int = POOL) -> list[int]:
+    """About ``n`` token numbers, ascending: half evenly spread, half evenly in their logarithm.
+
+    The second half is dense where tokens are frequent, and neighbours differ in frequency.
+    """
+    even = np.linspace(0, vocabulary - 1, n // 2)
+    by_order = np.exp(np.linspace(0, np.log(vocabulary), n // 2)) - 1
+    return sorted({int(i) for i in np.concatenate([even, by_order])})
+
+
+def equal_frequency(ids: Tensor, pool: Tensor, draws: int, *, seed: int) -> Tensor:
+    """(draws, ...) positions in ``pool`` of random tokens, each about as frequent as the token (...) that it replaces.
+
+    Uniform among the ``NEAREST`` of the pool on both sides of the token's number, itself left out if it is there.
+
+    Args:
+        ids: (...) token numbers.
+        pool: (P,) ascending token numbers.
+        draws: How often.
+        seed: Of the choice.
+
+    Raises:
+        InputError: The pool is smaller than twice ``NEAREST``.
+    """
+    window = min(NEAREST, len(pool) // 2)
+    if window < 2:
+        raise InputError(f"pool: {len(pool)} tokens are too few to draw from")
+    at = torch.searchsorted(pool, ids)
+    first = (at - window // 2).clamp(min=0, max=len(pool) - window - 1)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = first + torch.randint(window, (draws, *ids.shape), generator=generator)
+    # The last place of the window, else never drawn, stands in for the token itself.
+    return torch.where(pool[drawn] == ids, first + window, drawn)
+
+
+def equal_frequency_coherence(
+    top_ids: Tensor, tokens: TokenRows, pool: Sequence[int], draws: int, *, seed: int
+) -> Tensor:
+    """(draws, ...) coherence of random token sets, each matched in frequency to the top tokens (..., k).
+
+    Args:
+        top_ids: Of a projection.
+        tokens: Of the same projection, with ``pool`` among its ``keep``.
+        pool: From ``token_pool``.
+        draws: Sets for each direction.
+        seed: Of the draws.
+    """
+    ids = torch.tensor(pool)
+    rows = tokens.of(ids, centred=True)
+    gram = rows @ rows.T
+    k = top_ids.shape[-1]
+    at = equal_frequency(top_ids, ids, draws, seed=seed)
+    found = []
+    for one in at:  # one draw at a time: pairs of all at once would be draws x directions x k x k
+        pairs = gram[one[..., :, None], one[..., None, :]]
+        found.append((pairs.sum((-2, -1)) - pairs.diagonal(dim1=-2, dim2=-1).sum(-1)) / (k * (k - 1)))
+    return torch.stack(found)
+
+
+@dataclass(frozen=True)
+class WordEvidence:
+    """Words looked up for every expert; arrays (layers, experts, words)."""
+
+    cosine: Floats
+    rank: Floats
+    p: Floats
+    """Probability of such a rank or a better one if tokens were permuted."""
+    q: Floats
+    """Benjamini-Hochberg over all layers, experts and words."""
+    p_equal_frequency: Floats
+    """The same by counting among draws of as many equally frequent tokens."""
+
+
+def judge_words(
+    found: RouterProjection,
+    directions: Directions,
+    words: Sequence[Sequence[int]],
+    tokens: TokenRows,
+    pool: Sequence[int],
+    *,
+    vocabulary: int,
+    draws: int,
+    seed: int,
+) -> WordEvidence:
+    """How well experts' rows fit given words, against chance.
+
+    With m token ids a word's best rank is at most r by chance with ``1 - C(V - r, m) / C(V, m)``.
+
+    Args:
+        found: Projection of ``directions`` with ``words``.
+        directions: Controlled ones, (layers, experts, d).
+        words: Token ids of each word.
+        tokens: Of the same projection, with ``pool`` among its ``keep``.
+        pool: From ``token_pool``.
+        vocabulary: V.
+        draws: Sets of equally frequent tokens for each word.
+        seed: Of the draws.
+    """
+    rank = found.rank.double().numpy()
+    p = np.stack([rank_p(rank[..., w], len(ids), vocabulary) for w, ids in enumerate(words)], axis=-1)
+    numbers = torch.tensor(pool)
+    scores = unit(directions.rows.float()) @ tokens.of(numbers, centred=False).T  # (layers, experts, pool)
+    matched = []
+    for w, ids in enumerate(words):
+        at = equal_frequency(torch.tensor(ids), numbers, draws, seed=seed + w)
+        matched.append(permutation_p(found.score[..., w].numpy(), scores[..., at].amax(-1).numpy()))
+    return WordEvidence(found.score.double().numpy(), rank, p, false_discovery(p), np.stack(matched, axis=-1))
+
+
+def rank_p(rank: ArrayLike, tokens: int, vocabulary: int) -> Floats:
+    """Probability that the best of ``tokens`` tokens, drawn at random, has this rank or a better one."""
+    ranks = np.asarray(rank, dtype=np.float64)
+    left = np.clip(
+        vocabulary - np.arange(tokens)[:, None] - ranks.ravel(), 0, None
+    )  # tokens below, one drawn after another
+    with np.errstate(divide="ignore"):
+        log_none = np.log(left / (vocabulary - np.arange(tokens)[:, None])).sum(0)
+    return np.asarray(-np.expm1(log_none)).reshape(ranks.shape)
+
+
+# --- Categories. The source names some and gives no rules; these are ours, applied in this order to a token's text
+# without the white space around it. ---
+
+MATH_SIGNS = frozenset("+-*/=<>^%×÷·−±√≤≥≠≈∑∏∫∞")
+CODE_WORDS = frozenset((
+    "async", "await", "bool", "const", "def", "elif", "elsif", "endif", "enum", "extends", "foreach", "func",
+    "goto", "impl", "implements", "instanceof", "int", "isinstance", "lambda", "mut", "namespace", "nil",
+    "noexcept", "null", "nullptr", "printf", "println", "pub", "sizeof", "std", "str", "struct", "switch",
+    "throws", "typedef", "typename", "typeof", "uint", "undefined", "unsigned", "usize", "var", "void",
+))  # fmt: skip
+"""Keywords of C, C++, C#, Go, Java, JavaScript, Python, Ruby and Rust that are no everyday English words."""
+_CODE_MARKS = frozenset("_(){}[];=<>/\\#@")
+_CATEGORY = {
+    "whitespace": "WHITESPACE",
+    "digits": "MATH",
+    "math signs": "MATH",
+    "punctuation": "PUNCTUATION",
+    "code": "CODE",
+    "short": "SHORT_TOKENS",
+}
+
+
+def token_class(text: str) -> str:
+    r"""Class of a token by its text.
+
+    ``whitespace`` nothing else; ``digits`` decimal digits only; ``math signs`` signs of ``MATH_SIGNS`` only;
+    ``punctuation`` no letter or digit; ``code`` a word of ``CODE_WORDS``, letters with one of ``_(){}[];=<>/\#@``,
+    or a capital right after a small letter; ``short`` at most two characters; ``other script`` a letter beyond the
+    Latin ones; ``upper``, ``title``, ``lower`` by case; ``mixed`` the rest.
+    """
+    word = text.strip()
+    rules = (
+        ("whitespace", not word),
+        ("digits", word.isdecimal()),
+        ("math signs", set(word) <= MATH_SIGNS),
+        ("punctuation", not any(c.isalnum() for c in word)),
+        ("code", word in CODE_WORDS or bool(set(word) & _CODE_MARKS) or _camel(word)),
+        ("short", len(word) <= 2),
+        ("other script", any(c.isalpha() and ord(c) > 0x24F for c in word)),
+        ("upper", word.isupper()),
+        ("title", word.istitle()),
+        ("lower", word.islower()),
+    )
+    return next((name for name, holds in rules if holds), "mixed")
+
+
+def category(texts: Sequence[str]) -> str:
+    """Category of an expert by the texts of its top tokens: that of more than half of them, else ``GENERAL``.
+
+    ``MATH`` for digits and math signs, ``CODE``, ``PUNCTUATION``, ``WHITESPACE``, ``SHORT_TOKENS``.
+
+    Raises:
+        InputError: There are no tokens.
+    """
+    if not texts:
+        raise InputError("texts: no top tokens; keep at least 1")
+    named = [_CATEGORY.get(token_class(text), "GENERAL") for text in texts]
+    most = max(sorted(set(named)), key=named.count)
+    return most if 2 * named.count(most) > len(named) else "GENERAL"
+
+
+def _camel(word: str) -> bool:
+    return any(a.islower() and b.isupper() for a, b in pairwise(word))

@@ -1,0 +1,1 @@
+"""From a name to a language model: registry, wheels, the hub, folders, adapters."""

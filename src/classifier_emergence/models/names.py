@@ -1,0 +1,157 @@
+"""What a model may be called: a key of the registry, an id of the Hugging Face hub or a folder, and an adapter on it.
+
+In a clone of the repository the registry is that of its ``params.yaml``, elsewhere the copy that ships with us.
+"""
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.models.registry import HubSource, ModelSource, PathSource, checked_registry, read_registry
+
+if TYPE_CHECKING:
+    from classifier_emergence.reading.model import LanguageModel
+
+_HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def repository_root() -> Path | None:
+    """The clone of this project's repository that the working directory lies in, if any."""
+    here = Path.cwd()
+    marks = ("params.yaml", "paper/claims.yaml", "experiments/params.py")
+    return next((folder for folder in (here, *here.parents) if all((folder / mark).is_file() for mark in marks)), None)
+
+
+def registry() -> dict[str, ModelSource]:
+    """Models by key.
+
+    Raises:
+        InputError: The clone's ``params.yaml`` is not valid.
+    """
+    root = repository_root()
+    if root is None:
+        text = resources.files("classifier_emergence.models").joinpath("registry.yaml").read_text(encoding="utf-8")
+        return checked_registry(yaml.safe_load(text), "registry.yaml")
+    known = read_registry(root / "params.yaml")
+    return {key: _from(root, source) for key, source in known.items()}
+
+
+def _from(root: Path, source: ModelSource) -> ModelSource:
+    if not isinstance(source, PathSource):
+        return source
+    return source.model_copy(update={"path": str(root / Path(source.path).expanduser())})
+
+
+def named_source(name: str, known: dict[str, ModelSource]) -> ModelSource | None:
+    """The source of a model that is not a folder: an entry of ``known``, or a hub id at a commit; None for a folder.
+
+    A hub id is ``owner/name`` or ``owner/name@revision``. Without a full commit it means the commit in the local hub
+    cache if there is one (so that a result does not change under one's hands), else the newest on the hub.
+
+    Raises:
+        InputError: The hub cannot say which commit is meant.
+    """
+    if name in known or Path(name).expanduser().is_dir():
+        return known.get(name)
+    match = _HUB_ID.fullmatch(name)
+    if match is None:
+        return None
+    revision = match["revision"] or "main"
+    commit = revision if _COMMIT.fullmatch(revision) else _commit(match["repo"], revision)
+    return HubSource(source="hub", repo=match["repo"], revision=commit, licence="unknown")
+
+
+def _commit(repo: str, revision: str) -> str:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repo, "config.json", revision=revision)
+    if isinstance(cached, str):
+        return Path(cached).parent.name  # .../snapshots/<commit>/config.json
+    try:
+        commit = HfApi().model_info(repo, revision=revision, timeout=10).sha
+    except Exception as error:  # whatever the HTTP library raises, there is no commit
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"model {repo!r}: neither a folder nor a registered key, and the hub does not answer for it ({reason}); "
+            "correct the name, or run where the hub is reachable"
+        ) from error
+    return str(commit)
+
+
+def open_model(name: str, *, adapter: str | Path | Sequence[str | Path] = ()) -> "LanguageModel":
+    """Load what ``name`` and ``adapter`` mean: float32, in evaluation mode, frozen.
+
+    Args:
+        name: A key of ``registry()``, ``owner/name[@revision]`` on the hub, or a local folder.
+        adapter: Folder of a PEFT adapter (``adapter_config.json``, ``adapter_model.safetensors``) that was trained on
+            this model; or several, each trained on the model with those before it. They are merged into the weights, so
+            that training can go on from there.
+
+    Raises:
+        InputError: See ``models.load``; or the adapter is no such folder, or does not fit the model tensor by tensor.
+    """
+    from classifier_emergence.models.loading import load
+
+    known = registry()
+    source = named_source(name, known)
+    lm = load(name, known if source is None else {name: source})
+    for folder in [adapter] if isinstance(adapter, str | Path) else adapter:
+        lm = _adapted(lm, Path(folder).expanduser())
+    return lm
+
+
+def _adapted(lm: "LanguageModel", folder: Path) -> "LanguageModel":
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    from classifier_emergence.reading.lens import check_lens
+
+    for file in _ADAPTER_FILES:
+        if not (folder / file).is_file():  # peft would take a pickle instead, or ask the hub
+            raise InputError(f"adapter {folder}: no {file}; give a folder that PEFT's save_pretrained wrote")
+    try:
+        stored = set(load_file(folder / _ADAPTER_FILES[1]))
+        with warnings.catch_warnings():
+            # Said again below, as an error.
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            wrapped: Any = PeftModel.from_pretrained(lm.model, str(folder))
+        # peft leaves out, without an error, tensors for layers that the model does not have.
+        fits = stored == set(get_peft_model_state_dict(wrapped)) and not wrapped.active_peft_config.is_prompt_learning
+        model = wrapped.merge_and_unload() if fits else None
+    except Exception as error:  # a damaged or foreign adapter makes peft stumble in any way
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"adapter {folder}: cannot be put on {lm.key} ({reason}); give one trained on it") from error
+    if model is None:
+        raise InputError(f"adapter {folder}: its tensors do not fit {lm.key}; give a LoRA adapter trained on it")
+    model.requires_grad_(False).eval()
+    check_lens(model, lm.tokenizer)
+    return replace(lm, model=model, key=f"{lm.key}+{folder.resolve().name}")
+
+
+def describe(lm: "LanguageModel") -> dict[str, Any]:
+    """What one should know of a loaded model before measuring it; ``lens_log_gap`` as ``lens.check_lens`` gives it."""
+    from classifier_emergence.reading.lens import check_lens
+    from classifier_emergence.reading.readout import decoder_blocks, find_readout
+
+    vocabulary, width = find_readout(lm.model).weight.shape
+    return {
+        "model": lm.key,
+        "architecture": type(lm.model).__name__,
+        "n_layers": len(decoder_blocks(lm.model)),
+        "d_model": width,
+        "vocabulary": vocabulary,
+        "tokenizer_vocabulary": len(lm.tokenizer),
+        "parameters": sum(parameter.numel() for parameter in lm.model.parameters()),
+        "tied_embeddings": lm.model.get_input_embeddings().weight is lm.model.get_output_embeddings().weight,
+        "adds_bos": lm.tokenizer("=")["input_ids"][:1] == [lm.tokenizer.bos_token_id],
+        "lens_log_gap": check_lens(lm.model, lm.tokenizer),
+    }

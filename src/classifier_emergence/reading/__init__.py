@@ -1,0 +1,1 @@
+"""From text to states to vocabulary: residual streams, the logit lens, probes and their directions."""

@@ -1,0 +1,1 @@
+"""Prompts whose class is known, problems with answers, and sound splits of both."""

@@ -1,0 +1,1 @@
+"""Training with an objective on the lens, and what it did."""

@@ -1,0 +1,212 @@
+"""What training did: alignment at every layer, answers, distance from the base model, and what reads a direction."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from classifier_emergence.reading.lens import lens_scores
+from classifier_emergence.reading.readout import Readout, decoder_blocks, find_readout
+from classifier_emergence.reading.residuals import residual_stream, states_at
+from classifier_emergence.reading.tree import batches, one_pass
+from classifier_emergence.reading.vocabulary import WordTokens
+from classifier_emergence.training.supervised import encode
+
+GENERATED_TOGETHER = 50  # prompts in a batch
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The lens on prompts whose operation is known; arrays are (layers, prompts)."""
+
+    own: Tensor
+    """Alignment of the prompt's own word: total probability of its single-token forms."""
+    strict: Tensor
+    """Probability of the first token of the bare own word, as the originals score."""
+    top_id: Tensor
+    """The most probable token."""
+    top_probability: Tensor
+    is_top: Tensor
+    """Whether the top token is a form of the own word."""
+    choice: Tensor
+    """Which of the words has the largest alignment."""
+
+
+def alignment(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    own: Sequence[int],
+    words: Sequence[WordTokens],
+    *,
+    rows: Sequence[int] | None = None,
+) -> Alignment:
+    """Read the lens at the last token of prompts.
+
+    Args:
+        model: Base model; the adapter that it carries, if any, is on.
+        tokenizer: Its tokenizer.
+        prompts: To read.
+        own: Index into ``words`` for each prompt.
+        words: The classes' words.
+        rows: Rows of the residual stream to score; default all.
+    """
+    states = residual_stream(model, tokenizer, prompts, rows=rows)
+    groups = [word.ids for word in words] + [[word.strict_id] for word in words]
+    scores = lens_scores(states, find_readout(model), groups, ranked=[[0]] * len(prompts))
+    n, index = len(words), torch.tensor(own)
+    at = torch.arange(len(prompts))
+    forms = torch.zeros(len(words), int(scores.top_id.max()) + 1, dtype=torch.bool)
+    for k, word in enumerate(words):
+        forms[k, [i for i in word.ids if i < forms.shape[1]]] = True
+    return Alignment(
+        own=scores.log_alignment[:, at, index].exp(),
+        strict=scores.log_alignment[:, at, n + index].exp(),
+        top_id=scores.top_id,
+        top_probability=scores.top_prob,
+        is_top=forms[index.expand_as(scores.top_id), scores.top_id],
+        choice=scores.log_alignment[..., :n].argmax(-1),
+    )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How a model answers; (prompts,) each."""
+
+    log_prob: Tensor
+    """Log-probability of the whole answer, in nats."""
+    per_token: Tensor
+    """The same divided by the number of its tokens; minus the answer loss."""
+    exact: Tensor
+    """Whether greedy decoding gives the answer and then something that is no digit."""
+
+
+@torch.no_grad()
+def answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], wanted: Sequence[str]
+) -> Answers:
+    """Score answers that follow their prompts.
+
+    One forward pass over prompt and answer does: greedy decoding gives the answer exactly if every token of it is the
+    most probable one given those before.
+
+    Args:
+        model: Base model; the adapter that it carries, if any, is on.
+        tokenizer: Its tokenizer.
+        prompts: To answer.
+        wanted: What should follow, with its leading space: ``" 56"``.
+
+    Raises:
+        InputError: A prompt is split in another way when the answer follows.
+    """
+    examples = [encode(tokenizer, prompt, answer) for prompt, answer in zip(prompts, wanted, strict=True)]
+    texts = [example.ids[:-1] for example in examples]  # without the end-of-text token
+    rows, owner, target = [], [], []
+    last = [len(decoder_blocks(model))]
+    for batch in batches(texts):
+        inputs, places = one_pass([texts[i] for i in batch], model)
+        # Every token is read at the one before it, and what comes after the answer at its last.
+        read = [node for place, i in zip(places, batch, strict=True) for node in place[examples[i].prompt_length - 1 :]]
+        rows.append(states_at(model, inputs, read, last)[0])
+        for i in batch:
+            answer = texts[i][examples[i].prompt_length :]
+            owner += [i] * (len(answer) + 1)
+            target += [*answer, -1]  # -1: what comes after the answer
+    flat, of, wanted_ids = torch.cat(rows), torch.tensor(owner), torch.tensor(target)
+    vocabulary = wanted_ids.unique()[1:]
+    scores = lens_scores(flat[None], find_readout(model), [[int(i)] for i in vocabulary], ranked=[[0]] * len(flat))
+    inside = wanted_ids >= 0
+    column = torch.searchsorted(vocabulary, wanted_ids.clamp(min=0))
+    log_prob = scores.log_alignment[0].gather(1, column.clamp(max=len(vocabulary) - 1)[:, None])[:, 0]
+    zeros = torch.zeros(len(texts))
+    total = zeros.index_add(0, of[inside], log_prob[inside])
+    sizes = zeros.index_add(0, of[inside], torch.ones(int(inside.sum())))
+    right = (scores.top_id[0] == wanted_ids) | ~inside
+    for i in (~inside).nonzero()[:, 0].tolist():
+        right[i] = not str(tokenizer.decode([int(scores.top_id[0, i])]))[:1].isdigit()
+    wrong = zeros.index_add(0, of, (~right).float())
+    return Answers(total, total / sizes, wrong == 0)
+
+
+@torch.no_grad()
+def divergence(wrapped: PeftModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
+    """KL(base || adapted) of the next token, mean over the positions of each text; (texts,), in nats."""
+    model: Any = wrapped.get_base_model()
+    readout, last = find_readout(model), [len(decoder_blocks(model))]
+    inputs, places = one_pass([tokenizer(text)["input_ids"] for text in texts], model)
+    positions, sizes = [node for place in places for node in place], [len(place) for place in places]
+    adapted = states_at(model, inputs, positions, last)[0].split(sizes)
+    with wrapped.disable_adapter():
+        base = states_at(model, inputs, positions, last)[0].split(sizes)
+    found = []
+    for one, other in zip(adapted, base, strict=True):  # text by text: logits are large
+        # In float32 the rounding of the sum makes small divergences negative.
+        log_q, log_p = (readout.logits(states).double().log_softmax(-1) for states in (one, other))
+        found.append((log_p.exp() * (log_p - log_q)).sum(-1).mean().float())
+    return torch.stack(found)
+
+
+def word_basis(words: Sequence[WordTokens], readout: Readout) -> Tensor:
+    """(k, d) orthonormal basis of the directions that raise the words' tokens: ``gain * W_U[t]``."""
+    rows = readout.weight[[i for word in words for i in word.ids]] * readout.gain
+    basis: Tensor = torch.linalg.qr(rows.T).Q.T
+    return basis
+
+
+def random_basis(like: Tensor, *, seed: int) -> Tensor:
+    """(k, d) random orthonormal directions."""
+    generator = torch.Generator().manual_seed(seed)
+    basis: Tensor = torch.linalg.qr(torch.randn(like.shape[1], like.shape[0], generator=generator)).Q.T
+    return basis
+
+
+@contextmanager
+def removed(model: PreTrainedModel, layer: int, basis: Tensor, along: Tensor | None = None) -> Iterator[None]:
+    """Take a subspace out of the state after a block, at every position: ``h - (h B^T) B``.
+
+    Args:
+        model: To act on.
+        layer: 0-based block.
+        basis: B, (k, d) orthonormal.
+        along: (k, d) orthonormal R; subtracts ``(h B^T) R`` instead, a vector of equal norm in other directions.
+    """
+    target = basis if along is None else along
+
+    def edit(_: nn.Module, __: object, output: Any) -> Any:
+        states = output[0] if isinstance(output, tuple) else output
+        states = states - states @ basis.T @ target
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    handle = decoder_blocks(model)[layer].register_forward_hook(edit)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def generate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, new_tokens: int
+) -> list[str]:
+    """Greedy continuations of prompts, special tokens left out."""
+    texts = []
+    for start in range(0, len(prompts), GENERATED_TOGETHER):
+        batch = tokenizer(list(prompts[start : start + GENERATED_TOGETHER]), return_tensors="pt", padding=True)
+        inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        generator: Any = model
+        ids = generator.generate(
+            **inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+        )
+        texts += tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return texts
+
+
+def parse_number(text: str) -> str | None:
+    """The first whole number after the last colon, or in the whole text if it has none: the originals' rule."""
+    found = re.search(r"-?\d+", text.rpartition(":")[2])
+    return found.group() if found else None

@@ -1,0 +1,90 @@
+"""The originals' flaws, to be switched on one by one: what does each of them do to a number?"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.reading.readout import decoder_blocks
+
+
+@contextmanager
+def scaled_attention(model: PreTrainedModel, scale: float) -> Iterator[None]:
+    """Multiply what every attention block adds to the residual stream by ``scale``: a flaw, switched on.
+
+    The originals' Granite multiplied attention *outputs* by 1/64, a number that belongs to the softmax. In families
+    that norm the attention output before adding it (Gemma's sandwich), the norm would undo a factor on the attention
+    itself, so the factor goes on the normed output there.
+    """
+    handles = []
+    for block in decoder_blocks(model):
+        sandwich = hasattr(block, "pre_feedforward_layernorm")
+        branch = block.post_attention_layernorm if sandwich else getattr(block, "self_attn", None)
+        if not isinstance(branch, nn.Module):
+            raise InputError(f"model {type(model).__name__}: no attention module named self_attn to scale")
+        handles.append(branch.register_forward_hook(lambda _, __, output: _scaled(output, scale)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _scaled(output: Tensor | tuple[Tensor, ...], scale: float) -> Tensor | tuple[Tensor, ...]:
+    return (output[0] * scale, *output[1:]) if isinstance(output, tuple) else output * scale
+
+
+@contextmanager
+def forgotten(wrapped: PeftModel, modules: Sequence[str]) -> Iterator[None]:
+    """The adapter as a loader restores it that forgets some kinds of modules (``("k_proj", "o_proj")``)."""
+    endings = tuple(f".{module}.lora_B.default" for module in modules)
+    lost: list[nn.Module] = [m for name, m in wrapped.named_modules() if name.endswith(endings)]
+    if not lost:
+        raise InputError(f"modules: the adapter has none of {', '.join(modules)} to forget")
+    weights = [m.get_parameter("weight") for m in lost]
+    kept = [weight.detach().clone() for weight in weights]
+    for weight in weights:
+        weight.data.zero_()
+    try:
+        yield
+    finally:
+        for weight, values in zip(weights, kept, strict=True):
+            weight.data.copy_(values)
+
+
+@torch.no_grad()
+def hold(tensors: Iterable[Tensor], dtype: torch.dtype) -> None:
+    """Round tensors, in place, to numbers that ``dtype`` has."""
+    for tensor in tensors:
+        tensor.copy_(tensor.to(dtype))
+
+
+class HeldIn(TrainerCallback):
+    """Weights and the optimiser's moments as numbers of a dtype, rounded after every step: a flaw of the originals.
+
+    A step smaller than half the distance to the next number is lost. What is computed from them is computed in 32 bits:
+    it is the rounding of weights that such training is about, and processors without arithmetic of 16 bits are twenty
+    times slower at it.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Round."""
+        hold((p for p in kwargs["model"].parameters() if p.requires_grad), self.dtype)
+        moments = kwargs["optimizer"].state.values()
+        hold((moment[name] for moment in moments for name in ("exp_avg", "exp_avg_sq")), self.dtype)

@@ -1,0 +1,188 @@
+"""Reinforcement learning on short answers (GRPO), alone or with a loss on the lens: a run, resumed if it was cut short.
+
+What is minimised is in ``grpo_trainer``, how completions are drawn in ``rollouts``.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.progress import progress
+from classifier_emergence.reading.readout import decoder_blocks
+from classifier_emergence.training.flaws import HeldIn, hold
+from classifier_emergence.training.rl.rewards import Reward
+from classifier_emergence.training.rl.rollouts import base_of, line_ends
+from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, Sampling, Task, arguments
+from classifier_emergence.training.run_folder import Bar, claim, last_checkpoint
+from classifier_emergence.training.supervised import Schedule
+
+
+@dataclass(frozen=True)
+class Grpo:
+    """What a run leaves."""
+
+    steps: list[dict[str, float | None]]
+    """One entry a step, under the names of ``STATISTICS``; ``step`` counts from 1."""
+    watched: list[dict[str, Any]]
+    """``step`` and what ``watch`` returned; step 0 comes first."""
+    parameters: int
+    """Trained parameters."""
+
+
+STATISTICS = {
+    "step": "step",
+    "loss": "loss",
+    "reward": "reward",
+    "frac_reward_zero_std": "zero_variance",
+    "kl": "kl",
+    "signed_kl": "signed_kl",
+    "entropy": "entropy",
+    "completions/clipped_ratio": "truncated",
+    "class_loss": "class_loss",
+}
+"""Names in the log of the trainer -> ours. ``reward`` is a mean; ``zero_variance`` the share of groups whose rewards
+are all equal; ``kl`` (k3) and ``entropy`` are means over the completions' tokens, in nats; ``truncated`` is the share
+of completions that were cut; ``class_loss`` is in nats. What a run does not have is missing."""
+
+
+@contextmanager
+def whole(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """The model with every weight trainable; its weights are put back at the end.
+
+    Args:
+        model: Frozen.
+    """
+    before = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+    model.requires_grad_(True)
+    try:
+        yield model
+    finally:
+        for parameter, values in before:
+            parameter.data = values
+            parameter.grad = None
+        model.requires_grad_(False).eval()
+
+
+def train_grpo(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    reward: Reward,
+    objective: PolicyObjective,
+    sampling: Sampling,
+    schedule: Schedule,
+    *,
+    work: Path,
+    watch: Callable[[], dict[str, Any]] | None = None,
+    checkpoint_every: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    description: str | None = None,
+) -> Grpo:
+    """Train; resume from the last checkpoint in ``work`` if it belongs to this very run.
+
+    Args:
+        model: From ``whole`` or ``training.adapted``: what requires a gradient is trained, in place. The reference of
+            the divergence is the model as it was loaded, or with the adapter that it comes with.
+        tokenizer: Of the model.
+        tasks: In the order in which they are taken, ``schedule.batch_size`` a step.
+        reward: Of completions; what it does wrong stops the run (see ``rewards.checked``).
+        objective: What is minimised.
+        sampling: How completions are drawn.
+        schedule: How long and how fast; one step is one draw of completions and one update.
+        work: Folder for checkpoints; what lies there from a run with other settings is deleted.
+        watch: Measured before the first step, every ``schedule.every`` steps and after the last.
+        checkpoint_every: Steps between checkpoints, ``schedule.every`` if None; one of a whole model is three times
+            the model's size.
+        dtype: That the trained weights are held in, from before the first step on; see ``HeldIn``.
+        description: Shown with the progress bar.
+
+    Raises:
+        InputError: The tasks are too many or too few, the model has no such layer, ``reward`` fails, or the loss is
+            not finite.
+    """
+    needed = schedule.steps * schedule.batch_size
+    if len(tasks) != needed:
+        raise InputError(f"tasks: {len(tasks)} given, {schedule.steps} steps of {schedule.batch_size} take {needed}")
+    if sampling.group < 2:
+        raise InputError(f"group: {sampling.group} completion has nothing to be compared with; take 2 or more")
+    base = base_of(model)
+    if objective.layer is not None and not 0 <= objective.layer < len(decoder_blocks(base)):
+        raise InputError(f"layer: {objective.layer}: the model has blocks 0 to {len(decoder_blocks(base)) - 1}")
+    settings = {
+        "tasks": hashlib.sha256(json.dumps([asdict(task) for task in tasks]).encode()).hexdigest(),
+        "objective": asdict(objective),
+        "sampling": asdict(sampling),
+        "schedule": asdict(schedule),
+        "dtype": str(dtype),
+    }
+    hold((p for p in model.parameters() if p.requires_grad), dtype)
+    claim(work, model, settings)
+    with borrowed(model, tokenizer):
+        how = arguments(objective, sampling, schedule, work, checkpoint_every)
+        trainer = GrpoWithLens(model, how, tasks, reward, objective, tokenizer, watch)
+        with torch.no_grad():  # the checkpoint is not loaded yet: on resuming, too, this is where the run started
+            before = [] if watch is None else [{"step": 0, **watch()}]
+        with progress(description, total=schedule.steps) as advance:
+            trainer.add_callback(_Steps(advance, {name: STATISTICS[name] for name in ("reward", "kl", "class_loss")}))
+            if dtype != torch.float32:
+                trainer.add_callback(HeldIn(dtype))
+            trainer.train(resume_from_checkpoint=last_checkpoint(work))
+        history: list[dict[str, Any]] = trainer.state.log_history
+    steps = [{ours: e[name] for name, ours in STATISTICS.items() if name in e} for e in history if "loss" in e]
+    watched = [{"step": entry["step"], **entry["watched"]} for entry in history if "watched" in entry]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    model.eval()
+    return Grpo(steps, before + watched, trained)
+
+
+class _Steps(Bar):
+    """No checkpoint of the last step: from that, Trainer would take one step more."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+
+@contextmanager
+def borrowed(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """A model to give to a trainer: completions end at line breaks; what the trainer leaves on it is taken off."""
+    base: Any = base_of(model)
+    config = base.config.get_text_config()
+    forward, generation, pad = vars(base).get("forward"), base.generation_config, config.pad_token_id
+    recomputing = base.is_activation_checkpointing
+    if recomputing:  # it goes without the cache that shared prompts need
+        base.activation_checkpointing_disable()
+    base.generation_config = copy.deepcopy(generation)
+    ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    base.generation_config.eos_token_id = [*(i for i in ends if i is not None), *line_ends(tokenizer)]
+    try:
+        yield
+    finally:
+        base.generation_config, config.pad_token_id = generation, pad
+        if recomputing:
+            base.activation_checkpointing_enable()
+        elif base.is_activation_checkpointing:
+            base.activation_checkpointing_disable()
+        if forward is None:
+            vars(base).pop("forward", None)
+        else:
+            base.forward = forward
+        if isinstance(model, PeftModel) and "ref" in model.peft_config:
+            model.delete_adapter("ref")

@@ -1,0 +1,342 @@
+"""``trl.GRPOTrainer`` with a loss that reads the logit lens at a middle layer.
+
+``loss = (1 - w) * GRPO + w * CE(lens at layer L, word)``, the lens read at the last token of the prompt. The policy
+term, its divergence from the reference and its statistics are those of ``trl.GRPOTrainer``; w = 0 is that trainer.
+
+Source: GRPO, Shao et al. (2024), arXiv:2402.03300; the divergence k3, Schulman (2020), Approximating KL divergence.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import GRPOConfig, GRPOTrainer
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.reading.readout import decoder_blocks
+from classifier_emergence.reading.residuals import stopping_after
+from classifier_emergence.reading.tree import Tree, one_pass, takes_trees
+from classifier_emergence.training.rl.rewards import Reward, checked
+from classifier_emergence.training.rl.rollouts import (
+    base_of,
+    live_readout,
+    sample,
+    sequence_log_probs,
+    token_log_probs,
+    unpadded,
+)
+from classifier_emergence.training.run_folder import Watched
+from classifier_emergence.training.supervised import Schedule
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prompt to answer, and the class that the lens should name at its end."""
+
+    prompt: str
+    answer: str
+    target: int
+    """Token id of the class's word."""
+
+
+@dataclass(frozen=True)
+class PolicyObjective:
+    """What is minimised; see the top of this module."""
+
+    kl_weight: float
+    """beta: weight of the mean k3 divergence from the model at the start, a token. 0 keeps no reference."""
+    class_weight: float = 0.0
+    """w, within [0, 1]."""
+    layer: int | None = None
+    """0-based block after which the lens reads; may be None if w is 0."""
+    signed_kl: bool = False
+    """A flaw of the originals: in place of k3 add ``log pi - log pi_ref``, summed over prompt and response. It has a
+    sign and, on prompts, which the policy did not draw, no lower bound: minimising it lowers their probability. With
+    an adapter ``pi_ref`` is the model without it."""
+    entropy_bonus: float = 0.0
+    """Subtract so much of the entropy of the batch's mean lens distribution from the loss on the lens."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether completions enter the loss; if not, none are drawn and the model runs as far as the lens reads."""
+        return self.class_weight < 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.class_weight <= 1:
+            raise InputError(f"class_weight: {self.class_weight} is not within [0, 1]")
+        if self.class_weight and self.layer is None:
+            raise InputError("layer: none given, but class_weight is not 0; say which layer the lens reads")
+        if self.kl_weight < 0:
+            raise InputError(f"kl_weight: {self.kl_weight} is negative; pass 0 or more")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn."""
+
+    group: int
+    """Completions of each prompt; advantages are relative to their mean."""
+    temperature: float
+    new_tokens: int
+    """Completions end here if no line break or end of text came before."""
+
+
+def arguments(
+    objective: PolicyObjective, sampling: Sampling, schedule: Schedule, work: Path, checkpoint_every: int | None = None
+) -> GRPOConfig:
+    """Every setting of the trainer that matters, none left at a default that a release may change."""
+    return GRPOConfig(
+        output_dir=str(work),
+        # One update for each draw of completions: the policy that is trained is the one that drew them, its ratio to
+        # itself is 1, and no pass is needed for old log-probabilities.
+        per_device_train_batch_size=schedule.batch_size * sampling.group,
+        gradient_accumulation_steps=1,
+        steps_per_generation=1,
+        num_iterations=1,
+        num_generations=sampling.group,
+        per_device_eval_batch_size=sampling.group,
+        max_steps=schedule.steps,
+        shuffle_dataset=False,
+        # Loss.
+        beta=0.0 if objective.signed_kl else objective.kl_weight,
+        loss_type="grpo",
+        scale_rewards="group",
+        epsilon=0.2,
+        importance_sampling_level="token",
+        mask_truncated_completions=False,
+        entropy_coef=0.0,
+        disable_dropout=True,
+        # Sampling.
+        use_vllm=False,
+        max_completion_length=sampling.new_tokens,
+        temperature=sampling.temperature,
+        top_p=1.0,
+        top_k=0,
+        min_p=None,
+        repetition_penalty=1.0,
+        # Optimiser and arithmetic.
+        learning_rate=schedule.learning_rate,
+        lr_scheduler_type="constant",
+        optim="adamw_torch_fused",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        activation_checkpointing=False,
+        bf16=False,
+        fp16=False,
+        use_cpu=not torch.cuda.is_available(),
+        seed=schedule.seed,
+        data_seed=schedule.seed,
+        # Log and checkpoints.
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=schedule.every,
+        save_steps=checkpoint_every or schedule.every,
+        save_total_limit=1,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
+    """``trl.GRPOTrainer`` with a loss on the lens; sends nothing to anyone."""
+
+    share_prompts = True
+    """Whether what texts begin with passes once for all of them; else everything is left to ``GRPOTrainer``."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        arguments: GRPOConfig,
+        tasks: Sequence[Task],
+        reward: Reward,
+        objective: PolicyObjective,
+        tokenizer: PreTrainedTokenizerBase,
+        watch: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
+        self.objective = objective
+        self.watch = watch
+        self.parts = {}
+        self.passed: tuple[Tree, Tensor] | None = None
+        """The texts of this step and their states, once the policy's loss has passed them as a tree."""
+        base = base_of(model)
+        self.block = None if objective.layer is None else decoder_blocks(base)[objective.layer]
+        self.reference: PreTrainedModel | None = None
+        if objective.signed_kl and base is model:
+            self.reference = copy.deepcopy(base).requires_grad_(False)
+        guarded = checked(reward)
+
+        def answer_reward(prompts: list[str], completions: list[str], answer: list[str], **_: Any) -> list[float]:
+            return list(guarded(prompts, completions, answer))
+
+        texts: list[list[int]] = tokenizer([task.prompt for task in tasks])["input_ids"]
+        longest = max(map(len, texts)) + arguments.max_completion_length
+        self.share_prompts = self.share_prompts and takes_trees(base, longest)
+        dataset = Dataset.from_list([asdict(task) for task in tasks])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)  # the version is pinned
+            super().__init__(
+                model=model,
+                reward_funcs=answer_reward,
+                args=arguments,
+                train_dataset=dataset,
+                eval_dataset=dataset.select([0]),  # Trainer asks for one; ``evaluate`` below does not look at it
+                processing_class=tokenizer,
+                rollout_func=self._rollout if self.share_prompts else None,
+            )
+        self.silence()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """The loss of one batch; see ``PolicyObjective``."""
+        objective, weight = self.objective, self.objective.class_weight
+        kept: list[Tensor] = []
+        self.passed = None
+        loss = torch.zeros((), device=inputs["target"].device)
+        if objective.draws:
+            with nullcontext() if not weight else _kept(self.block, kept):
+                loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        else:
+            assert self.block is not None
+            base = base_of(model)
+            passing, places = one_pass(unpadded(inputs["prompt_ids"], inputs["prompt_mask"]), base)
+            with _kept(self.block, kept), stopping_after(self.block):
+                base.get_decoder()(**passing, use_cache=False)
+        if objective.signed_kl:
+            loss = loss + objective.kl_weight * self._signed_kl(inputs)
+        if weight:
+            if objective.draws:
+                states = self._prompt_ends(kept[0], inputs)
+            else:
+                states = kept[0].flatten(0, 1)[[place[-1] for place in places]]
+            class_loss = self._class_loss(states, inputs["target"])
+            self.parts["class_loss"] = [class_loss.item()]
+            loss = (1 - weight) * loss + weight * class_loss
+        if not loss.isfinite():
+            raise InputError(
+                f"learning_rate: the loss at step {self.state.global_step + 1} is not finite (learning rate "
+                f"{self.args.learning_rate:g}); choose a smaller one and run again"
+            )
+        return loss
+
+    def _prompt_ends(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """(rows, d) states at the last token of every prompt, of those from the pass that the policy's loss took."""
+        if self.passed is None:  # left padding ends all prompts at one position
+            return states[:, inputs["prompt_ids"].shape[1] - 1]
+        lengths = inputs["prompt_mask"].sum(-1).tolist()
+        return states[0, [path[n - 1] for path, n in zip(self.passed[0].paths, lengths, strict=True)]]
+
+    def _class_loss(self, states: Tensor, target: Tensor) -> Tensor:
+        readout = live_readout(base_of(self.model))
+        normed = readout.norm(states)
+        loss = -token_log_probs(normed, readout, target)[0].mean()
+        if self.objective.entropy_bonus:
+            logits = replace(readout, softcap=None).unembed(normed).float()
+            if readout.softcap is not None:
+                logits = readout.softcap * (logits / readout.softcap).tanh()
+            mean = logits.softmax(-1).mean(0)
+            loss = loss + self.objective.entropy_bonus * torch.special.xlogy(mean, mean).sum()
+        return loss
+
+    def _signed_kl(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Mean of the originals' term over sequences; logs it, and k3 on the responses beside it."""
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        policy = sequence_log_probs(base_of(self.model), ids, mask, self.passed)
+        adapter_off = self.model.disable_adapter() if self.reference is None else nullcontext()
+        with torch.no_grad(), adapter_off:
+            reference = sequence_log_probs(self.reference or base_of(self.model), ids, mask)
+        signed = (policy - reference).sum(-1).mean()
+        width = inputs["completion_ids"].shape[1]
+        gap = (reference - policy).detach()[:, -width:]
+        self.parts["signed_kl"] = [signed.item()]
+        self.parts["kl"] = [float((gap.exp() - gap - 1).sum() / inputs["completion_mask"].sum())]
+        return signed
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Targets travel with their prompts and completions through whatever order the trainer makes."""
+        target = torch.tensor([task["target"] for task in inputs], device=self.accelerator.device)
+        if not self.objective.draws:
+            prompts = [task["prompt"] for task in inputs]
+            read = self.processing_class(prompts, return_tensors="pt", padding=True, padding_side="left")
+            ids, mask = (read[name].to(target.device) for name in ("input_ids", "attention_mask"))
+            return {"prompt_ids": ids, "prompt_mask": mask, "target": target}
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        return {**batch, "target": target}
+
+    def _rollout(self, prompts: list[str], _: Any) -> dict[str, Any]:
+        distinct = list(dict.fromkeys(prompts))
+        encoded: list[list[int]] = self.processing_class(distinct)["input_ids"]
+        rows = [distinct.index(prompt) for prompt in prompts]
+        completions = sample(
+            base_of(self.model),
+            encoded,
+            rows,
+            new_tokens=self.args.max_completion_length,
+            temperature=self.args.temperature,
+            stop=self.eos_token_ids,
+        )
+        return {"prompt_ids": [encoded[row] for row in rows], "completion_ids": completions, "logprobs": None}
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The same numbers as the method that it overrides, from fewer tokens."""
+        tree = Tree(unpadded(input_ids, attention_mask))
+        base, start = base_of(model), input_ids.shape[1] - logits_to_keep
+        if not (self.share_prompts and tree.fits(base)):
+            return super()._get_per_token_logps_and_entropies(  # type: ignore[no-any-return]
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
+        asked = attention_mask[:, start:] == 1
+        lengths = attention_mask[:, :start].sum(-1).tolist()
+        # A token is predicted at the node before it.
+        nodes = [node for path, length in zip(tree.paths, lengths, strict=True) for node in path[length - 1 : -1]]
+        states = tree.states(base)
+        if states.requires_grad:
+            self.passed = tree, states
+        tokens = input_ids[:, start:][asked]
+        found = token_log_probs(states[nodes], live_readout(base), tokens, temperature=self.temperature)
+        log_probs, entropy = (torch.zeros(asked.shape, device=x.device).masked_scatter(asked, x) for x in found)
+        return log_probs, entropy, None
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Checkpoints are scratch."""
+
+    def _send_telemetry(self) -> None:
+        """Training here is nobody's business."""
+
+
+@contextmanager
+def _kept(block: nn.Module | None, kept: list[Tensor]) -> Iterator[None]:
+    """Collect the outputs of a block."""
+    assert block is not None
+    handle = block.register_forward_hook(
+        lambda _, __, output: kept.append(output[0] if isinstance(output, tuple) else output)
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
