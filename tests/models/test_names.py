@@ -16,7 +16,7 @@ from classifier_emergence.models.names import describe, named_source, open_model
 from classifier_emergence.models.registry import HubSource, PathSource
 from classifier_emergence.reading.residuals import residual_stream
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

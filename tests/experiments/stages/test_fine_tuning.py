@@ -20,7 +20,7 @@ from classifier_emergence.training.evaluation import generate, parse_number
 from experiments.params import load_params
 from experiments.stages import cot_alignment, lora_sft
 
-PARAMS = load_params(Path(__file__).resolve().parents[1] / "params.tiny.yaml")
+PARAMS = load_params(Path(__file__).resolve().parents[3] / "params.tiny.yaml")
 
 
 def lens(lm: LanguageModel, prompt: str) -> Tensor:

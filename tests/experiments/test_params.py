@@ -11,7 +11,7 @@ import yaml
 from classifier_emergence.errors import InputError
 from experiments.params import load_params
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RAW = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 

@@ -21,7 +21,7 @@ from classifier_emergence.instruments import lens as instrument_lens
 from classifier_emergence.mixtures import words as router_words
 from classifier_emergence.results import read_result, write_result
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = "smollm2-135m-instruct"
 CLASSES = ["--class", "multiply:7 * 8 =|12 * 5 =|3 * 9 =", "--class", "add:23 + 45 =|17 + 38 =|11 + 22 ="]
 Run = Callable[..., tuple[int, str, str]]

@@ -16,7 +16,7 @@ from experiments.report.tables.mixtures import projected, upcycled
 from experiments.report.tables.other_tasks import TASKS
 from experiments.report.tables.training import ARMS, FORMATS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.results import lookup, read_result
 from experiments.report.ledger import Claim, Criterion, evaluate, load_claims
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 LAYERS = ["emb", "L0", "L1", "L2", "L3"]
 RESULTS: dict[str, dict[str, dict[str, Any]]] = {
     "probing": {

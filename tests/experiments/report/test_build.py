@@ -11,7 +11,7 @@ from classifier_emergence.numbers import percent
 from experiments.report.build import build, prose_numbers
 from experiments.report.typeset import write_table
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 PAPER = ROOT / "paper"
 SOURCES = sorted(path for path in PAPER.glob("*.typ") if path.name != "lib.typ")
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
@@ -99,9 +99,9 @@ def test_every_stage_has_minutes_for_every_model_of_the_paper() -> None:
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Path:
     """A pipeline of one stage with the project's checker beside it."""
-    for name in ("dvc.yaml", "experiments/fresh.py"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-    shutil.copy(ROOT / "experiments" / "fresh.py", tmp_path / "experiments")
+    for name in ("dvc.yaml", "experiments/pipeline/fresh.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "experiments" / "pipeline" / "fresh.py", tmp_path / "experiments" / "pipeline")
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
     stages = {"copy": {"cmd": "cp in.txt out.txt", "deps": ["in.txt"], "params": ["x"], "outs": ["out.txt"]}}

@@ -13,7 +13,7 @@ from classifier_emergence.results import read_result, write_result
 from experiments.params import load_params
 from experiments.shared.runs import Runs, over_seeds, share_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 PARAMS = load_params(ROOT / "params.tiny.yaml")
 
 

@@ -10,7 +10,7 @@ import yaml
 from classifier_emergence.results import write_result
 from experiments.pipeline.reproduce import TRAINING, report
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 MODEL = "smollm2-135m-instruct"
 TRAINED, READ = Path(f"results/lora_sft/{MODEL}.json"), Path(f"results/probing/{MODEL}.json")
 CLAIMS = Path("results/claims.json")

@@ -32,7 +32,7 @@ from experiments.stages.other_tasks import (
     whole,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 PARAMS = load_params(ROOT / "params.tiny.yaml")
 ONE_MODEL = pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
 

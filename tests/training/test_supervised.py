@@ -46,7 +46,7 @@ from classifier_emergence.training.supervised import (
     train,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [
     ("7 * 8 =", " 56", "multiply"),
     ("What is 12 times 5?", " 60", "multiply"),

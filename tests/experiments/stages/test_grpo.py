@@ -15,7 +15,7 @@ from classifier_emergence.tasks.problems import Problem
 from experiments.params import load_params
 from experiments.stages import collapse, grpo
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 PARAMS = load_params(ROOT / "params.tiny.yaml")
 ONE_MODEL = pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
 

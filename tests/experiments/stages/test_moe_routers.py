@@ -18,7 +18,7 @@ from experiments.report.tables import mixtures as moe_tables
 from experiments.shared.mixtures import DOMAINS, Data
 from experiments.stages import moe_routers
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 ONE_MODEL = pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
 
 
