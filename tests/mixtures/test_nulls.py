@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import hypergeom, kstest
-from test_routers import E, openai, write
+from mixtures.test_routers import E, openai, write
 from torch import Tensor
 
 from classifier_emergence.errors import InputError

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_routers import FAMILIES, E, V, model_of, routers_of
+from mixtures.test_routers import FAMILIES, E, V, model_of, routers_of
 from torch import Tensor, nn
 
 from classifier_emergence.errors import InputError
