@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,18 @@ def share_of(hits: ArrayLike, params: Params) -> Proportion:
     """Accuracy with its Wilson interval."""
     array = np.asarray(hits, dtype=bool)
     return Proportion.of(array, np.ones_like(array), confidence=params.confidence)
+
+
+def summary_over_seeds(runs: Sequence[Mapping[str, Any]], paths: Iterable[str]) -> dict[str, Any]:
+    """Numbers of every seed's run under the keys that they have there; see ``over_seeds``."""
+    found: dict[str, Any] = {}
+    for path in paths:
+        *parts, last = path.split(".")
+        node = found
+        for part in parts:
+            node = node.setdefault(part, {})
+        node[last] = over_seeds(runs, path)
+    return found
 
 
 def over_seeds(runs: Sequence[Mapping[str, Any]], path: str) -> dict[str, Any]:

@@ -12,16 +12,37 @@ from numpy.typing import ArrayLike
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.models.registry import source_of
+from classifier_emergence.results import read_result
 from classifier_emergence.statistics import Proportion
 from experiments.params import Params, load_params
 
 RESULTS = Path("results")
 RESIDUALS = Path("data/residuals")
 
+TRAINING = {
+    "dual_reward": "trained_models", "dual_reward_long": "trained_models", "lora_sft": "trained_models",
+    "cot_alignment": "trained_models", "other_tasks": "trained_models", "grpo": "reinforcement_models",
+    "collapse": "reinforcement_models", "staged": "reinforcement_models", "moe_routers": "moe_models",
+}  # fmt: skip
+"""Stages that train -> the parameter that lists their models."""
+STAGES = {"fetch": "models", "residuals": "models", "probing": "models", "logit_lens": "models", **TRAINING}
+"""All stages that run on one model at a time -> the parameter that lists their models."""
+ENDING = ("claims", "tables", "figures", "paper")
+"""What follows from all results, in order."""
+
 
 def result_path(stage: str, model: str) -> Path:
     """Where a stage writes its result for a model."""
     return RESULTS / stage / f"{model}.json"
+
+
+def results_of(stage: str, params: Params) -> dict[str, dict[str, Any]]:
+    """The results of a stage by model, of the models that it runs on.
+
+    Raises:
+        InputError: One is missing or damaged; names the file.
+    """
+    return {model: read_result(result_path(stage, model)) for model in getattr(params, STAGES[stage])}
 
 
 def residuals_path(model: str) -> Path:

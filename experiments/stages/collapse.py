@@ -29,7 +29,7 @@ from classifier_emergence.training.rl.run import train_grpo, whole
 from classifier_emergence.training.rl.trainer import PolicyObjective, Sampling, Task
 from classifier_emergence.training.supervised import VO, Adapter, Schedule, adapted
 from experiments.params import Params
-from experiments.shared.runs import Runs, over_seeds, share_of
+from experiments.shared.runs import Runs, over_seeds, share_of, summary_over_seeds
 from experiments.shared.stage import main
 from experiments.stages.grpo import Study as GrpoStudy
 from experiments.stages.grpo import change, late_and_early, reported_problems, reported_prompt, sampled_reward
@@ -281,7 +281,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "seeds": len(runs),
         "collapsed": sum(run["classes"]["collapsed"] for run in runs),
         "reported_collapsed": sum(run["reported"]["classes"]["collapsed"] for run in runs),
-        **{path.replace(".", "_"): over_seeds(runs, path) for path in paths},
+        **summary_over_seeds(runs, paths),
         **{f"reward_{when}": over_seeds(rewards, when) for when in ("early", "late") if drawn},
         "reported_one_word": over_seeds([{"share": one_word(run["reported"]["prompts"])} for run in runs], "share"),
         "final_reward": [step.get("reward") for step in last],

@@ -25,7 +25,7 @@ from classifier_emergence.training.evaluation import alignment, generate, parse_
 from classifier_emergence.training.flaws import forgotten
 from classifier_emergence.training.supervised import QKVO, Adapter, Objective, Schedule, adapted, encode, train
 from experiments.params import Params
-from experiments.shared.runs import Runs, mean_of, over_seeds, share_of
+from experiments.shared.runs import Runs, mean_of, share_of, summary_over_seeds
 from experiments.shared.stage import main
 
 OPERATIONS = ("multiply", "add", "subtract")
@@ -188,7 +188,7 @@ def against(chain: Mapping[str, Any], direct: Mapping[str, Any], params: Params)
     """Accuracy after one format minus that after the other: on the nine prompts, and paired by test problem."""
     right = [np.mean([run["answers"]["correct"] for run in runs["by_seed"]], axis=0) for runs in (chain, direct)]
     return {
-        "reported": chain["reported_answers"]["value"] - direct["reported_answers"]["value"],
+        "reported": chain["reported"]["answers"]["value"] - direct["reported"]["answers"]["value"],
         "exact": mean_of(right[0] - right[1], params, params.cot_alignment.resamples),
     }
 
@@ -217,7 +217,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "alignment.at_classifier", "flaws.reloaded_q_and_v.exact", "flaws.reloaded_q_and_v.reported.answers",
         "flaws.lone_space.last_top",
     )  # fmt: skip
-    return {path.replace(".", "_"): over_seeds(runs, path) for path in paths}
+    return summary_over_seeds(runs, paths)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ from classifier_emergence.training.supervised import (
     train,
 )
 from experiments.params import Params
-from experiments.shared.runs import Runs, mean_of, over_seeds, share_of
+from experiments.shared.runs import Runs, mean_of, share_of, summary_over_seeds
 from experiments.shared.stage import main
 
 
@@ -406,13 +406,12 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
              "answers.log_prob", "answers.loss", "answers.change", "kl"]  # fmt: skip
     paths += [f"{style}.{what}" for style in STYLES for what in ("alignment", "top", "choice") if style in runs[0]]
     paths += ["head.symbol", "head.word"] if "head" in runs[0] else []
-    found = {path.replace(".", "_"): over_seeds(runs, path) for path in paths}
     return {
         "seeds": len(runs),
         "parameters": runs[0]["parameters"],
         "first_step_above_threshold": [run["first_step_above_threshold"] for run in runs],
         "final_losses": [run["losses"][-1] for run in runs],
-        **found,
+        **summary_over_seeds(runs, paths),
     }
 
 

@@ -11,7 +11,7 @@ from classifier_emergence.models.loading import load
 from classifier_emergence.reading.layers import layer_labels, layer_row
 from classifier_emergence.results import read_result
 from experiments.params import Params
-from experiments.shared.runs import Runs, over_seeds
+from experiments.shared.runs import Runs, summary_over_seeds
 from experiments.shared.stage import main, result_path
 from experiments.stages.dual_reward import Study, main_arm, reading, summary
 
@@ -43,7 +43,7 @@ def over_all(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
              "reading.difference")  # fmt: skip
     return {
         **summary(seeds),
-        **{path.replace(".", "_"): over_seeds(seeds, path) for path in paths},
+        **summary_over_seeds(seeds, paths),
         "watched": [seed["watched"] for seed in seeds],
         "losses": [seed["losses"] for seed in seeds],
     }

@@ -40,7 +40,7 @@ from classifier_emergence.training.rl.run import Grpo, train_grpo, whole
 from classifier_emergence.training.rl.trainer import PolicyObjective, Sampling, Task
 from classifier_emergence.training.supervised import Schedule
 from experiments.params import Params
-from experiments.shared.runs import Runs, mean_of, over_seeds, share_of
+from experiments.shared.runs import Runs, mean_of, over_seeds, share_of, summary_over_seeds
 from experiments.shared.stage import accuracy_curve, main
 from experiments.stages.logit_lens import controlled as alignment_of_bank
 from experiments.stages.logit_lens import null_words
@@ -419,7 +419,7 @@ def summary(runs: Sequence[dict[str, Any]], before: dict[str, Any], row: int) ->
     effects = [effect(run, before, row) for run in runs]
     return {
         "seeds": len(runs),
-        **{path.replace(".", "_"): over_seeds(runs, path) for path in paths},
+        **summary_over_seeds(runs, paths),
         **{name: over_seeds(effects, name) for name in effects[0]},
         "largest_alignment": [max(lens["alignment"]) for lens in new],
         # Over layers, and beside it what the maximum over the other words makes of the same.

@@ -22,7 +22,7 @@ from classifier_emergence.tasks.problems import COT_REPORTED, Problem, Split, sa
 from classifier_emergence.training.evaluation import alignment, answers
 from classifier_emergence.training.supervised import MLP, QKVO, Adapter, Objective, Schedule, adapted, encode, train
 from experiments.params import Params
-from experiments.shared.runs import Runs, mean_of, over_seeds, share_of
+from experiments.shared.runs import Runs, mean_of, share_of, summary_over_seeds
 from experiments.shared.stage import main
 
 PROMPTS = (*COT_REPORTED, "45 * 45")
@@ -140,7 +140,7 @@ def by_step(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     paths = ("reported.score", "reported.control", "symbol.peak")
     return {
         "step": seeds[0]["step"],
-        **{path.replace(".", "_"): over_seeds(seeds, path) for path in paths},
+        **summary_over_seeds(seeds, paths),
         "peak_layers": [seed["symbol"]["peak_layer"] for seed in seeds],
         "by_layer": np.mean([seed["symbol"]["by_layer"] for seed in seeds], axis=0),
     }
@@ -150,7 +150,7 @@ def final(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The numbers after training, over seeds."""
     paths = ("reported.score", "reported.control", "reported.excess", "symbol.peak", "symbol.growth", "word.peak",
              "word.growth", "answers.exact", "answers.log_prob")  # fmt: skip
-    return {path.replace(".", "_"): over_seeds(seeds, path) for path in paths}
+    return summary_over_seeds(seeds, paths)
 
 
 @torch.no_grad()

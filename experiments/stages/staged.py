@@ -20,7 +20,7 @@ from classifier_emergence.training.rl.run import train_grpo
 from classifier_emergence.training.rl.trainer import PolicyObjective, Task
 from classifier_emergence.training.supervised import VO, Adapter, Objective, Schedule, adapted, encode, train
 from experiments.params import Params
-from experiments.shared.runs import Runs, mean_of, over_seeds, share_of
+from experiments.shared.runs import Runs, mean_of, over_seeds, share_of, summary_over_seeds
 from experiments.shared.stage import main
 from experiments.stages.collapse import Study
 from experiments.stages.grpo import behaviour, change, sampling
@@ -123,7 +123,7 @@ def summary(runs: Sequence[dict[str, Any]], before: dict[str, Any]) -> dict[str,
     paths = ("lens.alignment", "lens.top", "answers.exact", "answers.change", "sampled_reward")
     return {
         "seeds": len(runs),
-        **{path.replace(".", "_"): over_seeds(last, path) for path in paths},
+        **summary_over_seeds(last, paths),
         **{f"{name}_change": over_seeds([changes(run, before) for run in last], name) for name in CHANGED},
         **{
             f"last_{name}_change": over_seeds([changes(a, b) for a, b in zip(last, second, strict=True)], name)
