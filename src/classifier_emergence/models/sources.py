@@ -16,13 +16,14 @@ from typing import Any
 import platformdirs
 import transformers
 from filelock import FileLock, Timeout
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from rich.console import Console
 from safetensors import SafetensorError
 
@@ -79,6 +80,26 @@ def provenance(source: ModelSource) -> dict[str, Any]:
         files = sorted(Path(source.path).expanduser().glob("*.safetensors"))
         facts["sha256"] = {file.name: _sha256(file) for file in files}
     return facts
+
+
+def only_snapshot(repo: str) -> str | None:
+    """The commit of the one complete snapshot of a repository in the hub's cache, with a notice; None if it is not one.
+
+    Downloads that did not name a branch leave such a cache: there are files of a commit, but nothing says that it is
+    the newest.
+
+    Example:
+        >>> only_snapshot("openai-community/gpt2")
+    """
+    name = repo_folder_name(repo_id=repo, repo_type="model")
+    folders = sorted(Path(constants.HF_HUB_CACHE, name, "snapshots").glob("[0-9a-f]" * 40))
+    complete = [folder.name for folder in folders if _problem(folder) is None]
+    if len(complete) != 1:
+        return None
+    _console.print(
+        f"{repo}: the hub cannot be asked; using {complete[0]}, the only complete commit in the cache", markup=False
+    )
+    return complete[0]
 
 
 def cache_folder() -> Path:
