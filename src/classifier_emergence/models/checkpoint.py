@@ -7,7 +7,6 @@ each time, and the pages of a mapped file count as memory of the process.
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,6 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.models.registry import HubSource, ModelSource, PathSource, WheelSource
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class _Stored:
-    path: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    """Its first byte in the file."""
 
 
 class Checkpoint:
@@ -71,7 +61,7 @@ class Checkpoint:
         for name, file in places.items():
             if name not in held[file]:
                 raise InputError(f"{self.root}: the index places {name} in {file}, which lacks it; download both again")
-        self._tensors = {name: held[file][name] for name, file in places.items()}
+        self._tensors = {name: (f"{self.root}/{file}", *held[file][name]) for name, file in places.items()}
         self.total_bytes = sum(self._sizes[file] for file in held)
         """Size of all weight files."""
 
@@ -104,7 +94,7 @@ class Checkpoint:
         """
         if name not in self._tensors:
             raise InputError(f"{self.root}: no tensor {name}; give a complete checkpoint")
-        return self._tensors[name].shape
+        return tuple(self._tensors[name][2].shape)
 
     def read(self, name: str, rows: slice = slice(None)) -> Tensor:
         """Rows of a tensor, (rows, ...) in its stored dtype: float32, float16 or bfloat16.
@@ -112,18 +102,18 @@ class Checkpoint:
         Raises:
             InputError: There is no such tensor, it is quantised or of another dtype, or it cannot be read.
         """
-        (length, *rest), stored = self.shape(name), self._tensors[name]
-        if stored.dtype not in _DTYPES:
-            raise InputError(f"{self.root}: {name} is {stored.dtype}; give weights in {', '.join(_DTYPES)}")
+        (length, *rest), (path, start, info) = self.shape(name), self._tensors[name]
+        if info.dtype not in _DTYPES:
+            raise InputError(f"{self.root}: {name} is {info.dtype}; give weights in {', '.join(_DTYPES)}")
         first, stop, _ = rows.indices(length)
-        found = torch.empty(max(stop - first, 0), *rest, dtype=_DTYPES[stored.dtype])
+        found = torch.empty(max(stop - first, 0), *rest, dtype=_DTYPES[info.dtype])
         if found.nbytes:
-            start = stored.start + first * math.prod(rest) * found.itemsize
+            start += first * math.prod(rest) * found.itemsize
             try:
-                data = self._bytes(stored.path, start, start + found.nbytes)
+                data = self._bytes(path, start, start + found.nbytes)
                 found = torch.frombuffer(data, dtype=found.dtype).view(found.shape)
             except Exception as error:
-                raise _unreadable(f"{stored.path}: {name}", error) from error
+                raise _unreadable(f"{path}: {name}", error) from error
         self.bytes_read += found.nbytes
         return found
 
@@ -142,8 +132,8 @@ class Checkpoint:
         )
         raise InputError(f"{self.root}: {found}; give a folder with *.safetensors")
 
-    def _header(self, file: str) -> dict[str, _Stored]:
-        """Tensors of a file. Whatever it says, it must not make us ask for anything but a tensor's own bytes."""
+    def _header(self, file: str) -> dict[str, tuple[int, Any]]:
+        """First byte and description of every tensor of a file, checked: we ask for a tensor's own bytes only."""
         if file not in self._sizes:
             raise InputError(f"{self.root}: {file} is missing; complete the download")
         path, end = f"{self.root}/{file}", 0
@@ -163,10 +153,7 @@ class Checkpoint:
                 raise ValueError(f"{self._sizes[file]} bytes are not what its header says")
         except Exception as error:
             raise _unreadable(path, error) from error
-        return {
-            name: _Stored(path, info.dtype, tuple(info.shape), base + info.data_offsets[0])
-            for name, info in header.tensors.items()
-        }
+        return {name: (base + info.data_offsets[0], info) for name, info in header.tensors.items()}
 
     def _bytes(self, path: str, start: int, stop: int) -> bytearray:
         # No cache: a read-ahead of megabytes would be downloaded for every router of kilobytes.

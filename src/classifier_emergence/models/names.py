@@ -29,7 +29,12 @@ _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def repository_root() -> Path | None:
-    """The clone of this project's repository that the working directory lies in, if any."""
+    """The clone of this project's repository that the working directory lies in, if any.
+
+    Example:
+        >>> repository_root() is None  # outside a clone
+        True
+    """
     here = Path.cwd()
     marks = ("params.yaml", "paper/claims.yaml", "experiments/params.py")
     return next((folder for folder in (here, *here.parents) if all((folder / mark).is_file() for mark in marks)), None)

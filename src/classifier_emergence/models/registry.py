@@ -99,12 +99,8 @@ def _problem(error: ValidationError) -> str:
     # pydantic puts the kind of the source into the place; it is no part of the dotted name.
     name = ".".join(["registry", *(str(part) for i, part in enumerate(problem["loc"]) if i != 1)])
     if problem["type"] == "extra_forbidden":
-        kinds = {"wheel": WheelSource, "hub": HubSource, "path": PathSource}
-        fields = list(kinds[str(problem["loc"][1])].model_fields)
-        near = difflib.get_close_matches(str(problem["loc"][-1]), fields, n=1)
-        return f"{name}: unknown parameter; " + (
-            f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
-        )
+        fields = {*WheelSource.model_fields, *HubSource.model_fields, *PathSource.model_fields}
+        return f"{name}: unknown parameter; {_nearest(str(problem['loc'][-1]), fields)}"
     found = f" (found {problem['input']!r})" if isinstance(problem["input"], str | int | float | None) else ""
     return f"{name}: {problem['msg'][:1].lower() + problem['msg'][1:]}{found}"
 

