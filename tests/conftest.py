@@ -1,11 +1,14 @@
 import json
+import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from fsspec.implementations.memory import MemoryFileSystem
 from number_snapshots import NumbersExtension, TinyNumbersExtension
 from syrupy.assertion import SnapshotAssertion
 from transformers import MixtralConfig, MixtralForCausalLM
@@ -51,13 +54,49 @@ def as_tree(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return bool(request.param)
 
 
+class HubServer(BaseHTTPRequestHandler):
+    """Stands for the hub: serves a folder as ``REPO`` at ``REVISION`` and counts the bytes of files that it sends."""
+
+    REPO, REVISION = "org/moe", "0" * 40
+    folder = Path()
+    sent = 0
+
+    def do_GET(self) -> None:
+        path, name, body = self.path.partition("?")[0], self.path.rpartition("/")[2], b"{}"
+        status = 200
+        if path == f"/api/models/{self.REPO}/revision/{self.REVISION}":
+            body = json.dumps({"id": self.REPO, "sha": self.REVISION}).encode()
+        elif path == f"/api/models/{self.REPO}/tree/{self.REVISION}":
+            files = [(file.name, file.stat().st_size) for file in self.folder.iterdir()]
+            body = json.dumps([{"type": "file", "path": name, "size": n, "oid": ""} for name, n in files]).encode()
+        elif path == f"/{self.REPO}/resolve/{self.REVISION}/{name}" and (self.folder / name).is_file():
+            body = (self.folder / name).read_bytes()
+            if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+                status, body = 206, body[int(asked[1]) : int(asked[2]) + 1]
+            type(self).sent += len(body)
+        else:
+            status = 404
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
 @pytest.fixture
-def memory() -> Iterator[MemoryFileSystem]:
-    """A file system in memory. All of them share one store, so it is emptied."""
-    found = MemoryFileSystem()
-    yield found
-    found.store.clear()
-    found.pseudo_dirs[:] = [""]
+def hub_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[HubServer]]:
+    """A hub on this machine; set ``folder`` to what it shall serve."""
+    HubServer.folder, HubServer.sent = tmp_path, 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), HubServer) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield HubServer
+        server.shutdown()
 
 
 @pytest.fixture

@@ -29,10 +29,9 @@ from classifier_emergence.mixtures.upcycling import (
     train_jointly,
     trained_tensors,
 )
-from classifier_emergence.models.checkpoint import Checkpoint
+from classifier_emergence.models.checkpoint import checkpoint_of
 from classifier_emergence.models.loading import load
 from classifier_emergence.models.registry import HubSource
-from classifier_emergence.models.sources import fetch
 from classifier_emergence.reading.layers import layer_at, layer_labels, layer_row
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
@@ -58,7 +57,7 @@ TOLERANCE = 1e-4  # of probes, relative to the objective
 def run(params: Params, key: str) -> None:
     """Read the routers of a mixture of experts, or make one and then read them; write one result."""
     source = params.registry[key]
-    checkpoint = Checkpoint.on_hub(source) if isinstance(source, HubSource) else Checkpoint(fetch(key, source))
+    checkpoint = checkpoint_of(key, source)
     if not has_routers(checkpoint):
         upcycle(load(key, params.registry), params)
         return

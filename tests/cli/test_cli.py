@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import typer
-from fsspec.implementations.memory import MemoryFileSystem
 from transformers import AutoTokenizer
 
 from classifier_emergence.cli import repository as cli_paper
@@ -162,11 +161,9 @@ def test_routers_project(mixture: Path, ce: Run, tmp_path: Path) -> None:
 
 
 def test_routers_of_the_hub_are_read_without_the_rest(
-    mixture: Path, ce: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: MemoryFileSystem
+    mixture: Path, ce: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_server: Any
 ) -> None:
-    revision = "0" * 40
-    memory.put(str(mixture), f"/org/moe@{revision}", recursive=True)
-    monkeypatch.setattr("classifier_emergence.models.checkpoint.HfFileSystem", lambda: memory)
+    hub_server.folder, revision = mixture, hub_server.REVISION
     tokenizer = AutoTokenizer.from_pretrained(mixture)
     asked = []
     monkeypatch.setattr(

@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -131,16 +130,12 @@ def verify_models(names: Names) -> None:
 
 
 def _fetch(names: Sequence[str], *, verify: bool) -> None:
-    from classifier_emergence.models.names import named_source, registry
-    from classifier_emergence.models.registry import PathSource, source_of
+    from classifier_emergence.models.names import resolve
     from classifier_emergence.models.sources import fetch
 
-    known = registry()
     for name in names:
-        source = named_source(name, known)
-        if source is None:
-            source = PathSource(source="path", path=name) if Path(name).is_dir() else source_of(name, known)
-        folder = fetch(name, source, verify=verify)
+        key, source = resolve(name)
+        folder = fetch(key, source, verify=verify)
         if verify and source.source == "path":
             say(f"{name}: complete, but a local folder has no pinned hashes to check ({folder})")
         else:

@@ -1,7 +1,7 @@
 """Commands on mixtures of experts: their routers without the model, and routing in use."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -21,9 +21,6 @@ from classifier_emergence.cli.options import (
 )
 from classifier_emergence.cli.terminal import printable, say, shortened, table
 from classifier_emergence.errors import InputError
-
-if TYPE_CHECKING:
-    from classifier_emergence.models.registry import HubSource
 
 routers = typer.Typer(help="Routers of mixture-of-experts models.")
 
@@ -57,10 +54,10 @@ def project(
     """
     check_outputs(json, None)
     from classifier_emergence.mixtures.words import project_checkpoint
+    from classifier_emergence.models.names import resolve
     from classifier_emergence.numbers import number
 
-    place = _place(model)
-    reading = project_checkpoint(place, words=word or [], gains=gains, top=top, seed=seed)
+    reading = project_checkpoint(*resolve(model), words=word or [], gains=gains, top=top, seed=seed)
     best = sorted(reading["experts"], key=lambda item: -item["top_scores"][0])[:20]
     columns: list[str] = ["layer", "expert", "largest cosine", "top tokens"]
     rows: list[list[str]] = [
@@ -185,21 +182,3 @@ def _texts(
         raise InputError("texts: give them either as arguments or with an option (see --help)")
     data = labelled_prompts(classes, file, task)
     return [item.prompt for item in data.items], [data.classes[item.label] for item in data.items]
-
-
-def _place(name: str) -> "Path | HubSource":
-    from classifier_emergence.models.names import named_source, registry
-    from classifier_emergence.models.registry import source_of
-
-    known = registry()
-    source = named_source(name, known)
-    if source is None:  # no tokenizer is asked for here, so sources.fetch would be too strict with a folder
-        path = Path(name).expanduser()
-        if path.is_dir():
-            return path
-        source = source_of(name, known)
-    if source.source == "hub":  # read from there: the rest of it may be large
-        return source
-    from classifier_emergence.models.sources import fetch
-
-    return fetch(name, source)

@@ -1,30 +1,34 @@
 """Router rows as words: the projection of ``router_projection`` with tokens spelt out, beside random rows."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoTokenizer
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.mixtures.projection import controlled, project_routers, random_routers, reported
 from classifier_emergence.mixtures.routers import load_routers
-from classifier_emergence.models.checkpoint import Checkpoint
-from classifier_emergence.models.registry import HubSource
+from classifier_emergence.models.checkpoint import checkpoint_of
+from classifier_emergence.models.registry import HubSource, ModelSource
 from classifier_emergence.reading.vocabulary import token_text, word_tokens
 from classifier_emergence.statistics import expected_max_cosine
 
 
 def project_checkpoint(
-    place: Path | HubSource, *, words: Sequence[str] = (), gains: bool = False, top: int = 10, seed: int = 0
+    key: str,
+    source: ModelSource,
+    *,
+    words: Sequence[str] = (),
+    gains: bool = False,
+    top: int = 10,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Cosines of every router row of a checkpoint with the vocabulary; see ``router_projection.project_routers``.
 
     Args:
-        place: Folder of a checkpoint in the Hugging Face layout (or OpenAI's of GPT-OSS) with its tokenizer, or a
-            repository of the hub, of which only routers, norm gains, unembedding and tokenizer are downloaded.
+        key: The model's key, for messages.
+        source: Where it is, as ``names.resolve`` gives it: in the Hugging Face layout (or OpenAI's of GPT-OSS) with its
+            tokenizer. Of a repository of the hub only routers, norm gains, unembedding and tokenizer are downloaded.
         words: Words whose ranks are wanted.
         gains: Whether the gains of both norms are folded in, and what all experts of a layer share is taken out.
         top: How many tokens to keep for each expert.
@@ -39,8 +43,9 @@ def project_checkpoint(
     Raises:
         InputError: See ``routers.load_routers``; or there is no tokenizer, or a word is no single token of it.
     """
-    weights = load_routers(place if isinstance(place, Path) else _hub(place))
-    name, revision = (place.repo, place.revision) if isinstance(place, HubSource) else (place, "main")
+    weights = load_routers(checkpoint_of(key, source))
+    root = weights.checkpoint.root
+    name, revision = (source.repo, source.revision) if isinstance(source, HubSource) else (root, "main")
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:  # a damaged file makes transformers stumble in any way
@@ -92,11 +97,3 @@ def project_checkpoint(
         "bytes_read": weights.bytes_read,
         "total_bytes": weights.total_bytes,
     }
-
-
-def _hub(source: HubSource) -> Checkpoint:
-    """The hub cache's copy if it is complete, else the hub."""
-    try:
-        return Checkpoint(snapshot_download(source.repo, revision=source.revision, local_files_only=True))
-    except (LocalEntryNotFoundError, InputError):
-        return Checkpoint.on_hub(source)

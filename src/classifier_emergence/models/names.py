@@ -11,10 +11,14 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from classifier_emergence.errors import InputError
-from classifier_emergence.models.registry import HubSource, ModelSource, PathSource, checked_registry, read_registry
+from classifier_emergence.models.registry import (
+    HubSource,
+    ModelSource,
+    PathSource,
+    read_registry,
+    source_of,
+)
 
 if TYPE_CHECKING:
     from classifier_emergence.reading.model import LanguageModel
@@ -25,66 +29,95 @@ _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def repository_root() -> Path | None:
-    """The clone of this project's repository that the working directory lies in, if any."""
+    """The clone of this project's repository that the working directory lies in, if any.
+
+    Example:
+        >>> repository_root() is None  # outside a clone
+        True
+    """
     here = Path.cwd()
     marks = ("params.yaml", "paper/claims.yaml", "experiments/params.py")
     return next((folder for folder in (here, *here.parents) if all((folder / mark).is_file() for mark in marks)), None)
 
 
 def registry() -> dict[str, ModelSource]:
-    """Models by key.
+    """Models by key; folders of a clone's registry are relative to the clone.
 
     Raises:
         InputError: The clone's ``params.yaml`` is not valid.
+
+    Example:
+        >>> registry()["gemma-3-270m"].licence
+        'Gemma'
     """
     root = repository_root()
     if root is None:
-        text = resources.files("classifier_emergence.models").joinpath("registry.yaml").read_text(encoding="utf-8")
-        return checked_registry(yaml.safe_load(text), "registry.yaml")
+        return read_registry(resources.files("classifier_emergence.models") / "registry.yaml", section=None)
     known = read_registry(root / "params.yaml")
-    return {key: _from(root, source) for key, source in known.items()}
+    for key, source in known.items():
+        if isinstance(source, PathSource):
+            known[key] = source.model_copy(update={"path": str(root / Path(source.path).expanduser())})
+    return known
 
 
-def _from(root: Path, source: ModelSource) -> ModelSource:
-    if not isinstance(source, PathSource):
-        return source
-    return source.model_copy(update={"path": str(root / Path(source.path).expanduser())})
+def resolve(name: str, known: dict[str, ModelSource] | None = None) -> tuple[str, ModelSource]:
+    """What a model's name means: its key, and where its weights are.
 
+    The first of: a key of ``known``; a folder that is there; ``owner/name`` or ``owner/name@revision`` on the hub; any
+    other path. A hub id without a full commit means the commit in the local hub cache if there is one (so that a result
+    does not change under one's hands), else the newest on the hub. A hub that cannot be asked does not matter if the
+    cache holds exactly one complete snapshot and no revision is asked for; a notice says which it is.
 
-def named_source(name: str, known: dict[str, ModelSource]) -> ModelSource | None:
-    """The source of a model that is not a folder: an entry of ``known``, or a hub id at a commit; None for a folder.
-
-    A hub id is ``owner/name`` or ``owner/name@revision``. Without a full commit it means the commit in the local hub
-    cache if there is one (so that a result does not change under one's hands), else the newest on the hub.
+    Args:
+        name: A key, a hub id or a folder.
+        known: Models by key; default ``registry()``.
 
     Raises:
-        InputError: The hub cannot say which commit is meant.
+        InputError: The name is nothing of these (the message has the nearest key), or the hub cannot say which commit
+            is meant.
+
+    Example:
+        >>> resolve("gemma-3-270m")[1].source
+        'wheel'
     """
-    if name in known or Path(name).expanduser().is_dir():
-        return known.get(name)
-    match = _HUB_ID.fullmatch(name)
-    if match is None:
-        return None
-    revision = match["revision"] or "main"
-    commit = revision if _COMMIT.fullmatch(revision) else _commit(match["repo"], revision)
-    return HubSource(source="hub", repo=match["repo"], revision=commit, licence="unknown")
+    known = registry() if known is None else known
+    if name in known:
+        return name, known[name]
+    hub_id = _HUB_ID.fullmatch(name)
+    path = Path(name).expanduser()
+    if path.is_dir() or ("/" in name and hub_id is None):
+        return path.resolve().name, PathSource(source="path", path=str(path))
+    if hub_id is None:
+        try:
+            return name, source_of(name, known)
+        except InputError as error:
+            raise InputError(f"{error} (write a model of the hub as owner/name, a folder as a path)") from None
+    revision = hub_id["revision"] or ""
+    commit = revision if _COMMIT.fullmatch(revision) else _commit(hub_id["repo"], revision)
+    return name, HubSource(source="hub", repo=hub_id["repo"], revision=commit, licence="unknown")
 
 
 def _commit(repo: str, revision: str) -> str:
+    """The commit of a revision; none is given as an empty text."""
     from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import RepositoryNotFoundError
 
-    cached = try_to_load_from_cache(repo, "config.json", revision=revision)
+    cached = try_to_load_from_cache(repo, "config.json", revision=revision or "main")
     if isinstance(cached, str):
         return Path(cached).parent.name  # .../snapshots/<commit>/config.json
     try:
-        commit = HfApi().model_info(repo, revision=revision, timeout=10).sha
+        return str(HfApi().model_info(repo, revision=revision or "main", timeout=10).sha)
     except Exception as error:  # whatever the HTTP library raises, there is no commit
+        if not revision and not isinstance(error, RepositoryNotFoundError):
+            from classifier_emergence.models.sources import only_snapshot
+
+            if commit := only_snapshot(repo):
+                return commit
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
             f"model {repo!r}: neither a folder nor a registered key, and the hub does not answer for it ({reason}); "
             "correct the name, or run where the hub is reachable"
         ) from error
-    return str(commit)
 
 
 def open_model(name: str, *, adapter: str | Path | Sequence[str | Path] = ()) -> "LanguageModel":
@@ -101,9 +134,8 @@ def open_model(name: str, *, adapter: str | Path | Sequence[str | Path] = ()) ->
     """
     from classifier_emergence.models.loading import load
 
-    known = registry()
-    source = named_source(name, known)
-    lm = load(name, known if source is None else {name: source})
+    key, source = resolve(name)
+    lm = load(key, {key: source})
     for folder in [adapter] if isinstance(adapter, str | Path) else adapter:
         lm = _adapted(lm, Path(folder).expanduser())
     return lm

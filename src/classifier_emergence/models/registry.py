@@ -1,8 +1,10 @@
 """Registered models: where the weights of each come from, and their pins."""
 
 import difflib
+from collections.abc import Iterable
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -53,43 +55,56 @@ def source_of(key: str, registry: dict[str, ModelSource], *, parameter: str = "m
 
     Raises:
         InputError: The key is not in the registry; the message lists the nearest key or all of them.
+
+    Example:
+        >>> source_of("small", {"small": PathSource(source="path", path="models/small")}).path
+        'models/small'
     """
     if key in registry:
         return registry[key]
-    near = difflib.get_close_matches(key, registry, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known models: {', '.join(sorted(registry))}"
-    raise InputError(f"{parameter}: unknown key {key!r}; {hint}")
+    raise InputError(f"{parameter}: unknown key {key!r}; {_nearest(key, registry)}")
 
 
-def checked_registry(entries: Any, where: str) -> dict[str, ModelSource]:
-    """Models by key, each entry checked.
+def read_registry(file: Path | Traversable, section: str | None = "registry") -> dict[str, ModelSource]:
+    """Models by key, each entry checked: a section of a YAML file, or all of it.
 
     Raises:
-        InputError: An entry is not valid; one line that names its dotted key in ``where``.
+        InputError: The file cannot be read, is not YAML or has no such section, or an entry is not valid; one line that
+            names its dotted key.
+
+    Example:
+        >>> read_registry(Path("params.yaml"))["gemma-3-270m"].source
+        'wheel'
     """
+    try:
+        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); restore it from git") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from error
+    if section:
+        if not isinstance(entries, dict) or section not in entries:
+            raise InputError(f"{file}: no section {section}; restore it from git")
+        entries = entries[section]
     try:
         known: dict[str, ModelSource] = TypeAdapter(dict[str, ModelSource]).validate_python(entries)
     except ValidationError as error:
-        problem = error.errors()[0]
-        # pydantic puts the kind of the source into the place; it is no part of the dotted name.
-        name = ".".join(str(part) for i, part in enumerate(problem["loc"]) if i != 1)
-        message = problem["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}: registry.{name}: {message[:1].lower() + message[1:]}") from error
+        raise InputError(f"{file}: {_problem(error)}") from error
     return known
 
 
-def read_registry(path: Path) -> dict[str, ModelSource]:
-    """The section ``registry`` of a parameter file.
+def _problem(error: ValidationError) -> str:
+    # A misspelt key is also a missing one; that it is unknown says more.
+    problem = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    # pydantic puts the kind of the source into the place; it is no part of the dotted name.
+    name = ".".join(["registry", *(str(part) for i, part in enumerate(problem["loc"]) if i != 1)])
+    if problem["type"] == "extra_forbidden":
+        fields = {*WheelSource.model_fields, *HubSource.model_fields, *PathSource.model_fields}
+        return f"{name}: unknown parameter; {_nearest(str(problem['loc'][-1]), fields)}"
+    found = f" (found {problem['input']!r})" if isinstance(problem["input"], str | int | float | None) else ""
+    return f"{name}: {problem['msg'][:1].lower() + problem['msg'][1:]}{found}"
 
-    Raises:
-        InputError: The file cannot be read, is not YAML, has no such section, or an entry is not valid.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); restore it from git") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict) or "registry" not in content:
-        raise InputError(f"{path}: no section registry; restore it from git")
-    return checked_registry(content["registry"], str(path))
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known := sorted(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"

