@@ -1,8 +1,7 @@
 """The command line ``classifier-emergence``: a thin layer over the library, which it imports only when it runs.
 
-Modules: this one holds the frame and what is about models; ``cli_instruments`` what measures a model,
-``cli_training`` what trains one, ``cli_routers`` what reads mixture-of-experts checkpoints, ``cli_paper`` what is about
-the repository's results.
+Modules: this one holds the frame and what is about models; ``measure`` what measures a model, ``train`` what trains
+one, ``routers`` what reads mixtures of experts, ``repository`` what is about the repository's results.
 """
 
 import logging
@@ -16,13 +15,11 @@ import typer
 from typer.exceptions import TyperException
 
 from classifier_emergence import __version__
-from classifier_emergence.cli import measure as cli_instruments
-from classifier_emergence.cli import repository as cli_paper
-from classifier_emergence.cli import routers as cli_routers
-from classifier_emergence.cli import train as cli_training
+from classifier_emergence.cli import measure, repository, routers, train
 from classifier_emergence.cli.options import EXAMPLE, JsonFile, write_json
 from classifier_emergence.cli.terminal import complain, say, table
 from classifier_emergence.errors import InputError
+from classifier_emergence.extras import missing_extras_named
 
 app = typer.Typer(
     name="classifier-emergence",
@@ -35,10 +32,8 @@ app = typer.Typer(
 )
 models = typer.Typer(help="List, fetch, check and describe models.", no_args_is_help=True)
 app.add_typer(models, name="models", epilog=EXAMPLE + "classifier-emergence models list")
-cli_instruments.add_to(app)
-cli_training.add_to(app)
-cli_routers.add_to(app)
-cli_paper.add_to(app)
+for module in (measure, train, routers, repository):
+    module.add_to(app)
 
 
 def main() -> None:
@@ -58,9 +53,9 @@ def run(arguments: Sequence[str]) -> int:
     """
     logging.captureWarnings(True)
     try:
-        code = typer.main.get_command(app).main(
-            args=list(arguments), prog_name="classifier-emergence", standalone_mode=False
-        )
+        command = typer.main.get_command(app)
+        with missing_extras_named():
+            code = command.main(args=list(arguments), prog_name="classifier-emergence", standalone_mode=False)
     except InputError as error:
         complain(f"error: {error}")
         return 2

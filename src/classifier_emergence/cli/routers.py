@@ -1,26 +1,23 @@
 """Commands on mixtures of experts: their routers without the model, and routing in use."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import classifier_emergence as library  # each of its names is imported on first use
+from classifier_emergence.cli import options
 from classifier_emergence.cli.options import (
     EXAMPLE,
-    Classes,
-    File,
-    JsonFile,
-    Layers,
-    Model,
-    PlotFile,
-    TaskName,
     check_outputs,
     labelled_prompts,
+    texts_and_labels,
     write_json,
     write_outputs,
 )
-from classifier_emergence.cli.terminal import printable, say, shortened, table
+from classifier_emergence.cli.terminal import printable, say, shortened, spread, table
 from classifier_emergence.errors import InputError
+from classifier_emergence.numbers import interval_text, number, percent
 
 if TYPE_CHECKING:
     from classifier_emergence.models.registry import HubSource
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
 routers = typer.Typer(help="Routers of mixture-of-experts models.")
 
 Texts = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts, if they come from no option.")]
-SHOWN_LAYERS = 6  # columns of the table of tokens
 
 
 def add_to(app: typer.Typer) -> None:
@@ -49,7 +45,7 @@ def project(
     ] = False,
     top: Annotated[int, typer.Option("--top", min=1, help="Tokens to keep for each expert.")] = 10,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random rows behind the null.")] = 0,
-    json: JsonFile = None,
+    json: options.JsonFile = None,
 ) -> None:
     """Do router rows point at words?
 
@@ -57,20 +53,27 @@ def project(
     """
     check_outputs(json, None)
     from classifier_emergence.mixtures.words import project_checkpoint
-    from classifier_emergence.numbers import number
 
-    place = _place(model)
-    reading = project_checkpoint(place, words=word or [], gains=gains, top=top, seed=seed)
+    reading = project_checkpoint(_place(model), words=word or [], gains=gains, top=top, seed=seed)
     best = sorted(reading["experts"], key=lambda item: -item["top_scores"][0])[:20]
-    columns: list[str] = ["layer", "expert", "largest cosine", "top tokens"]
-    rows: list[list[str]] = [
-        [str(item["layer"]), str(item["expert"]), number(item["top_scores"][0], 3),
-         " ".join(token.strip() for token in item["top_tokens"][:4])]
-        for item in best
-    ]  # fmt: skip
-    table(columns, rows, title=f"{printable(model)}: the {len(rows)} experts whose rows come closest to a token")
+    table(
+        ["layer", "expert", "largest cosine", "top tokens"],
+        [
+            [str(item["layer"]), str(item["expert"]), number(item["top_scores"][0], 3),
+             " ".join(token.strip() for token in item["top_tokens"][:4])]
+            for item in best
+        ],
+        title=f"{printable(model)}: the {len(best)} experts whose rows come closest to a token",
+    )  # fmt: skip
     if reading["words"]:
-        table(["word", "best rank of an expert", "random rows"], _word_rows(reading))
+        table(
+            ["word", "best rank of an expert", "random rows"],
+            [
+                [item["word"], f"{item['best_rank']:,} (L{item['layer']}, expert {item['expert']})",
+                 f"{item['null_best_rank']:,}"]
+                for item in reading["words"]
+            ],
+        )  # fmt: skip
     null = reading["null"]
     say(
         f"largest cosine of {len(reading['experts'])} experts: {number(reading['largest'], 3)}; of as many random "
@@ -80,24 +83,16 @@ def project(
     write_json(json, reading)
 
 
-def _word_rows(reading: dict[str, Any]) -> list[list[str]]:
-    return [
-        [item["word"], f"{item['best_rank']:,} (L{item['layer']}, expert {item['expert']})",
-         f"{item['null_best_rank']:,}"]
-        for item in reading["words"]
-    ]  # fmt: skip
-
-
 @routers.command(
     "trace", epilog=EXAMPLE + 'classifier-emergence routers trace -m olmoe-1b-7b "7 * 8 = 56" --layer L0 --layer L8'
 )
 def trace(
-    model: Model,
+    model: options.Model,
     texts: Texts = None,
-    file: File = None,
-    layer: Layers = None,
-    json: JsonFile = None,
-    plot: PlotFile = None,
+    file: options.PromptFile = None,
+    layer: options.Layers = None,
+    json: options.JsonFile = None,
+    plot: options.PlotFile = None,
 ) -> None:
     """Which experts does each token go to?
 
@@ -105,13 +100,8 @@ def trace(
     """
     chosen, _ = _texts(texts, None, file, None)
     check_outputs(json, plot)
-    from classifier_emergence.instruments.routing import trace_texts
-    from classifier_emergence.models.names import open_model
-    from classifier_emergence.numbers import number
-
-    reading = trace_texts(open_model(model), chosen, layers=layer)
-    last = len(reading.layers) - 1
-    shown = range(last + 1) if layer else sorted({round(i * last / (SHOWN_LAYERS - 1)) for i in range(SHOWN_LAYERS)})
+    reading = library.trace_texts(library.open_model(model), chosen, layers=layer)
+    shown = range(len(reading.layers)) if layer else spread(len(reading.layers))
     for item in reading.texts:
         table(
             ["token", *(reading.layers[i] for i in shown)],
@@ -130,15 +120,15 @@ def trace(
     "usage", epilog=EXAMPLE + "classifier-emergence routers usage -m olmoe-1b-7b --task arithmetic --plot usage.png"
 )
 def usage(
-    model: Model,
+    model: options.Model,
     texts: Texts = None,
-    classes: Classes = None,
-    file: File = None,
-    task: TaskName = None,
+    classes: options.Classes = None,
+    file: options.PromptFile = None,
+    task: options.TaskName = None,
     shuffles: Annotated[int, typer.Option("--shuffles", min=19, help="Permutations behind the p-values.")] = 200,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 0,
-    json: JsonFile = None,
-    plot: PlotFile = None,
+    seed: options.Seed = 0,
+    json: options.JsonFile = None,
+    plot: options.PlotFile = None,
 ) -> None:
     """How are experts used, and what do they go by?
 
@@ -146,11 +136,7 @@ def usage(
     """
     chosen, labels = _texts(texts, classes, file, task)
     check_outputs(json, plot)
-    from classifier_emergence.instruments.routing import routing_usage
-    from classifier_emergence.models.names import open_model
-    from classifier_emergence.numbers import interval_text, number, percent
-
-    reading = routing_usage(open_model(model), chosen, labels, shuffles=shuffles, seed=seed)
+    reading = library.routing_usage(library.open_model(model), chosen, labels, shuffles=shuffles, seed=seed)
     load, label, context = reading.usage.load, reading.label, reading.context
     columns = ["layer", "busiest expert", "its share", "evenness"]
     columns += ["bits of the class", "p"] if label else []
@@ -183,8 +169,7 @@ def _texts(
         return texts, None
     if texts or not (classes or file or task):
         raise InputError("texts: give them either as arguments or with an option (see --help)")
-    data = labelled_prompts(classes, file, task)
-    return [item.prompt for item in data.items], [data.classes[item.label] for item in data.items]
+    return texts_and_labels(labelled_prompts(classes, file, task))
 
 
 def _place(name: str) -> "Path | HubSource":
