@@ -6,14 +6,7 @@ import typer
 
 import classifier_emergence as library  # each of its names is imported on first use
 from classifier_emergence.cli import options
-from classifier_emergence.cli.options import (
-    EXAMPLE,
-    check_outputs,
-    labelled_prompts,
-    opened,
-    texts_and_labels,
-    write_outputs,
-)
+from classifier_emergence.cli.options import check_outputs, labelled_prompts, opened, texts_and_labels, write_outputs
 from classifier_emergence.cli.terminal import bar, printable, say, spark, spread, table
 from classifier_emergence.numbers import interval_text, number, percent
 
@@ -23,21 +16,17 @@ Shuffles = Annotated[int, typer.Option("--shuffles", min=1, help="Label permutat
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command, example in (
-        (
-            probe,
-            """probe -m smollm2-135m-instruct \\
+    app.command(
+        epilog=options.example("""probe -m smollm2-135m-instruct \\
     --class "multiply:7 * 8 =|12 * 5 =|3 * 9 =|6 * 7 =" \\
-    --class "add:23 + 45 =|17 + 38 =|11 + 22 =|5 + 9 =" --test "11 * 12 =\"""",
-        ),
-        (lens, 'lens -m smollm2-135m-instruct "7 * 8 =" "12 + 5 =" --target multiply'),
-        (
-            direction,
-            """direction -m smollm2-135m-instruct --layer L16 --layer L20 \\
-    --class "multiply:7 * 8 =|12 * 5 =|3 * 9 =" --class "add:23 + 45 =|17 + 38 =|11 + 22 =\"""",
-        ),
-    ):
-        app.command(epilog=f"{EXAMPLE}classifier-emergence {example}")(command)
+    --class "add:23 + 45 =|17 + 38 =|11 + 22 =|5 + 9 =" --test "11 * 12 =\"""")
+    )(probe)
+    line = 'lens -m smollm2-135m-instruct "7 * 8 =" "12 + 5 =" --target multiply'
+    app.command(epilog=options.example(line))(lens)
+    app.command(
+        epilog=options.example("""direction -m smollm2-135m-instruct --layer L16 --layer L20 \\
+    --class "multiply:7 * 8 =|12 * 5 =|3 * 9 =" --class "add:23 + 45 =|17 + 38 =|11 + 22 =\"""")
+    )(direction)
 
 
 def probe(

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 EXAMPLE = "\b\nExample:\n  "
 """Starts the last paragraph of a help text; the mark in front keeps its lines from being wrapped."""
 
+
+def example(line: str) -> str:
+    """The last paragraph of a help text: a command line, without the program's name."""
+    return f"{EXAMPLE}classifier-emergence {line}"
+
+
 Model = Annotated[
     str, typer.Option("-m", "--model", metavar="MODEL", help="Registry key, hub id (owner/name[@commit]) or folder.")
 ]

