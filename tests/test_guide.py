@@ -19,8 +19,8 @@ def blocks(file: str) -> list[tuple[str, str]]:
 
 
 BLOCKS = blocks("docs/guide.md")
-SETUP = ("python3 -m venv .venv && . .venv/bin/activate", "pip install -c constraints.txt .")
-"""What only an installation can run; CI installs the package by the second."""
+SETUP = ("python3 -m venv .venv && . .venv/bin/activate", 'pip install -c constraints.txt ".[rl,wheels,plot]"')
+"""What only an installation can run."""
 
 
 def commands(found: list[tuple[str, str]] = BLOCKS) -> list[str]:

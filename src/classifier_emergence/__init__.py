@@ -7,6 +7,8 @@ what is in memory. It gives a frozen reading with ``to_dict()``, ``to_frame()`` 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from classifier_emergence.extras import missing_extras_named
+
 if TYPE_CHECKING:
     from classifier_emergence.instruments.direction import direction
     from classifier_emergence.instruments.finetune import dual_reward, sft
@@ -52,4 +54,5 @@ def __getattr__(name: str) -> Any:
     # Late: the command line starts without the seconds that torch and transformers take.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    with missing_extras_named():
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -64,12 +64,17 @@ def interval_text(interval: Sequence[float] | None, digits: int = 1, *, scale: i
     return f"[{_fixed(low, digits, scale=scale)}, {_fixed(high, digits, scale=scale)}]"
 
 
+def share_text(share: float, interval: Sequence[float], digits: int = 0) -> str:
+    """A share with its interval: ``81.2 % [57, 93]``; ``digits`` are the interval's."""
+    return f"{percent(share)} {interval_text(interval, digits)}"
+
+
 def accuracy_text(tally: Mapping[str, Any], at: int | None = None) -> str:
     """An accuracy with its interval: ``81.2 % [57.0, 93.4]``; ``at`` picks a row of arrays over layers."""
     value, interval = tally["accuracy"], tally["interval"]
     if at is not None:
         value, interval = value[at], interval[at]
-    return f"{percent(value)} {interval_text(interval)}"
+    return share_text(value, interval, 1)
 
 
 def small_share(share: float) -> str:

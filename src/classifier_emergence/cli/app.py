@@ -1,8 +1,7 @@
 """The command line ``classifier-emergence``: a thin layer over the library, which it imports only when it runs.
 
-Modules: this one holds the frame and what is about models; ``cli_instruments`` what measures a model,
-``cli_training`` what trains one, ``cli_routers`` what reads mixture-of-experts checkpoints, ``cli_paper`` what is about
-the repository's results.
+Modules: this one holds the frame and what is about models; ``measure`` what measures a model, ``train`` what trains
+one, ``routers`` what reads mixtures of experts, ``repository`` what is about the repository's results.
 """
 
 import logging
@@ -15,29 +14,25 @@ import typer
 from typer.exceptions import TyperException
 
 from classifier_emergence import __version__
-from classifier_emergence.cli import measure as cli_instruments
-from classifier_emergence.cli import repository as cli_paper
-from classifier_emergence.cli import routers as cli_routers
-from classifier_emergence.cli import train as cli_training
-from classifier_emergence.cli.options import EXAMPLE, JsonFile, write_json
+from classifier_emergence.cli import measure, repository, routers, train
+from classifier_emergence.cli.options import JsonFile, example, write_json
 from classifier_emergence.cli.terminal import complain, say, table
 from classifier_emergence.errors import InputError
+from classifier_emergence.extras import missing_extras_named
 
 app = typer.Typer(
     name="classifier-emergence",
     help="Does a language model know the class of a prompt, does its vocabulary say so, and what makes it say so?",
-    epilog=EXAMPLE + 'classifier-emergence lens -m smollm2-135m-instruct "7 * 8 =" --target multiply',
+    epilog=example('lens -m smollm2-135m-instruct "7 * 8 =" --target multiply'),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would take half of the time that --help may take
 )
 models = typer.Typer(help="List, fetch, check and describe models.", no_args_is_help=True)
-app.add_typer(models, name="models", epilog=EXAMPLE + "classifier-emergence models list")
-cli_instruments.add_to(app)
-cli_training.add_to(app)
-cli_routers.add_to(app)
-cli_paper.add_to(app)
+app.add_typer(models, name="models", epilog=example("models list"))
+for module in (measure, train, routers, repository):
+    module.add_to(app)
 
 
 def main() -> None:
@@ -57,9 +52,9 @@ def run(arguments: Sequence[str]) -> int:
     """
     logging.captureWarnings(True)
     try:
-        code = typer.main.get_command(app).main(
-            args=list(arguments), prog_name="classifier-emergence", standalone_mode=False
-        )
+        command = typer.main.get_command(app)
+        with missing_extras_named():
+            code = command.main(args=list(arguments), prog_name="classifier-emergence", standalone_mode=False)
     except InputError as error:
         complain(f"error: {error}")
         return 2
@@ -95,7 +90,7 @@ def _app(
     pass
 
 
-@models.command("list", epilog=EXAMPLE + "classifier-emergence models list")
+@models.command("list", epilog=example("models list"))
 def list_models(json: JsonFile = None) -> None:
     """List the registered models."""
     from classifier_emergence.models.names import registry
@@ -114,13 +109,13 @@ def list_models(json: JsonFile = None) -> None:
 Names = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Registry keys, hub ids or local folders.")]
 
 
-@models.command("fetch", epilog=EXAMPLE + "classifier-emergence models fetch smollm2-135m-instruct")
+@models.command("fetch", epilog=example("models fetch smollm2-135m-instruct"))
 def fetch_models(names: Names) -> None:
     """Download models into the cache."""
     _fetch(names, verify=False)
 
 
-@models.command("verify", epilog=EXAMPLE + "classifier-emergence models verify smollm2-135m-instruct")
+@models.command("verify", epilog=example("models verify smollm2-135m-instruct"))
 def verify_models(names: Names) -> None:
     """Check cached files against their hashes.
 
@@ -142,7 +137,7 @@ def _fetch(names: Sequence[str], *, verify: bool) -> None:
             say(f"{name}: {'verified' if verify else 'ready'} ({folder})")
 
 
-@models.command("show", epilog=EXAMPLE + "classifier-emergence models show smollm2-135m-instruct")
+@models.command("show", epilog=example("models show smollm2-135m-instruct"))
 def show_model(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="Registry key, hub id or local folder.")],
     json: JsonFile = None,

@@ -4,24 +4,11 @@ from typing import Annotated
 
 import typer
 
-from classifier_emergence.cli.options import (
-    EXAMPLE,
-    AdapterFolder,
-    Classes,
-    File,
-    JsonFile,
-    Layers,
-    Model,
-    PlotFile,
-    Seed,
-    TaskName,
-    check_outputs,
-    labelled_prompts,
-    write_outputs,
-)
-from classifier_emergence.cli.terminal import bar, printable, say, spark, table
-
-SHOWN_LAYERS = 6  # columns of the table of top tokens
+import classifier_emergence as library  # each of its names is imported on first use
+from classifier_emergence.cli import options
+from classifier_emergence.cli.options import check_outputs, labelled_prompts, opened, texts_and_labels, write_outputs
+from classifier_emergence.cli.terminal import bar, printable, say, spark, spread, table
+from classifier_emergence.numbers import interval_text, number, percent
 
 Penalty = Annotated[float, typer.Option("--C", min=1e-9, help="Inverse strength of the probe's L2 penalty.")]
 Shuffles = Annotated[int, typer.Option("--shuffles", min=1, help="Label permutations behind the null.")]
@@ -30,58 +17,43 @@ Shuffles = Annotated[int, typer.Option("--shuffles", min=1, help="Label permutat
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command(
-        "probe",
-        epilog=EXAMPLE
-        + """classifier-emergence probe -m smollm2-135m-instruct \\
+        epilog=options.example("""probe -m smollm2-135m-instruct \\
     --class "multiply:7 * 8 =|12 * 5 =|3 * 9 =|6 * 7 =" \\
-    --class "add:23 + 45 =|17 + 38 =|11 + 22 =|5 + 9 =" --test "11 * 12 =\"""",
+    --class "add:23 + 45 =|17 + 38 =|11 + 22 =|5 + 9 =" --test "11 * 12 =\"""")
     )(probe)
+    line = 'lens -m smollm2-135m-instruct "7 * 8 =" "12 + 5 =" --target multiply'
+    app.command(epilog=options.example(line))(lens)
     app.command(
-        "lens",
-        epilog=EXAMPLE + 'classifier-emergence lens -m smollm2-135m-instruct "7 * 8 =" "12 + 5 =" --target multiply',
-    )(lens)
-    app.command(
-        "direction",
-        epilog=EXAMPLE
-        + """classifier-emergence direction -m smollm2-135m-instruct --layer L16 --layer L20 \\
-    --class "multiply:7 * 8 =|12 * 5 =|3 * 9 =" --class "add:23 + 45 =|17 + 38 =|11 + 22 =\"""",
+        epilog=options.example("""direction -m smollm2-135m-instruct --layer L16 --layer L20 \\
+    --class "multiply:7 * 8 =|12 * 5 =|3 * 9 =" --class "add:23 + 45 =|17 + 38 =|11 + 22 =\"""")
     )(direction)
 
 
 def probe(
-    model: Model,
-    classes: Classes = None,
-    file: File = None,
-    task: TaskName = None,
+    model: options.Model,
+    classes: options.Classes = None,
+    file: options.PromptFile = None,
+    task: options.TaskName = None,
     test: Annotated[
         list[str] | None, typer.Option("--test", metavar="PROMPT", help="A new prompt to classify; may be repeated.")
     ] = None,
     C: Penalty = 1.0,
     shuffles: Shuffles = 40,
-    seed: Seed = 0,
-    adapter: AdapterFolder = None,
-    json: JsonFile = None,
-    plot: PlotFile = None,
+    seed: options.Seed = 0,
+    adapter: options.AdapterFolder = None,
+    json: options.JsonFile = None,
+    plot: options.PlotFile = None,
 ) -> None:
     """Where does a linear probe tell classes apart?
 
     Held-out accuracy at every layer, and whether it can be told from that of permuted labels.
     """
     data = labelled_prompts(classes, file, task)
+    prompts, labels = texts_and_labels(data)
     check_outputs(json, plot)
-    from classifier_emergence.instruments.probe import probe as measure
-    from classifier_emergence.models.names import open_model
-    from classifier_emergence.numbers import interval_text, percent
-
-    reading = measure(
-        open_model(model, adapter=adapter or ()),
-        [item.prompt for item in data.items],
-        [data.classes[item.label] for item in data.items],
-        test=test or [],
-        groups=[item.group for item in data.items],
-        C=C,
-        shuffles=shuffles,
-        seed=seed,
+    groups = [item.group for item in data.items]
+    reading = library.probe(
+        opened(model, adapter), prompts, labels, test=test or [], groups=groups, C=C, shuffles=shuffles, seed=seed
     )
     table(
         ["layer", "accuracy", "95 % interval", "permuted labels, 95 %", ""],
@@ -112,29 +84,24 @@ def probe(
 
 def lens(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Prompts, read at their last tokens.")],
-    model: Model,
+    model: options.Model,
     target: Annotated[
         list[str] | None, typer.Option("--target", metavar="WORD", help="A word to follow; may be repeated.")
     ] = None,
-    layer: Layers = None,
+    layer: options.Layers = None,
     null_words: Annotated[
         int, typer.Option("--null-words", min=0, help="Other words of similar norm behind each p-value.")
     ] = 200,
-    adapter: AdapterFolder = None,
-    json: JsonFile = None,
-    plot: PlotFile = None,
+    adapter: options.AdapterFolder = None,
+    json: options.JsonFile = None,
+    plot: options.PlotFile = None,
 ) -> None:
     """What does the vocabulary say at every layer?
 
     Probability and rank of words, and the top tokens.
     """
     check_outputs(json, plot)
-    from classifier_emergence.instruments.lens import lens as measure
-    from classifier_emergence.models.names import open_model
-    from classifier_emergence.numbers import number, percent
-
-    lm = open_model(model, adapter=adapter or ())
-    reading = measure(lm, prompts, target or [], layers=layer, null_words=null_words)
+    reading = library.lens(opened(model, adapter), prompts, target or [], layers=layer, null_words=null_words)
     if reading.targets:
         table(
             ["target", "prompt", "largest probability", "at", "best rank", "p", "over layers, by decades"],
@@ -149,9 +116,7 @@ def lens(
         for word, n in zip(reading.targets, reading.null_words, strict=True):
             if n == 0 and null_words:
                 say(f"{printable(word)}: no p, the vocabulary has no {null_words} other words that are spelt like it")
-    every = range(len(reading.layers))
-    last = len(reading.layers) - 1
-    shown = every if layer else sorted({round(i * last / (SHOWN_LAYERS - 1)) for i in range(SHOWN_LAYERS)})
+    shown = range(len(reading.layers)) if layer else spread(len(reading.layers))
     table(
         ["prompt", *(reading.layers[i] for i in shown)],
         [
@@ -165,10 +130,10 @@ def lens(
 
 
 def direction(
-    model: Model,
-    classes: Classes = None,
-    file: File = None,
-    task: TaskName = None,
+    model: options.Model,
+    classes: options.Classes = None,
+    file: options.PromptFile = None,
+    task: options.TaskName = None,
     layer: Annotated[
         list[str] | None,
         typer.Option("--layer", metavar="LAYER", help="L16, 16 or emb; may be repeated. Default: at 55 % depth."),
@@ -176,33 +141,21 @@ def direction(
     top: Annotated[int, typer.Option("--top", min=1, help="Tokens to show for each class.")] = 10,
     C: Penalty = 1.0,
     shuffles: Shuffles = 40,
-    seed: Seed = 0,
-    adapter: AdapterFolder = None,
-    json: JsonFile = None,
-    plot: PlotFile = None,
+    seed: options.Seed = 0,
+    adapter: options.AdapterFolder = None,
+    json: options.JsonFile = None,
+    plot: options.PlotFile = None,
 ) -> None:
     """Does a probe's direction point at a word?
 
     Cosines with every token of the vocabulary, against probes of permuted labels.
     """
     data = labelled_prompts(classes, file, task)
+    prompts, labels = texts_and_labels(data)
     check_outputs(json, plot)
-    from classifier_emergence.instruments.direction import direction as measure
-    from classifier_emergence.models.names import open_model
-    from classifier_emergence.numbers import number
-
-    labels = [data.classes[item.label] for item in data.items]
-    order = list(dict.fromkeys(item.label for item in data.items))
-    reading = measure(
-        open_model(model, adapter=adapter or ()),
-        [item.prompt for item in data.items],
-        labels,
-        words=[data.words[label] for label in order],
-        layers=layer,
-        top=top,
-        C=C,
-        shuffles=shuffles,
-        seed=seed,
+    words = [data.words[data.classes.index(label)] for label in dict.fromkeys(labels)]
+    reading = library.direction(
+        opened(model, adapter), prompts, labels, words=words, layers=layer, top=top, C=C, shuffles=shuffles, seed=seed
     )
     table(
         ["layer", "class", "word's cosine", "word's rank", "p", "top tokens", "largest cosine", "p"],

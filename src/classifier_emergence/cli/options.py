@@ -7,14 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import classifier_emergence as library  # each of its names is imported on first use
 from classifier_emergence.errors import InputError
 
 if TYPE_CHECKING:
     from classifier_emergence.instruments.base import Reading
+    from classifier_emergence.reading.model import LanguageModel
     from classifier_emergence.tasks.classification import Task
 
 EXAMPLE = "\b\nExample:\n  "
 """Starts the last paragraph of a help text; the mark in front keeps its lines from being wrapped."""
+
+
+def example(line: str) -> str:
+    """The last paragraph of a help text: a command line, without the program's name."""
+    return f"{EXAMPLE}classifier-emergence {line}"
+
 
 Model = Annotated[
     str, typer.Option("-m", "--model", metavar="MODEL", help="Registry key, hub id (owner/name[@commit]) or folder.")
@@ -36,7 +44,7 @@ Classes = Annotated[
     list[str] | None,
     typer.Option("--class", metavar="NAME:PROMPT|PROMPT", help="A class and its prompts; repeat for each class."),
 ]
-File = Annotated[
+PromptFile = Annotated[
     Path | None,
     typer.Option("--file", metavar="FILE", help="CSV or JSONL with columns prompt, label [, word, group, answer]."),
 ]
@@ -59,6 +67,11 @@ def labelled_prompts(classes: Sequence[str] | None, file: Path | None, task: str
     return load_task(file) if file else _from_flags(classes or [])
 
 
+def texts_and_labels(task: "Task") -> tuple[list[str], list[str]]:
+    """The prompts of a task and the name of each one's class."""
+    return [item.prompt for item in task.items], [task.classes[item.label] for item in task.items]
+
+
 def _from_flags(classes: Sequence[str]) -> "Task":
     from classifier_emergence.tasks.classification import Item, Task
 
@@ -72,6 +85,11 @@ def _from_flags(classes: Sequence[str]) -> "Task":
     pairs = [(prompt, label) for label, found in enumerate(prompts.values()) for prompt in found]
     items = tuple(Item(prompt, label, group, 0, None) for group, (prompt, label) in enumerate(pairs))
     return Task("prompts of the command line", tuple(prompts), tuple(prompts), items)
+
+
+def opened(model: str, adapter: Sequence[Path] | None) -> "LanguageModel":
+    """The model that ``--model`` and ``--adapter`` give; see ``open_model``."""
+    return library.open_model(model, adapter=adapter or ())
 
 
 def check_outputs(json: Path | None, plot: Path | None) -> None:

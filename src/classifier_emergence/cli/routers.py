@@ -1,31 +1,20 @@
 """Commands on mixtures of experts: their routers without the model, and routing in use."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from classifier_emergence.cli.options import (
-    EXAMPLE,
-    Classes,
-    File,
-    JsonFile,
-    Layers,
-    Model,
-    PlotFile,
-    TaskName,
-    check_outputs,
-    labelled_prompts,
-    write_json,
-    write_outputs,
-)
-from classifier_emergence.cli.terminal import printable, say, shortened, table
+import classifier_emergence as library  # each of its names is imported on first use
+from classifier_emergence.cli import options
+from classifier_emergence.cli.options import check_outputs, labelled_prompts, texts_and_labels, write_outputs
+from classifier_emergence.cli.terminal import printable, say, shortened, spread, table
 from classifier_emergence.errors import InputError
+from classifier_emergence.numbers import number, percent, share_text
 
 routers = typer.Typer(help="Routers of mixture-of-experts models.")
 
 Texts = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts, if they come from no option.")]
-SHOWN_LAYERS = 6  # columns of the table of tokens
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,7 +22,7 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(routers, name="routers", no_args_is_help=True)
 
 
-@routers.command("project", epilog=EXAMPLE + "classifier-emergence routers project -m ./olmoe --json routers.json")
+@routers.command("project", epilog=options.example("routers project -m ./olmoe --json routers.json"))
 def project(
     model: Annotated[
         str, typer.Option("-m", "--model", metavar="MODEL", help="Registry key, hub id or folder of safetensors.")
@@ -46,7 +35,7 @@ def project(
     ] = False,
     top: Annotated[int, typer.Option("--top", min=1, help="Tokens to keep for each expert.")] = 10,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random rows behind the null.")] = 0,
-    json: JsonFile = None,
+    json: options.JsonFile = None,
 ) -> None:
     """Do router rows point at words?
 
@@ -55,46 +44,44 @@ def project(
     check_outputs(json, None)
     from classifier_emergence.mixtures.words import project_checkpoint
     from classifier_emergence.models.names import resolve
-    from classifier_emergence.numbers import number
 
     reading = project_checkpoint(*resolve(model), words=word or [], gains=gains, top=top, seed=seed)
     best = sorted(reading["experts"], key=lambda item: -item["top_scores"][0])[:20]
-    columns: list[str] = ["layer", "expert", "largest cosine", "top tokens"]
-    rows: list[list[str]] = [
-        [str(item["layer"]), str(item["expert"]), number(item["top_scores"][0], 3),
-         " ".join(token.strip() for token in item["top_tokens"][:4])]
-        for item in best
-    ]  # fmt: skip
-    table(columns, rows, title=f"{printable(model)}: the {len(rows)} experts whose rows come closest to a token")
+    table(
+        ["layer", "expert", "largest cosine", "top tokens"],
+        [
+            [str(item["layer"]), str(item["expert"]), number(item["top_scores"][0], 3),
+             " ".join(token.strip() for token in item["top_tokens"][:4])]
+            for item in best
+        ],
+        title=f"{printable(model)}: the {len(best)} experts whose rows come closest to a token",
+    )  # fmt: skip
     if reading["words"]:
-        table(["word", "best rank of an expert", "random rows"], _word_rows(reading))
+        table(
+            ["word", "best rank of an expert", "random rows"],
+            [
+                [item["word"], f"{item['best_rank']:,} (L{item['layer']}, expert {item['expert']})",
+                 f"{item['null_best_rank']:,}"]
+                for item in reading["words"]
+            ],
+        )  # fmt: skip
     null = reading["null"]
     say(
         f"largest cosine of {len(reading['experts'])} experts: {number(reading['largest'], 3)}; of as many random "
         f"rows {number(null['largest'], 3)}; chance for one isotropic row {number(null['expected_max_cosine'], 3)}"
     )
     say(f"{reading['bytes_read'] / 1e6:,.1f} MB read of {reading['total_bytes'] / 1e6:,.1f} MB of weights")
-    write_json(json, reading)
+    options.write_json(json, reading)
 
 
-def _word_rows(reading: dict[str, Any]) -> list[list[str]]:
-    return [
-        [item["word"], f"{item['best_rank']:,} (L{item['layer']}, expert {item['expert']})",
-         f"{item['null_best_rank']:,}"]
-        for item in reading["words"]
-    ]  # fmt: skip
-
-
-@routers.command(
-    "trace", epilog=EXAMPLE + 'classifier-emergence routers trace -m olmoe-1b-7b "7 * 8 = 56" --layer L0 --layer L8'
-)
+@routers.command("trace", epilog=options.example('routers trace -m olmoe-1b-7b "7 * 8 = 56" --layer L0 --layer L8'))
 def trace(
-    model: Model,
+    model: options.Model,
     texts: Texts = None,
-    file: File = None,
-    layer: Layers = None,
-    json: JsonFile = None,
-    plot: PlotFile = None,
+    file: options.PromptFile = None,
+    layer: options.Layers = None,
+    json: options.JsonFile = None,
+    plot: options.PlotFile = None,
 ) -> None:
     """Which experts does each token go to?
 
@@ -102,19 +89,14 @@ def trace(
     """
     chosen, _ = _texts(texts, None, file, None)
     check_outputs(json, plot)
-    from classifier_emergence.instruments.routing import trace_texts
-    from classifier_emergence.models.names import open_model
-    from classifier_emergence.numbers import number
-
-    reading = trace_texts(open_model(model), chosen, layers=layer)
-    last = len(reading.layers) - 1
-    shown = range(last + 1) if layer else sorted({round(i * last / (SHOWN_LAYERS - 1)) for i in range(SHOWN_LAYERS)})
+    reading = library.trace_texts(library.open_model(model), chosen, layers=layer)
+    shown = range(len(reading.layers)) if layer else spread(len(reading.layers))
     for item in reading.texts:
         table(
             ["token", *(reading.layers[i] for i in shown)],
             [
                 [token.strip() or "␣",
-                 *(", ".join(f"{e} ({number(float(w))})" for e, w in zip(item.experts[i, t], item.weights[i, t],
+                 *(", ".join(f"{e} ({number(w)})" for e, w in zip(item.experts[i, t], item.weights[i, t],
                                                                            strict=True)) for i in shown)]
                 for t, token in enumerate(item.tokens)
             ],
@@ -123,19 +105,17 @@ def trace(
     write_outputs(reading, json, plot)
 
 
-@routers.command(
-    "usage", epilog=EXAMPLE + "classifier-emergence routers usage -m olmoe-1b-7b --task arithmetic --plot usage.png"
-)
+@routers.command("usage", epilog=options.example("routers usage -m olmoe-1b-7b --task arithmetic --plot usage.png"))
 def usage(
-    model: Model,
+    model: options.Model,
     texts: Texts = None,
-    classes: Classes = None,
-    file: File = None,
-    task: TaskName = None,
+    classes: options.Classes = None,
+    file: options.PromptFile = None,
+    task: options.TaskName = None,
     shuffles: Annotated[int, typer.Option("--shuffles", min=19, help="Permutations behind the p-values.")] = 200,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 0,
-    json: JsonFile = None,
-    plot: PlotFile = None,
+    seed: options.Seed = 0,
+    json: options.JsonFile = None,
+    plot: options.PlotFile = None,
 ) -> None:
     """How are experts used, and what do they go by?
 
@@ -143,29 +123,23 @@ def usage(
     """
     chosen, labels = _texts(texts, classes, file, task)
     check_outputs(json, plot)
-    from classifier_emergence.instruments.routing import routing_usage
-    from classifier_emergence.models.names import open_model
-    from classifier_emergence.numbers import interval_text, number, percent
-
-    reading = routing_usage(open_model(model), chosen, labels, shuffles=shuffles, seed=seed)
+    reading = library.routing_usage(library.open_model(model), chosen, labels, shuffles=shuffles, seed=seed)
     load, label, context = reading.usage.load, reading.label, reading.context
     columns = ["layer", "busiest expert", "its share", "evenness"]
     columns += ["bits of the class", "p"] if label else []
     columns += ["change with context", "between other tokens"] if context else []
     rows: list[list[str]] = []
     for i, name in enumerate(reading.layers):
-        row = [name, str(load[i].argmax()), percent(float(load[i].max())), number(float(reading.usage.load_entropy[i]))]
-        row += [number(float(label.bits[i])), number(float(label.p[i]), 3)] if label else []
+        row = [name, str(load[i].argmax()), percent(load[i].max()), number(reading.usage.load_entropy[i])]
+        row += [number(label.bits[i]), number(label.p[i], 3)] if label else []
         if context:
-            change = f"{percent(float(context.change[i]))} {interval_text(context.interval[i].tolist(), 0)}"
-            row += [change, percent(float(context.other_tokens[i]))]
+            row += [share_text(context.change[i], context.interval[i]), percent(context.other_tokens[i])]
         rows.append(row)
-    title = f"{printable(reading.model)}: {reading.n_tokens:,} tokens of {reading.n_texts:,} texts"
-    table(columns, rows, title=title)
+    table(columns, rows, title=f"{printable(reading.model)}: {reading.n_tokens:,} tokens of {reading.n_texts:,} texts")
     if label:
         say(f"the class has {number(label.label_bits)} bits; p: against {reading.shuffles} permutations of the labels")
     if context:
-        change = f"{percent(context.overall)} {interval_text(context.overall_interval, 0)}"
+        change = share_text(context.overall, context.overall_interval)
         say(f"another context changes {change} of a token's experts, mean over layers, {context.tokens:,} tokens")
     else:
         say("no token occurs in two contexts, so nothing is said of contexts; give texts that share words")
@@ -180,5 +154,4 @@ def _texts(
         return texts, None
     if texts or not (classes or file or task):
         raise InputError("texts: give them either as arguments or with an option (see --help)")
-    data = labelled_prompts(classes, file, task)
-    return [item.prompt for item in data.items], [data.classes[item.label] for item in data.items]
+    return texts_and_labels(labelled_prompts(classes, file, task))

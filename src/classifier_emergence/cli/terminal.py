@@ -35,6 +35,11 @@ def spark(values: Sequence[float]) -> str:
     return "".join(_BARS[0 if v <= 0 else max(0, min(top, top + round(math.log10(v))))] for v in values)
 
 
+def spread(n: int, most: int = 6) -> Sequence[int]:
+    """At most ``most`` of the numbers below n, evenly from the first to the last: columns where all are too many."""
+    return sorted({round(i * (n - 1) / (most - 1)) for i in range(most)})
+
+
 def bar(value: float, width: int = 20) -> str:
     """A horizontal bar of a share: ``██████▌``."""
     eighths = round(max(0.0, min(1.0, value)) * width * 8)

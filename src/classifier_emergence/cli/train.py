@@ -1,29 +1,18 @@
 """Commands that train a model: dual-reward, sft, grpo."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from classifier_emergence.cli.options import (
-    EXAMPLE,
-    AdapterFolder,
-    Classes,
-    File,
-    JsonFile,
-    Model,
-    PlotFile,
-    Seed,
-    TaskName,
-    check_outputs,
-    labelled_prompts,
-    write_outputs,
-)
+import classifier_emergence as library  # each of its names is imported on first use
+from classifier_emergence.cli import options
+from classifier_emergence.cli.options import check_outputs, example, labelled_prompts, opened, write_outputs
 from classifier_emergence.cli.terminal import printable, say, table
+from classifier_emergence.numbers import percent, share_text
 
 if TYPE_CHECKING:
     from classifier_emergence.instruments.finetune import FineTuned
-    from classifier_emergence.tasks.classification import Task
 
 Output = Annotated[
     Path | None, typer.Option("--output", metavar="FOLDER", help="New folder for the adapter (PEFT format).")
@@ -39,21 +28,20 @@ Layer = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for name, command, settings in (
-        ("dual-reward", dual_reward, "--steps 60"),
-        ("sft", sft, "--steps 20"),
-        ("grpo", grpo, "--steps 30"),
+    for command, line in (
+        (dual_reward, "dual-reward -m smollm2-135m-instruct --steps 60"),
+        (sft, "sft -m smollm2-135m-instruct --steps 20"),
+        (grpo, "grpo -m smollm2-135m-instruct --steps 30"),
     ):
-        line = f"classifier-emergence {name} -m smollm2-135m-instruct {settings} --output adapter"
-        app.command(name, epilog=EXAMPLE + line)(command)
+        app.command(epilog=example(f"{line} --output adapter"))(command)
 
 
 def dual_reward(
-    model: Model,
+    model: options.Model,
     output: Output = None,
-    classes: Classes = None,
-    file: File = None,
-    task: TaskName = None,
+    classes: options.Classes = None,
+    file: options.PromptFile = None,
+    task: options.TaskName = None,
     steps: Steps = 60,
     class_weight: Annotated[
         float, typer.Option("--class-weight", help="Weight of the lens; 1 needs no answers.")
@@ -62,82 +50,49 @@ def dual_reward(
     rank: Rank = 16,
     learning_rate: Rate = 5e-4,
     batch_size: Batch = 4,
-    seed: Seed = 0,
-    adapter: AdapterFolder = None,
-    json: JsonFile = None,
-    plot: PlotFile = None,
+    seed: options.Seed = 0,
+    adapter: options.AdapterFolder = None,
+    json: options.JsonFile = None,
+    plot: options.PlotFile = None,
 ) -> None:
     """Train the lens to name the class (LoRA on V, O).
 
     Answers are trained along, so that they stay right. Without prompts on arithmetic.
     Measured on items that are held out. A run that is stopped goes on when the same command is given again.
     """
-    data = _items(classes, file, task, json, plot)
-    from classifier_emergence.instruments.finetune import dual_reward as train
-    from classifier_emergence.models.names import open_model
-
-    reading = train(
-        open_model(model, adapter=adapter or ()),
-        data,
-        output,
-        steps=steps,
-        class_weight=class_weight,
-        layer=layer,
-        rank=rank,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    _report(reading, output)
-    write_outputs(reading, json, plot)
+    _train("dual_reward", **locals())
 
 
 def sft(
-    model: Model,
+    model: options.Model,
     output: Output = None,
-    classes: Classes = None,
-    file: File = None,
-    task: TaskName = None,
+    classes: options.Classes = None,
+    file: options.PromptFile = None,
+    task: options.TaskName = None,
     steps: Steps = 100,
     layer: Layer = None,
     rank: Rank = 8,
     learning_rate: Rate = 1e-4,
     batch_size: Batch = 8,
-    seed: Seed = 0,
-    adapter: AdapterFolder = None,
-    json: JsonFile = None,
-    plot: PlotFile = None,
+    seed: options.Seed = 0,
+    adapter: options.AdapterFolder = None,
+    json: options.JsonFile = None,
+    plot: options.PlotFile = None,
 ) -> None:
     """Train on answers alone (LoRA everywhere).
 
     Does the lens name the class then? Without prompts on arithmetic.
     Measured on items that are held out. A run that is stopped goes on when the same command is given again.
     """
-    data = _items(classes, file, task, json, plot)
-    from classifier_emergence.instruments.finetune import sft as train
-    from classifier_emergence.models.names import open_model
-
-    reading = train(
-        open_model(model, adapter=adapter or ()),
-        data,
-        output,
-        steps=steps,
-        layer=layer,
-        rank=rank,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    _report(reading, output)
-    write_outputs(reading, json, plot)
+    _train("sft", **locals())
 
 
 def grpo(
-    model: Model,
+    model: options.Model,
     output: Output = None,
-    classes: Classes = None,
-    file: File = None,
-    task: TaskName = None,
+    classes: options.Classes = None,
+    file: options.PromptFile = None,
+    task: options.TaskName = None,
     steps: Steps = 30,
     class_weight: Annotated[
         float, typer.Option("--class-weight", help="Weight of a loss that has the lens name the class.")
@@ -152,64 +107,52 @@ def grpo(
     rank: Rank = 16,
     learning_rate: Rate = 1e-4,
     batch_size: Batch = 8,
-    seed: Seed = 0,
-    adapter: AdapterFolder = None,
-    json: JsonFile = None,
-    plot: PlotFile = None,
+    seed: options.Seed = 0,
+    adapter: options.AdapterFolder = None,
+    json: options.JsonFile = None,
+    plot: options.PlotFile = None,
 ) -> None:
     """Train by reward for right answers (GRPO, LoRA everywhere).
 
     Does the lens name the class then? Without prompts on arithmetic. A completion that begins with the answer is right.
     Measured on items that are held out. A run that is stopped goes on when the same command is given again.
     """
-    data = _items(classes, file, task, json, plot)
-    from classifier_emergence.instruments.grpo import grpo as train
-    from classifier_emergence.models.names import open_model
+    _train("grpo", **locals())
 
-    reading = train(
-        open_model(model, adapter=adapter or ()),
-        data,
-        output,
-        steps=steps,
-        class_weight=class_weight,
-        layer=layer,
-        shots=shots,
-        batch_size=batch_size,
-        group=group,
-        new_tokens=new_tokens,
-        kl_weight=kl_weight,
-        rank=rank,
-        learning_rate=learning_rate,
-        seed=seed,
-    )
+
+def _train(
+    method: str,
+    *,
+    model: str,
+    adapter: list[Path] | None,
+    output: Path | None,
+    classes: list[str] | None,
+    file: Path | None,
+    task: str | None,
+    json: Path | None,
+    plot: Path | None,
+    **settings: Any,
+) -> None:
+    """Run a command with all of its options; ``settings`` are named as the function of the library names them."""
+    data = labelled_prompts(classes, file, task if classes or file or task else "arithmetic")
+    check_outputs(json, plot)
+    train = getattr(library, method)
+    reading: FineTuned = train(opened(model, adapter), data, output, **settings)
     _report(reading, output)
-    _report_rewards(reading)
+    if method == "grpo":
+        _report_rewards(reading)
     write_outputs(reading, json, plot)
 
 
-def _items(
-    classes: list[str] | None, file: Path | None, task: str | None, json: Path | None, plot: Path | None
-) -> "Task":
-    if not (classes or file or task):
-        task = "arithmetic"
-    data = labelled_prompts(classes, file, task)
-    check_outputs(json, plot)
-    return data
-
-
 def _report(reading: "FineTuned", output: Path | None) -> None:
-    from classifier_emergence.numbers import interval_text, percent
-
-    row = reading.layers.index(reading.layer)
-    before, after = reading.before, reading.after
+    row, before, after = reading.layers.index(reading.layer), reading.before, reading.after
     lines = [["mean probability of the class's word", *(percent(float(m.alignment[row]), 2) for m in (before, after))]]
     for what, pair in {
         "top token is the class's word": (before.top, after.top),
         "class's word beats those of the others": (before.choice, after.choice),
         "exact answers": (before.answers, after.answers),
     }.items():
-        cells = [f"{percent(p.accuracy)} {interval_text(p.interval, 0)}" if p else "no answers" for p in pair]
-        lines.append([what, *cells])
+        lines.append([what, *(share_text(p.accuracy, p.interval) if p else "no answers" for p in pair)])
     table(
         [f"lens at {reading.layer}, {reading.n_test} held-out items", "before", "after"],
         lines,
@@ -219,8 +162,6 @@ def _report(reading: "FineTuned", output: Path | None) -> None:
 
 
 def _report_rewards(reading: "FineTuned") -> None:
-    from classifier_emergence.numbers import percent
-
     rewards = [step["reward"] for step in reading.losses]
     mixed = 1 - sum(step["zero_variance"] for step in reading.losses) / len(reading.losses)
     n = max(1, len(rewards) // 5)

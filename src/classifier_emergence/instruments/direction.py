@@ -65,9 +65,18 @@ class DirectionReading(Reading):
 
     def plot(self) -> "Figure":
         """The largest cosines of each class, a panel a layer."""
-        from classifier_emergence.instruments.drawing import direction_bars
+        from classifier_emergence.instruments.drawing import drawable, panels
 
-        return direction_bars(self)
+        k = len(self.classes)
+        rows = len(self.directions) // k
+        figure, axes = panels(rows, k, (2.4 * k + 0.6, 2.2 * rows + 0.4))
+        for axis, item in zip(axes, self.directions, strict=True):
+            y = range(len(item.top_tokens))[::-1]
+            axis.barh(y, item.top_cosines, color="0.6")
+            axis.set_yticks(y, [drawable(token) for token in item.top_tokens], family="monospace")
+            axis.set_title(f"{item.layer}: {drawable(item.label)}", loc="left", fontsize="medium")
+            axis.set_xlabel("cosine")
+        return figure
 
 
 def direction(

@@ -93,9 +93,16 @@ class FineTuned(Reading):
 
     def plot(self) -> "Figure":
         """Alignment over depth, before and after."""
-        from classifier_emergence.instruments.drawing import before_and_after
+        from classifier_emergence.instruments.drawing import FLOOR, drawable, one_panel, probability_axis
 
-        return before_and_after(self)
+        figure, axis = one_panel(f"{self.method}, {self.n_test} held-out items", self.layers)
+        axis.plot(np.clip(self.before.alignment, FLOOR, None), color="0.5", ls="--", label="before")
+        axis.plot(np.clip(self.after.alignment, FLOOR, None), color="0.0", label="after")
+        axis.axvline(self.layers.index(self.layer), color="0.7", lw=0.7)
+        probability_axis(axis, "alignment of the class's word")
+        axis.legend(frameon=False)
+        axis.set_title(drawable(self.model), loc="left", fontsize="medium")
+        return figure
 
 
 def dual_reward(

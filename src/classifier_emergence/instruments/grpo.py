@@ -9,6 +9,7 @@ import numpy as np
 from peft import PeftModel
 
 from classifier_emergence.errors import InputError
+from classifier_emergence.extras import missing_extras_named
 from classifier_emergence.instruments.finetune import (
     FineTuned,
     Parts,
@@ -74,9 +75,10 @@ def grpo(
             exists or is being written, ``reward`` fails, or training diverges.
     """
     # Late: trl takes seconds to import, which the other instruments need not wait for.
-    from classifier_emergence.training.rl.run import train_grpo
-    from classifier_emergence.training.rl.trainer import PolicyObjective, Sampling
-    from classifier_emergence.training.rl.trainer import Task as Prompted
+    with missing_extras_named():
+        from classifier_emergence.training.rl.run import train_grpo
+        from classifier_emergence.training.rl.trainer import PolicyObjective, Sampling
+        from classifier_emergence.training.rl.trainer import Task as Prompted
 
     block = classifier_block(lm, layer)
     for name, value in (("new_tokens", new_tokens), ("batch_size", batch_size), ("steps", steps)):

@@ -67,9 +67,24 @@ class LensReading(Reading):
 
     def plot(self) -> "Figure":
         """Alignment over depth, a panel a target; without targets the probability of the top token."""
-        from classifier_emergence.instruments.drawing import lens_curves
+        from classifier_emergence.instruments.drawing import FLOOR, drawable, layer_axis, panels, probability_axis
 
-        return lens_curves(self)
+        shown = [(f"“{drawable(t)}”", self.alignment[i]) for i, t in enumerate(self.targets)]
+        shown = shown or [("top token", self.top_probability)]
+        figure, axes = panels(len(shown), 1, (6.4, 0.8 + 2.2 * len(shown)), sharex=True)
+        for axis, (title, values) in zip(axes, shown, strict=True):
+            for j, prompt in enumerate(self.prompts):
+                shade = str(round(0.6 * j / max(1, len(self.prompts) - 1), 3))
+                line = ("-", "--", ":", "-.")[j % 4]  # carries what colours would
+                axis.plot(np.clip(values[:, j], FLOOR, None), color=shade, ls=line, label=drawable(prompt))
+            probability_axis(axis, "probability")
+            axis.set_title(title, loc="left", fontsize="medium")
+            layer_axis(axis, self.layers)
+        if len(self.prompts) <= 12:
+            handles, labels = axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize="small")
+        axes[-1].set_xlabel("layer")
+        return figure
 
 
 def lens(

@@ -89,9 +89,20 @@ class ProbeReading(Reading):
 
     def plot(self) -> "Figure":
         """Accuracy over depth with its interval, beside permuted labels."""
-        from classifier_emergence.instruments.drawing import probe_curve
+        from classifier_emergence.instruments.drawing import drawable, one_panel
 
-        return probe_curve(self)
+        figure, axis = one_panel(f"linear probes, n = {self.n}", self.layers)
+        x = np.arange(len(self.layers))
+        low, high = self.interval.T
+        axis.plot(x, self.accuracy, color="0.0", label="held-out accuracy")
+        axis.fill_between(x, low, high, color="0.0", alpha=0.15, lw=0)
+        axis.plot(x, self.null_95, color="0.5", ls=":", label="permuted labels, 95 %")
+        axis.plot(x, self.null_mean, color="0.5", ls="-", lw=0.7, label="permuted labels, mean")
+        axis.set_ylim(-0.03, 1.05)
+        axis.set_ylabel("accuracy")
+        axis.legend(frameon=False)
+        axis.set_title(drawable(self.model), loc="left", fontsize="medium")
+        return figure
 
 
 def probe(

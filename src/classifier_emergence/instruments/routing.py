@@ -62,9 +62,23 @@ class TraceReading(Reading):
 
     def plot(self) -> "Figure":
         """A grid a text: tokens down, layers across, the first expert's number on a shade of its weight."""
-        from classifier_emergence.instruments.drawing import routing_grid
+        from classifier_emergence.instruments.drawing import drawable, layer_axis, panels
 
-        return routing_grid(self)
+        shown = [(item, item.tokens[:64]) for item in self.texts[:8]]  # a page holds no more
+        heights = [max(2, len(tokens)) for _, tokens in shown]
+        size = (max(4.0, 1.6 + 0.32 * len(self.layers)), 0.6 * len(heights) + 0.22 * sum(heights))
+        figure, axes = panels(len(heights), 1, size, height_ratios=heights)
+        for axis, (item, tokens) in zip(axes, shown, strict=True):
+            first = item.weights[:, : len(tokens), 0].T  # (tokens, layers)
+            axis.imshow(first, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+            for t, i in np.ndindex(first.shape):
+                shade = "1" if first[t, i] > 0.5 else "0"
+                axis.text(i, t, str(item.experts[i, t, 0]), color=shade, ha="center", va="center", fontsize=6)
+            axis.set_yticks(range(len(tokens)), [drawable(token) for token in tokens], family="monospace")
+            axis.set_title(drawable(item.text), loc="left", fontsize="medium")
+            layer_axis(axis, self.layers)
+        axes[-1].set_xlabel("layer  (number of the first expert; black: it has all the weight)")
+        return figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +112,21 @@ class UsageReading(Reading):
 
     def plot(self) -> "Figure":
         """Heat maps of the load, experts down and layers across: of all tokens, then of each class's."""
-        from classifier_emergence.instruments.drawing import expert_load
+        from classifier_emergence.instruments.drawing import drawable, layer_axis, panels
 
-        return expert_load(self)
+        loads = [("all tokens", self.usage.load), *zip(self.classes, self.class_load, strict=True)]
+        height = 0.6 + min(3.0, 0.5 + 0.16 * self.n_experts)
+        figure, axes = panels(len(loads), 1, (6.4, height * len(loads)), sharex=True)
+        most = max(float(load.max()) for _, load in loads)
+        for axis, (title, load) in zip(axes, loads, strict=True):
+            image = axis.imshow(load.T, cmap="cividis", vmin=0, vmax=most, aspect="auto", interpolation="nearest")
+            axis.set_ylabel("expert")
+            axis.locator_params("y", integer=True)
+            axis.set_title(drawable(title), loc="left", fontsize="medium")
+            layer_axis(axis, self.layers)
+        axes[-1].set_xlabel(f"layer  ({drawable(self.model)})")
+        figure.colorbar(image, ax=axes, label="share of tokens")
+        return figure
 
 
 def trace_texts(lm: LanguageModel, texts: Sequence[str], *, layers: Sequence[str | int] | None = None) -> TraceReading:

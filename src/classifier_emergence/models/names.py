@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classifier_emergence.errors import InputError
+from classifier_emergence.extras import missing_extras_named
 from classifier_emergence.models.registry import (
     HubSource,
     ModelSource,
@@ -142,7 +143,8 @@ def open_model(name: str, *, adapter: str | Path | Sequence[str | Path] = ()) ->
 
 
 def _adapted(lm: "LanguageModel", folder: Path) -> "LanguageModel":
-    from peft import PeftModel, get_peft_model_state_dict
+    with missing_extras_named():
+        from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
 
     from classifier_emergence.reading.lens import check_lens

