@@ -159,10 +159,10 @@ def dual_reward_arms(dual: Results, names: Mapping[str, str]) -> Figure:
         for i, (model, result) in enumerate(dual.items()):
             lens, answers = panels[2 * i], panels[2 * i + 1]
             for key, marker, face, shift, label in (
-                ("symbol_top", "o", "0.0", 0.15, "symbols"), ("word_top", "s", "white", -0.15, "words"),
+                ("symbol", "o", "0.0", 0.15, "symbols"), ("word", "s", "white", -0.15, "words"),
             ):  # fmt: skip
-                _dots(lens, [result["arms"][arm][key] for arm in arms], y + shift, marker, face, label)
-            _dots(answers, [result["arms"][arm]["answers_exact"] for arm in arms], y, "o", "0.0", "after training")
+                _dots(lens, [result["arms"][arm][key]["top"] for arm in arms], y + shift, marker, face, label)
+            _dots(answers, [result["arms"][arm]["answers"]["exact"] for arm in arms], y, "o", "0.0", "after training")
             answers.axvline(result["before"]["answers"]["exact"]["accuracy"], color="0.5", ls=":", label="before")
             lens.set_title(model, loc="left")
             lens.set_xlabel("lens says the word")
@@ -219,8 +219,8 @@ def fine_tuning_answers(chain: Results, names: Mapping[str, str]) -> Figure:
             for key in names:
                 found = result[key]
                 if "by_seed" in found:
-                    many.append(found["answers_exact"])
-                    nine.append(found["reported_answers"])
+                    many.append(found["answers"]["exact"])
+                    nine.append(found["reported"]["answers"])
                 else:
                     tallies = found["answers"]["exact"], found["reported"]["answers"]
                     many.append({**tallies[0], "value": tallies[0]["accuracy"]})

@@ -164,7 +164,7 @@ def collapse_attempts(collapse: Results) -> None:
                 [
                     model, name, number(last["step"]), _from_to(first, last, "class_loss"),
                     _from_to(first, last, "reward"), "–" if divergence is None else number(divergence, 1),
-                    percent(found["reported_score"]["value"]), percent(found["reported_one_word"]["value"]),
+                    percent(found["reported"]["score"]["value"]), percent(found["reported_one_word"]["value"]),
                     *_classes(run["reported"]["classes"]), "yes" if found["reported_collapsed"] else "no",
                 ]
             )  # fmt: skip
@@ -204,9 +204,9 @@ def collapse_factorial(collapse: Results) -> None:
             found = result["arms"][key]["summary"]
             rows.append(
                 [
-                    model, trained, loss, number(found["classes_entropy"]["value"]),
-                    percent(found["classes_modal_share"]["value"]), _over(found["classes_balanced_accuracy"]),
-                    small_share(found["classes_alignment"]["value"]), percent(found["sampled_reward"]["value"]),
+                    model, trained, loss, number(found["classes"]["entropy"]["value"]),
+                    percent(found["classes"]["modal_share"]["value"]), _over(found["classes"]["balanced_accuracy"]),
+                    small_share(found["classes"]["alignment"]["value"]), percent(found["sampled_reward"]["value"]),
                     _mean(found["final_kl"]), percent(found["answers"]["value"]),
                     f"{number(found['collapsed'])} of {number(found['seeds'])}",
                 ]

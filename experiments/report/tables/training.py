@@ -90,9 +90,9 @@ def dual_reward_arms(dual: Results) -> None:
             rows.append(
                 [
                     model, arm_name(key), number(result["steps"]["arms"]) + seeds, number(arm["parameters"]),
-                    _over(arm["symbol_top"]), percent(arm["word_top"]["value"]),
-                    small_share(arm["symbol_alignment"]["value"]), _over(arm["answers_exact"]),
-                    number(arm["answers_change"]["value"], 2), number(arm["kl"]["value"], 2),
+                    _over(arm["symbol"]["top"]), percent(arm["word"]["top"]["value"]),
+                    small_share(arm["symbol"]["alignment"]["value"]), _over(arm["answers"]["exact"]),
+                    number(arm["answers"]["change"]["value"], 2), number(arm["kl"]["value"], 2),
                     _first(arm["first_step_above_threshold"]),
                 ]
             )  # fmt: skip
@@ -115,9 +115,9 @@ def dual_reward_long(long: Results) -> None:
     columns = ["Model", "Seeds", "Symbols", "Words", "Stories", "Alignment", "Answers", "Change", "KL", "Half at"]
     rows = [
         [
-            model, number(main["seeds"]), _over(main["symbol_top"]), _over(main["word_top"]), _over(main["story_top"]),
-            percent(main["symbol_alignment"]["value"]), _over(main["answers_exact"]),
-            number(main["answers_change"]["value"], 2), number(main["kl"]["value"], 2),
+            model, number(main["seeds"]), _over(main["symbol"]["top"]), _over(main["word"]["top"]), _over(main["story"]["top"]),
+            percent(main["symbol"]["alignment"]["value"]), _over(main["answers"]["exact"]),
+            number(main["answers"]["change"]["value"], 2), number(main["kl"]["value"], 2),
             _first(main["first_step_above_threshold"]),
         ]
         for model, main in ((model, result["main"]) for model, result in long.items())
@@ -131,8 +131,7 @@ def dual_reward_reading(long: Results) -> None:
     rows = []
     for model, result in long.items():
         before, main = result["reading_before"], result["main"]
-        after = {key: main[f"reading_{key}"] for key in ("words", "random", "difference")}
-        for name, found, value in (("before", before, "mean"), ("after", after, "value")):
+        for name, found, value in (("before", before, "mean"), ("after", main["reading"], "value")):
             low, high = found["difference"]["interval"]
             rows.append(
                 [
@@ -154,8 +153,8 @@ def dual_reward_flaws(dual: Results) -> None:
         for key, arm in arms.items():
             rows.append(
                 [
-                    model, FLAWS.get(key, "none"), percent(arm["reported_top"]["value"]), _over(arm["symbol_top"]),
-                    number(arm["final_losses"][0]["answer_loss"], 4), _over(arm["answers_exact"]),
+                    model, FLAWS.get(key, "none"), percent(arm["reported"]["top"]["value"]), _over(arm["symbol"]["top"]),
+                    number(arm["final_losses"][0]["answer_loss"], 4), _over(arm["answers"]["exact"]),
                 ]
             )  # fmt: skip
         for key, name in (("lone_space", "read at a lone space"), ("without_o", "reloaded without O")):
@@ -185,18 +184,18 @@ def lora_sft(plain: Results) -> None:
         )  # fmt: skip
         rows += [
             [
-                model, number(entry["step"]), percent(entry["reported_score"]["value"], 2),
-                percent(entry["reported_control"]["value"], 2), small_share(entry["symbol_peak"]["value"]),
+                model, number(entry["step"]), percent(entry["reported"]["score"]["value"], 2),
+                percent(entry["reported"]["control"]["value"], 2), small_share(entry["symbol"]["peak"]["value"]),
                 _distinct(entry["peak_layers"]), "–", "–",
             ]
             for entry in result["by_step"][1:-1]
         ]  # fmt: skip
         rows.append(
             [
-                model, number(result["by_step"][-1]["step"]), percent(final["reported_score"]["value"], 2),
-                percent(final["reported_control"]["value"], 2), small_share(final["symbol_peak"]["value"]),
+                model, number(result["by_step"][-1]["step"]), percent(final["reported"]["score"]["value"], 2),
+                percent(final["reported"]["control"]["value"], 2), small_share(final["symbol"]["peak"]["value"]),
                 _distinct([seed["final"]["symbol"]["peak_layer"] for seed in result["by_seed"]]),
-                small_share(final["word_peak"]["value"]), _over(final["answers_exact"]),
+                small_share(final["word"]["peak"]["value"]), _over(final["answers"]["exact"]),
             ]
         )  # fmt: skip
     write_table(FOLDER / "lora_sft", columns, rows, caption="Plain LoRA fine-tuning.")
@@ -234,19 +233,19 @@ def cot_alignment(chain: Results) -> None:
             layers = _distinct([run["alignment"]["inner_peak_layer"] for run in found["by_seed"]])
             rows.append(
                 [
-                    model, FORMATS[key], percent(found["reported_answers"]["value"]),
-                    percent(found["reported_score"]["value"], 2), _over(found["answers_exact"]),
-                    percent(found["writes_word"]["value"]), small_share(found["alignment_at_classifier"]["value"]),
-                    f"{small_share(found['alignment_inner_peak']['value'])} at {layers}",
-                    small_share(found["alignment_last"]["value"]),
+                    model, FORMATS[key], percent(found["reported"]["answers"]["value"]),
+                    percent(found["reported"]["score"]["value"], 2), _over(found["answers"]["exact"]),
+                    percent(found["writes_word"]["value"]), small_share(found["alignment"]["at_classifier"]["value"]),
+                    f"{small_share(found['alignment']['inner_peak']['value'])} at {layers}",
+                    small_share(found["alignment"]["last"]["value"]),
                 ]
             )  # fmt: skip
             flawed.append(
                 [
-                    model, FORMATS[key], percent(found["reported_answers"]["value"]),
-                    percent(found["flaws_reloaded_q_and_v_reported_answers"]["value"]),
-                    percent(found["answers_exact"]["value"]), percent(found["flaws_reloaded_q_and_v_exact"]["value"]),
-                    percent(found["alignment_last_top"]["value"]), percent(found["flaws_lone_space_last_top"]["value"]),
+                    model, FORMATS[key], percent(found["reported"]["answers"]["value"]),
+                    percent(found["flaws"]["reloaded_q_and_v"]["reported"]["answers"]["value"]),
+                    percent(found["answers"]["exact"]["value"]), percent(found["flaws"]["reloaded_q_and_v"]["exact"]["value"]),
+                    percent(found["alignment"]["last_top"]["value"]), percent(found["flaws"]["lone_space"]["last_top"]["value"]),
                 ]
             )  # fmt: skip
     caption = "Fine-tuning on answers, and on a word before the answer."

@@ -164,7 +164,7 @@ def test_a_table_has_a_caption_with_its_stage_and_can_be_referred_to(tree: Path)
     write_csv(tree, ["model", "n"], [["a", "1"]])
     text = printed(tree, 'See @tab-t.\n#data-table("t", [Caption.], labels: ("n": "count"))')
     assert "See Table 1." in text
-    assert "Table 1: Caption. (Stage tables, experiments/tables.py.)" in text
+    assert "Table 1: Caption. (Stage tables, experiments/report/tables/.)" in text
     assert "model count" in text
 
 
@@ -189,7 +189,7 @@ def test_a_figure_has_its_stage_and_its_script(tree: Path) -> None:
     (tree / "paper/figures/f.svg").write_text(SVG.format("a"))
     text = printed(tree, 'See @fig-f.\n#data-figure("f", "probing", [Caption.], alt: "A letter.")')
     assert "See Figure 1." in text
-    assert "Figure 1: Caption. (Stage probing, experiments/probing.py.)" in text
+    assert "Figure 1: Caption. (Stage probing, experiments/stages/probing.py.)" in text
 
 
 def test_what_cannot_be_read_out_is_refused(tree: Path) -> None:
