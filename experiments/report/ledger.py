@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.layers import layer_at, layer_row
@@ -107,13 +107,13 @@ def load_claims(path: Path) -> dict[str, Claim]:
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {key: Claim.model_validate(value) for key, value in raw.items()}
+        return TypeAdapter(dict[str, Claim]).validate_python(raw)
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        raise InputError(f"{path}: {where or 'a claim'}: {problem['msg']}") from error
+        raise InputError(f"{path}: {where or 'the ledger'}: {problem['msg']}") from error
 
 
 def evaluate(claim: Claim, results: Results, models: Sequence[str], parameters: Mapping[str, int]) -> dict[str, Any]:
@@ -131,9 +131,7 @@ def evaluate(claim: Claim, results: Results, models: Sequence[str], parameters: 
         for item in _evidence(test, results[test.stage], models, parameters)
     ]  # fmt: skip
     return {
-        "claim": claim.claim,
-        "source": claim.source,
-        "reported": claim.reported,
+        **claim.model_dump(include={"claim", "source", "reported"}),
         "verdict": _verdict(claim, evidence),
         "evidence": evidence,
     }

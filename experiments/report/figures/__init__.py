@@ -1,1 +1,1 @@
-"""The paper's figures: a function each, listed with its stages in ``__main__``; what they share is in ``drawing``."""
+"""The paper's figures: a function each, marked ``draw.figure``; what they share is in ``draw``."""

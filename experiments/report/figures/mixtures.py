@@ -5,16 +5,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.report.figures.drawing import (
-    Results,
-    alignment_axis,
-    heat_map,
-    layer_axis,
-    legend,
-    line,
-    panels,
-    seeds_line,
-)
+from experiments.report.figures import draw
+from experiments.report.figures.draw import Results, line, seeds_line
 from experiments.report.names import ROUTERS, router_readings, upcycled
 
 FLOOR = 1e-16
@@ -25,9 +17,10 @@ MAXIMA = {
 }  # fmt: skip
 
 
+@draw.figure("moe_routers")
 def router_maxima(moe: Results) -> Figure:
     """What every expert's row says at most, by layer, beside what random rows say."""
-    figure, grid = panels(len(moe), len(MAXIMA), height=0.4 + 2.0 * len(moe))
+    figure, grid = draw.panels(len(moe), len(MAXIMA), height=0.4 + 2.0 * len(moe), xlabel="layer")
     for row, (model, result) in zip(grid, moe.items(), strict=True):
         phases = {name: read["projection"] for name, read in router_readings(result).items()}
         *_, last = phases
@@ -45,32 +38,31 @@ def router_maxima(moe: Results) -> Figure:
                 axis.plot(x, values.ravel(), ls="", marker="o", ms=1.8, mfc=face, mec=edge, mew=0.4,
                           label=f"{name} routers")  # fmt: skip
             axis.set_ylabel(label)
-            layer_axis(axis, phases[last]["layers"], margin=0.8)
+            draw.layer_axis(axis, phases[last]["layers"], margin=0.8)
         row[0].set_title(model, loc="left")
-    for axis in grid[-1]:
-        axis.set_xlabel("layer")
-    legend(figure, grid[0, 0])
+    draw.legend(figure)
     return figure
 
 
-def _fresh_beside_trained(moe: Results, shares: Any, height: float) -> tuple[Figure, list[Any]]:
+def _fresh_beside_trained(moe: Results, shares: Any, *, height: float, xlabel: str) -> tuple[Figure, list[Any]]:
     """Heat maps of shares of tokens, fresh routers beside trained ones, of every model.
 
     Args:
         moe: Results.
         shares: Of (result, "before" or "after"): rows and columns of one map.
         height: Of a model's maps, in inches.
+        xlabel: What runs along the bottom.
 
     Returns:
         The figure; the two panels of each model with its result and both maps.
     """
     made = upcycled(moe)
-    figure, grid = panels(len(made), len(ROUTERS), height=0.35 + height * len(made), sharey="row")
+    figure, grid = draw.panels(len(made), len(ROUTERS), height=0.35 + height * len(made), xlabel=xlabel, sharey="row")
     drawn = []
     for row, (model, result) in zip(grid, made.items(), strict=True):
         maps = [shares(result, when) for when in ROUTERS]
         for axis, values, name in zip(row, maps, ROUTERS.values(), strict=True):
-            image = heat_map(axis, values, vmax=np.max(maps))
+            image = draw.heat_map(axis, values, vmax=np.max(maps))
             axis.set_title(f"{model}: {name}", loc="left")
         row[0].set_yticks(range(len(result["experts"])), result["experts"])
         figure.colorbar(image, ax=list(row), pad=0.01, label="share of tokens")
@@ -78,21 +70,21 @@ def _fresh_beside_trained(moe: Results, shares: Any, height: float) -> tuple[Fig
     return figure, drawn
 
 
+@draw.figure("moe_routers")
 def routing_load(moe: Results) -> Figure:
     """Share of all tokens that each expert gets at each layer, before and after routers were trained (first seed)."""
 
     def load(result: Any, when: str) -> Any:
         return np.transpose(result["mixtures"][0][when]["routing"]["usage"]["load"])
 
-    figure, drawn = _fresh_beside_trained(moe, load, 1.15)
+    figure, drawn = _fresh_beside_trained(moe, load, height=1.15, xlabel="layer")
     for row, result, _ in drawn:
         for axis in row:
-            layer_axis(axis, result["mixtures"][0]["after"]["routing"]["layers"], margin=0.5)
-    for axis in drawn[-1][0]:
-        axis.set_xlabel("layer")
+            draw.layer_axis(axis, result["mixtures"][0]["after"]["routing"]["layers"], margin=0.5)
     return figure
 
 
+@draw.figure("moe_routers")
 def routing_domains(moe: Results) -> Figure:
     """Share of each domain's tokens that every expert gets, before and after routers were trained.
 
@@ -102,22 +94,22 @@ def routing_domains(moe: Results) -> Figure:
     def by_domain(result: Any, when: str) -> Any:
         return np.mean([run[when]["routing"]["by_domain"] for run in result["mixtures"]], axis=(0, 2))
 
-    figure, drawn = _fresh_beside_trained(moe, by_domain, 2.1)
+    figure, drawn = _fresh_beside_trained(moe, by_domain, height=2.1, xlabel="expert")
     for row, result, maps in drawn:
         for axis, shares in zip(row, maps, strict=True):
             for (i, j), share in np.ndenumerate(shares):
                 ink = "white" if share < np.max(maps) / 2 else "black"
                 axis.text(j, i, f"{100 * share:.0f}", ha="center", va="center", color=ink)
             axis.set_xticks(range(len(result["experts"])), result["experts"])
-            axis.set_xlabel("expert")
         row[0].set_ylabel("domain of the text")
     return figure
 
 
+@draw.figure("moe_routers")
 def routing_layers(moe: Results) -> Figure:
     """What experts go by, layer by layer: the text's domain, the prompt's operation, and the context of a token."""
     made = upcycled(moe)
-    figure, grid = panels(len(made), 3, height=0.4 + 1.9 * len(made))
+    figure, grid = draw.panels(len(made), 3, height=0.4 + 1.9 * len(made), xlabel="layer")
     for (told, own, context), (model, result) in zip(grid, made.items(), strict=True):
         for (when, label), ls, color in zip(ROUTERS.items(), ("--", "-"), ("0.5", "0.0"), strict=True):
             look: Any = {"ls": ls, "color": color, "label": label}
@@ -139,18 +131,18 @@ def routing_layers(moe: Results) -> Figure:
         ylabels = ("part of the domain told", "share of the own expert", "experts changed by context")
         for axis, ylabel in zip((told, own, context), ylabels, strict=True):
             axis.set_ylabel(ylabel)
-            axis.set_xlabel("layer")
-            layer_axis(axis, routings[0]["layers"])
+            draw.layer_axis(axis, routings[0]["layers"])
         for axis in (own, context):
             axis.set_ylim(-0.03, 1.03)
-    legend(figure, *grid[0], ncols=5)
+    draw.legend(figure, *grid[0], ncols=5)
     return figure
 
 
+@draw.figure("moe_routers")
 def mixture_lens(moe: Results) -> Figure:
     """Alignment and probe accuracy over depth: the base model, experts under a fresh router, mixture, dense twin."""
     made = upcycled(moe)
-    figure, grid = panels(2 * len(made), 2, height=0.4 + 3.2 * len(made), sharey="row")
+    figure, grid = draw.panels(2 * len(made), 2, height=0.4 + 3.2 * len(made), xlabel="layer", sharey="row")
     looks = (("0.6", ":"), ("0.5", "-."), ("0.0", "-"), ("0.3", "--"))
     for (lenses, probes), (model, result) in zip(grid.reshape(-1, 2, 2), made.items(), strict=True):
         runs = {
@@ -164,16 +156,14 @@ def mixture_lens(moe: Results) -> Figure:
                 look: Any = {"ls": ls, "color": color, "label": name}
                 seeds_line(lens, [run["lens"][style]["alignment"] for run in found], floor=FLOOR, **look)
                 seeds_line(probe, [run["probe"][style]["accuracy"] for run in found], **look)
-            alignment_axis(lens, FLOOR)
+            draw.alignment_axis(lens, FLOOR)
             probe.set_ylim(0, 1.04)
             probe.axhline(1 / 4, color="0.7", lw=0.6)
             lens.set_title(f"{model}: {style} prompts", loc="left")
             for axis in (lens, probe):
                 axis.axvline(result["layers"].index(result["depth_layer"]), color="0.8", lw=0.6)
-                layer_axis(axis, result["layers"])
+                draw.layer_axis(axis, result["layers"])
         lenses[0].set_ylabel("mean alignment")
         probes[0].set_ylabel("probe accuracy")
-    for axis in grid[-1]:
-        axis.set_xlabel("layer")
-    legend(figure, grid[0, 0], ncols=4)
+    draw.legend(figure, ncols=4)
     return figure

@@ -8,17 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.report import names
-from experiments.report.figures.drawing import (
-    Results,
-    alignment_axis,
-    layer_axis,
-    legend,
-    line,
-    name_columns,
-    panels,
-    seeds_line,
-    spanning,
-)
+from experiments.report.figures import draw
+from experiments.report.figures.draw import Results, line, seeds_line
 
 CURVES = {
     "reward": "reward", "kl": "KL, nats", "entropy": "entropy, nats", "zero_variance": "equal groups",
@@ -30,43 +21,41 @@ FLOOR = 1e-9
 """Of alignments on a logarithmic axis."""
 
 
+@draw.figure("grpo")
 def grpo_steps(grpo: Results) -> Figure:
     """Curves of training: reward, divergence, entropy, share of groups that all score alike, and of cut completions."""
-    figure, grid = panels(len(CURVES), len(grpo), height=0.4 + 0.95 * len(CURVES), sharex=True, sharey="row")
-    name_columns(grid, grpo, "step")
+    height = 0.4 + 0.95 * len(CURVES)
+    figure, panels = draw.by_model(grpo, CURVES, height=height, xlabel="step", sharex=True, sharey="row")
     looks = (("-", "0.0"), ("--", "0.3"), (":", "0.5"))
-    for row, (key, label) in zip(grid, CURVES.items(), strict=True):
-        for axis, result in zip(row, grpo.values(), strict=True):
-            for (arm, name), (ls, shade) in zip(names.GRPO_ARMS.items(), looks, strict=True):
-                runs = [run["steps"] for run in result["arms"][arm]["runs"]]
-                values = [[entry[key] for entry in steps] for steps in runs]
-                seeds_line(axis, values, x=[entry["step"] for entry in runs[0]], color=shade, ls=ls, label=name)
-        row[0].set_ylabel(label)
-        row[0].set_ylim(bottom=0)
-    legend(figure, grid[0, 0])
+    for axis, key, result in panels:
+        for (arm, name), (ls, shade) in zip(names.GRPO_ARMS.items(), looks, strict=True):
+            runs = [run["steps"] for run in result["arms"][arm]["runs"]]
+            values = [[entry[key] for entry in steps] for steps in runs]
+            seeds_line(axis, values, x=[entry["step"] for entry in runs[0]], color=shade, ls=ls, label=name)
+        axis.set_ylim(bottom=0)
+    draw.legend(figure)
     return figure
 
 
+@draw.figure("grpo")
 def grpo_depth(grpo: Results) -> Figure:
     """Mean alignment of the operation words over depth, before and after GRPO, below the largest of the null words."""
-    figure, grid = panels(1, len(grpo), height=2.1, sharey=True)
-    name_columns(grid, grpo)
-    for axis, result in zip(grid[0], grpo.values(), strict=True):
+    figure, panels = draw.by_model(grpo, {"": "mean alignment"}, height=2.1, sharey=True)
+    for axis, _, result in panels:
         before = result["before"]["alignment"]["alignment"]
         after = [run["alignment"] for run in result["arms"]["controlled"]["runs"]]
         null = np.max([lens["null"]["alignment_max"] for lens in after], axis=0)
-        mean, band = np.mean([lens["alignment"] for lens in after], axis=0), spanning([r["interval"] for r in after])
+        mean, band = np.mean([r["alignment"] for r in after], axis=0), draw.spanning([r["interval"] for r in after])
         line(axis, null, floor=FLOOR, color="0.6", ls="--", label="largest null word, after")
         line(axis, before, floor=FLOOR, color="0.4", ls=":", label="before")
         line(axis, mean, band, floor=FLOOR, color="0.0", label="after GRPO")
         axis.axvline(result["layers"].index(result["layer"]), color="0.85", lw=0.7, zorder=0)
-        alignment_axis(axis, FLOOR)
-        layer_axis(axis, result["layers"])
-    grid[0, 0].set_ylabel("mean alignment")
-    legend(figure, grid[0, 0])
+        draw.alignment_axis(axis, FLOOR)
+    draw.legend(figure)
     return figure
 
 
+@draw.figure("collapse")
 def collapse_map(collapse: Results) -> Figure:
     """Shares of the classes that the lens gives to held-out problems, over the steps of every run.
 
@@ -76,7 +65,7 @@ def collapse_map(collapse: Results) -> Figure:
     beside = (names.COLLAPSE_ATTEMPTS, names.COLLAPSE_FLAWS | names.COLLAPSE_IN_32_BITS)
     seeds = max(len(result["arms"][key]["runs"]) for result in collapse.values() for key in cells)
     rows = len(cells) * len(collapse)
-    figure, grid = panels(rows, seeds + len(beside), height=0.3 + 0.78 * rows, sharey=True)
+    figure, grid = draw.panels(rows, seeds + len(beside), height=0.3 + 0.78 * rows, xlabel="step", sharey=True)
     for block, (model, result) in zip(np.split(grid, len(collapse)), collapse.items(), strict=True):
         arms, classes = result["arms"], result["classes"]
         for row, (key, words) in zip(block, cells.items(), strict=True):
@@ -93,9 +82,7 @@ def collapse_map(collapse: Results) -> Figure:
     for axis in grid.flat:
         if not axis.collections:
             axis.set_axis_off()
-    for axis in grid[-1]:
-        axis.set_xlabel("step")
-    legend(figure, grid[0, 0])
+    draw.legend(figure)
     return figure
 
 
@@ -109,9 +96,10 @@ def _class_shares(axis: Axes, watched: Sequence[Mapping[str, Any]], classes: Seq
     axis.set_yticks([0, 1])
 
 
+@draw.figure("staged")
 def staged(staged: Results) -> Figure:
     """Alignment and reward before training and after each part of it, for every order of the rewards."""
-    figure, grid = panels(len(staged), len(names.STAGED_ORDERS), height=0.4 + 1.5 * len(staged), sharey=True)
+    figure, grid = draw.panels(len(staged), len(names.STAGED_ORDERS), height=0.4 + 1.5 * len(staged), sharey=True)
     for row, (model, result) in zip(grid, staged.items(), strict=True):
         for axis, (order, name) in zip(row, names.STAGED_ORDERS.items(), strict=True):
             found = [[result["before"], *run["stages"]] for run in result["orders"][order]["runs"]]
@@ -124,5 +112,5 @@ def staged(staged: Results) -> Figure:
             axis.set_xlim(-0.3, len(found[0]) - 0.7)
             axis.set_ylim(0, 1.02)
             axis.set_title(name if len(staged) == 1 else f"{model}: {name}")
-    legend(figure, grid[0, 0])
+    draw.legend(figure)
     return figure

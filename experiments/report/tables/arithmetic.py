@@ -39,10 +39,7 @@ def evidence(ledger: Mapping[str, dict[str, Any]]) -> None:
     write_table(FOLDER / "evidence", columns, rows, caption="Every number behind the verdicts.")
 
 
-@table(
-    "Architecture", "Layers", "d", "Vocabulary", "Parameters", "Licence", "Weights (sha256)",
-    tokens=["Weights (sha256)"],
-)  # fmt: skip
+@table("fetch", "Architecture | Layers | d | Vocabulary | Parameters | Licence | `Weights (sha256)`")
 def models(facts: Result) -> Rows:
     """Models."""
     source = facts["source"]
@@ -53,7 +50,7 @@ def models(facts: Result) -> Rows:
     ]  # fmt: skip
 
 
-@table("Operation", "Single-token forms", "Multi-piece forms", "Strict target")
+@table("fetch", "Operation | Single-token forms | Multi-piece forms | Strict target")
 def words(facts: Result) -> Rows:
     """How the vocabularies spell the operation words."""
     for operation in OPERATIONS:
@@ -63,7 +60,7 @@ def words(facts: Result) -> Rows:
         yield [operation, single, pieces or NOTHING, "whole word" if word["strict_is_whole"] else "first piece only"]
 
 
-@table("Prompts", "L0", "Lowest", "Peak", "Peak at", "Chance peak, 95 %", "p")
+@table("probing", "Prompts | L0 | Lowest | Peak | Peak at | Chance peak, 95 % | p")
 def probing_reported(result: Result) -> Rows:
     """Probes under the reported protocol, n = 16."""
     for name in ("symbol", "no_space", "word"):
@@ -76,9 +73,10 @@ def probing_reported(result: Result) -> Rows:
 
 
 @table(
-    "Prompts", "Held out", "emb", "L0", "Chosen layer", "Shuffled", "Bag of tokens", "Chosen",
+    "probing",
+    "Prompts | Held out | emb | L0 | Chosen layer | Shuffled | Bag of tokens | Chosen",
     n="controlled.symbol.held_out_operands.n",
-)  # fmt: skip
+)
 def probing_controlled(result: Result) -> Rows:
     """Probes under the controlled protocol, n = {n} in every cell."""
     for style in STYLES:
@@ -106,7 +104,7 @@ def held_out(probing: Results) -> None:
     write_table(FOLDER / "held_out", columns, rows, caption="Held-out symbol prompts.", tokens=["Prompt"])
 
 
-@table("Prompts", "Forward pass", "L0", "Last layer", "Peak", "Peak at")
+@table("probing", "Prompts | Forward pass | L0 | Last layer | Peak | Peak at")
 def flaws(result: Result) -> Rows:
     """Flaw ablations under the reported protocol, n = 16."""
     for name in ("symbol", "word"):
@@ -117,7 +115,7 @@ def flaws(result: Result) -> Rows:
             ]  # fmt: skip
 
 
-@table("Layer", "Prompt", "Top token", "Top", *OPERATIONS, tokens=["Prompt", "Top token"])
+@table("logit_lens", f"Layer | `Prompt` | `Top token` | Top | {' | '.join(OPERATIONS)}")
 def lens_reported(result: Result) -> Rows:
     """Logit lens under the reported protocol: top token and probability of the bare words' first tokens."""
     for entry in result["reported"]["prompts"]:
@@ -127,9 +125,7 @@ def lens_reported(result: Result) -> Rows:
         ]  # fmt: skip
 
 
-@table(
-    "Prompts", "Layer", "Alignment", "Interval", "Median rank", "Null 95 %", "p", "Contrast p", "Choice",
-)  # fmt: skip
+@table("logit_lens", "Prompts | Layer | Alignment | Interval | Median rank | Null 95 % | p | Contrast p | Choice")
 def lens_controlled(result: Result) -> Rows:
     """Alignment of the prompt's own operation word, against words matched in unembedding norm."""
     for style in STYLES:
@@ -146,7 +142,7 @@ def lens_controlled(result: Result) -> Rows:
             ]  # fmt: skip
 
 
-@table("Prompts", "Direction", "Layer", *OPERATIONS, "Largest cosine", "Chance")
+@table("probing", f"Prompts | Direction | Layer | {' | '.join(OPERATIONS)} | Largest cosine | Chance")
 def directions(result: Result) -> Rows:
     """Rank of each operation word in the vocabulary, seen from its class's direction (p against matched words)."""
     found = result["directions"]

@@ -19,9 +19,10 @@ TOKENS = 3
 
 
 @table(
-    "Routers", "Seed", "Experts", "Largest cosine", "Random rows, 95 %", "Random rows, largest", "Cosine", "z",
-    "Coherence", "Words, smallest q",
-)  # fmt: skip
+    "moe_routers",
+    "Routers | Seed | Experts | Largest cosine | Random rows, 95 % | Random rows, largest "
+    "| Cosine | z | Coherence | Words, smallest q",
+)
 def router_found(result: Result) -> Rows:
     """Experts that stand out from random rows."""
     if result["kind"] == "mixture":
@@ -41,9 +42,9 @@ def router_found(result: Result) -> Rows:
 
 
 @table(
-    "Rows", "Layer", "Expert", "Category", "Top tokens (cosine)", "z", "q of z", "Coherence", "q of coherence",
-    tokens=["Top tokens (cosine)"],
-)  # fmt: skip
+    "moe_routers",
+    "Rows | Layer | Expert | Category | `Top tokens (cosine)` | z | q of z | Coherence | q of coherence",
+)
 def router_rows(result: Result) -> Rows:
     """Experts with the largest cosines, and those whose top tokens are most alike."""
     read = _last_reading(result)
@@ -87,7 +88,7 @@ def _tokens(part: Mapping[str, Any], layer: int, expert: int) -> str:
     return ", ".join(f"“{token}” {number(score, 3)}" for token, score in list(pairs)[:TOKENS])
 
 
-@table("Word", "Forms", "Layer", "Expert", "Rank", "p", "p, equal frequency", "q")
+@table("moe_routers", "Word | Forms | Layer | Expert | Rank | p | p, equal frequency | q")
 def router_words(result: Result) -> Rows:
     """Words looked up for every expert: the expert whose row fits each best."""
     for word in _last_reading(result)["words"]:
@@ -97,7 +98,7 @@ def router_words(result: Result) -> Rows:
         ]  # fmt: skip
 
 
-@table("Trained on", *OPERATIONS, "text")
+@table("moe_routers", f"Trained on | {' | '.join(OPERATIONS)} | text")
 def expert_losses(result: Result) -> Rows:
     """Mean loss on held-out texts, in nats a token, of MLPs trained apart."""
     if result["kind"] != "upcycled":
@@ -126,7 +127,7 @@ IN_USE: dict[str, tuple[str, str | None, Callable[[float], str]]] = {
 """What routing in use is asked: keys of the number and of its chance level, and how both are printed."""
 
 
-@table("What", *(name.capitalize() for name in ROUTERS.values()), "By chance")
+@table("moe_routers", "What | Fresh routers | Trained routers | By chance")
 def routing_use(result: Result) -> Rows:
     """Routing in use: means over layers, ranges over seeds."""
     if result["kind"] != "upcycled":
@@ -144,7 +145,7 @@ def routing_use(result: Result) -> Rows:
         yield [what, *ranges, shown(fmean(by_seed("after", chance))) if chance else NOTHING]
 
 
-@table("What", "Base", "Fresh routers", "Mixture", "Dense twin", "Mixture − twin")
+@table("moe_routers", "What | Base | Fresh routers | Mixture | Dense twin | Mixture − twin")
 def mixture_twin(result: Result) -> Rows:
     """A mixture of experts and its dense twin."""
     if result["kind"] != "upcycled":

@@ -11,9 +11,10 @@ from experiments.report.tables.table import Result, Rows, table
 
 
 @table(
-    "Task", "Held out", "emb", "L0", "Chosen layer", "Shuffled", "Token counts", "Chosen",
+    "other_tasks",
+    "Task | Held out | emb | L0 | Chosen layer | Shuffled | Token counts | Chosen",
     n=f"{OTHER_TASKS[0]}.probing.held_out_groups.n",
-)  # fmt: skip
+)
 def other_tasks_probes(result: Result) -> Rows:
     """Probes on other tasks, n = {n} in every cell."""
     for task in OTHER_TASKS:
@@ -26,7 +27,7 @@ def other_tasks_probes(result: Result) -> Rows:
             ]  # fmt: skip
 
 
-@table("Task", "Layer", "Alignment", "Interval", "Median rank", "Null 95 %", "p", "Contrast p", "Choice")
+@table("other_tasks", "Task | Layer | Alignment | Interval | Median rank | Null 95 % | p | Contrast p | Choice")
 def other_tasks_lens(result: Result) -> Rows:
     """Alignment of the prompt's own class word before training, against words matched in unembedding norm."""
     for task in OTHER_TASKS:
@@ -47,7 +48,7 @@ def _lens_cells(found: Mapping[str, Any], row: int, null: Mapping[str, Any]) -> 
     ]  # fmt: skip
 
 
-@table("Task", "Arm", "Held out", "Top token", "Choice", "Alignment", "Exact answers", "Change")
+@table("other_tasks", "Task | Arm | Held out | Top token | Choice | Alignment | Exact answers | Change")
 def other_tasks_training(result: Result) -> Rows:
     """Dual-reward training on other tasks and its controls."""
     for task in OTHER_TASKS:

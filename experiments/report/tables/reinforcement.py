@@ -16,7 +16,7 @@ PROBE_DEPTHS = [layer / 22 for layer in (0, 2, 4, 8, 10, 14, 16, 20)]
 """Of the layers in the originals' table of probes."""
 
 
-@table("Layer", "20 items, before", "20 items, after", "Held out, before", "Held out, after")
+@table("grpo", "Layer | 20 items, before | 20 items, after | Held out, before | Held out, after")
 def grpo_probe(result: Result) -> Rows:
     """Probes for true statements by layer, before and after GRPO."""
     before, arms = result["before"], result["arms"]
@@ -29,9 +29,7 @@ def grpo_probe(result: Result) -> Rows:
         ]  # fmt: skip
 
 
-@table(
-    "Training", "Probe", "Deviation", "Truth words", "Separation", "Rank", "Probability", "d", "Weights changed",
-)  # fmt: skip
+@table("grpo", "Training | Probe | Deviation | Truth words | Separation | Rank | Probability | d | Weights changed")
 def grpo_reported(result: Result) -> Rows:
     """GRPO under the reported protocol, before and after training."""
     row = result["layers"].index(result["probe_layer"])
@@ -51,9 +49,7 @@ def grpo_reported(result: Result) -> Rows:
         yield [name, *measured(run["reported"]), number(summary["cohens_d"][0]), changed]
 
 
-@table(
-    "Seed", "At the layer", "p", "Largest", "Largest null", "Statements", "Exact answers", "Reward", "Change", "KL",
-)  # fmt: skip
+@table("grpo", "Seed | At the layer | p | Largest | Largest null | Statements | Exact answers | Reward | Change | KL")
 def grpo_controlled(result: Result) -> Rows:
     """GRPO under the controlled protocol: alignment, probes and answers, before training and with each seed."""
     runs = {number(seed): run for seed, run in enumerate(result["arms"]["controlled"]["runs"])}
@@ -71,9 +67,7 @@ def grpo_controlled(result: Result) -> Rows:
         ]  # fmt: skip
 
 
-@table(
-    "Layer", "Prompt", "Before", "Own word", "After", "Top", "Own word after", tokens=["Prompt", "Before", "After"],
-)  # fmt: skip
+@table("collapse", "Layer | `Prompt` | `Before` | Own word | `After` | Top | Own word after")
 def collapse_prompts(result: Result) -> Rows:
     """GRPO and the class loss under the reported protocol: six prompts before and after training."""
     first = result["arms"]["reported_first"]["runs"][0]
@@ -85,9 +79,10 @@ def collapse_prompts(result: Result) -> Rows:
 
 
 @table(
-    "Configuration", "Steps", "Class loss", "Reward", "Divergence", "Six prompts", "One word", "Commonest",
-    "Accuracy", "Collapsed",
-)  # fmt: skip
+    "collapse",
+    "Configuration | Steps | Class loss | Reward | Divergence | Six prompts | One word | Commonest "
+    "| Accuracy | Collapsed",
+)
 def collapse_attempts(result: Result) -> Rows:
     """GRPO and the class loss: the originals' five configurations, with their flaws, and two of them in 32 bits."""
     before = result["before"]["reported"]
@@ -118,9 +113,7 @@ def _from_to(run: Mapping[str, Any], name: str) -> str:
     return " → ".join(number(run["steps"][i][name]) for i in (0, -1))
 
 
-@table(
-    "Trained", "Loss", "Entropy", "Commonest", "Accuracy", "Alignment", "Reward", "KL", "Exact", "Collapsed",
-)  # fmt: skip
+@table("collapse", "Trained | Loss | Entropy | Commonest | Accuracy | Alignment | Reward | KL | Exact | Collapsed")
 def collapse_factorial(result: Result) -> Rows:
     """What collapses: whole model or V and O, GRPO or the class loss or both."""
 
@@ -151,7 +144,7 @@ def _mean(values: Sequence[float | None]) -> str:
     return number(float(np.mean(known)), 3) if known else NOTHING
 
 
-@table("Flaw", "Class loss", "Commonest", "Accuracy", "Reward", "Signed", "k3", "Collapsed")
+@table("collapse", "Flaw | Class loss | Commonest | Accuracy | Reward | Signed | k3 | Collapsed")
 def collapse_flaws(result: Result) -> Rows:
     """Flaws of the originals, switched on one by one in training the whole model on both parts of the loss."""
     for key, name in {"whole_both": "none", **names.COLLAPSE_FLAWS}.items():
@@ -164,7 +157,7 @@ def collapse_flaws(result: Result) -> Rows:
         ]  # fmt: skip
 
 
-@table("Order", "After", "Alignment", "Own word on top", "Reward", "Exact answers", "Change")
+@table("staged", "Order | After | Alignment | Own word on top | Reward | Exact answers | Change")
 def staged(result: Result) -> Rows:
     """Dual reward and GRPO one after the other, and together: lens, reward and answers after each part."""
     paths = ("lens.alignment", "lens.top", "sampled_reward", "answers.exact", "answers.change")

@@ -1,7 +1,8 @@
 """A table of the paper as a function that gives the rows of one model."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import wraps
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any
@@ -17,28 +18,32 @@ Results = Mapping[str, Result]
 Rows = Iterable[Sequence[str | int]]
 
 
-def table(
-    *columns: str, tokens: Collection[str] = (), n: str = ""
-) -> Callable[[Callable[[Result], Rows]], Callable[[Results], None]]:
-    """Make a function that gives a model's rows into one that writes the table of all models.
+@dataclass(frozen=True)
+class Table:
+    """The rows of every model under a first column with its name; see ``table``."""
 
-    Its name is the table's, its docstring the caption. A first column "Model" is added.
+    stage: str
+    columns: str
+    rows: Callable[[Result], Rows]
+    n: str
+
+    def write(self, results: Results) -> None:
+        """Write the table under the name of its function, with the function's docstring as caption."""
+        caption = " ".join(cleandoc(self.rows.__doc__ or "").split())
+        if self.n:
+            caption = caption.format(n=lookup(next(iter(results.values())), self.n))
+        rows = [[model, *row] for model, result in results.items() for row in self.rows(result)]
+        columns = ["Model", *self.columns.replace("`", "").split(" | ")]
+        tokens = re.findall("`(.*?)`", self.columns)
+        write_table(FOLDER / self.rows.__name__, columns, rows, caption=caption, tokens=tokens)
+
+
+def table(stage: str, columns: str, *, n: str = "") -> Callable[..., Table]:
+    """Make a function that gives the rows of a model's result a table of the paper.
 
     Args:
-        columns: The other columns.
-        tokens: Those with vocabulary tokens or prompts.
+        stage: Whose results it shows.
+        columns: Titles after "Model", between bars; in backquotes those of vocabulary tokens and prompts.
         n: Key of a number of the first model's result that stands for ``{n}`` in the caption.
     """
-
-    def decorate(rows_of: Callable[[Result], Rows]) -> Callable[[Results], None]:
-        @wraps(rows_of)
-        def write(results: Results) -> None:
-            caption = " ".join(cleandoc(rows_of.__doc__ or "").split())
-            if n:
-                caption = caption.format(n=lookup(next(iter(results.values())), n))
-            rows = [[model, *row] for model, result in results.items() for row in rows_of(result)]
-            write_table(FOLDER / rows_of.__name__, ["Model", *columns], rows, caption=caption, tokens=tokens)
-
-        return write
-
-    return decorate
+    return lambda rows: Table(stage, columns, rows, n)

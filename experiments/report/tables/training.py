@@ -9,9 +9,7 @@ from experiments.report.tables.cells import NOTHING, decimals, distinct, share, 
 from experiments.report.tables.table import Result, Rows, table
 
 
-@table(
-    "Layer", "Prompt", "Before", "Own word", "After", "Top", "Own word after", tokens=["Prompt", "Before", "After"],
-)  # fmt: skip
+@table("dual_reward", "Layer | `Prompt` | `Before` | Own word | `After` | Top | Own word after")
 def dual_reward_reported(result: Result) -> Rows:
     """Dual reward under the reported protocol: the lens at one layer, before and after training."""
     pairs = (result[when]["reported"]["prompts"] for when in ("before", "main"))
@@ -22,7 +20,7 @@ def dual_reward_reported(result: Result) -> Rows:
         ]  # fmt: skip
 
 
-@table("Arm", "Steps", "Parameters", "Symbols", "Words", "Alignment", "Answers", "Change", "KL", "Half at")
+@table("dual_reward", "Arm | Steps | Parameters | Symbols | Words | Alignment | Answers | Change | KL | Half at")
 def dual_reward_arms(result: Result) -> Rows:
     """Dual-reward training and its controls."""
     yield ["before training", number(0), NOTHING, *_made(result["before"]), *[NOTHING] * 3]
@@ -58,7 +56,7 @@ def _first_steps(steps: list[int | None]) -> str:
     return ", ".join(shown) if len(set(shown)) > 1 else shown[0]
 
 
-@table("Seeds", "Symbols", "Words", "Stories", "Alignment", "Answers", "Change", "KL", "Half at")
+@table("dual_reward_long", "Seeds | Symbols | Words | Stories | Alignment | Answers | Change | KL | Half at")
 def dual_reward_long(result: Result) -> Rows:
     """Dual reward at full length, over seeds."""
     main = result["main"]
@@ -69,7 +67,7 @@ def dual_reward_long(result: Result) -> Rows:
     ]  # fmt: skip
 
 
-@table("Training", "Without the words", "Without random ones", "Difference", "Interval")
+@table("dual_reward_long", "Training | Without the words | Without random ones | Difference | Interval")
 def dual_reward_reading(result: Result) -> Rows:
     """Change of the answers' log-probability, in nats, when directions are removed at the classifier layer."""
     for when, found in (("before", result["reading_before"]), ("after", result["main"]["reading"])):
@@ -77,7 +75,7 @@ def dual_reward_reading(result: Result) -> Rows:
         yield [when, *changes, decimals(found["difference"]["interval"])]
 
 
-@table("Flaw", "Eight prompts", "Symbols", "Answer loss in training", "Exact answers")
+@table("dual_reward", "Flaw | Eight prompts | Symbols | Answer loss in training | Exact answers")
 def dual_reward_flaws(result: Result) -> Rows:
     """Flaws of the originals, switched on one by one."""
     for key, name in {"vo": "none", **DUAL_REWARD_FLAWS}.items():
@@ -90,7 +88,7 @@ def dual_reward_flaws(result: Result) -> Rows:
         yield [f"{name} (main)", percent(value(result["main"][key]["top"])), *[NOTHING] * 3]
 
 
-@table("Steps", "Score", "Other signs", "Alignment", "Largest at", "Words", "Exact answers")
+@table("lora_sft", "Steps | Score | Other signs | Alignment | Largest at | Words | Exact answers")
 def lora_sft(result: Result) -> Rows:
     """Plain LoRA fine-tuning."""
 
@@ -112,9 +110,9 @@ def lora_sft(result: Result) -> Rows:
 
 
 @table(
-    "Trained on", "Nine prompts", "Score", "Exact answers", "Writes the word", "At the layer", "Largest inner",
-    "Last layer",
-)  # fmt: skip
+    "cot_alignment",
+    "Trained on | Nine prompts | Score | Exact answers | Writes the word | At the layer | Largest inner | Last layer",
+)
 def cot_alignment(result: Result) -> Rows:
     """Fine-tuning on answers, and on a word before the answer."""
     for key, name in FORMATS.items():
@@ -130,9 +128,10 @@ def cot_alignment(result: Result) -> Rows:
 
 
 @table(
-    "Trained on", "Nine prompts", "Reloaded", "Exact answers", "Reloaded: exact", "Word on top, last layer",
-    "After a lone space",
-)  # fmt: skip
+    "cot_alignment",
+    "Trained on | Nine prompts | Reloaded | Exact answers | Reloaded: exact | Word on top, last layer "
+    "| After a lone space",
+)
 def cot_flaws(result: Result) -> Rows:
     """The same adapters with two flaws of the originals."""
     for key in ("direct", "chain_of_thought"):

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,28 +6,27 @@ from matplotlib.figure import Figure
 from classifier_emergence.results import read_result
 from experiments.params import load_params
 from experiments.report.figures.__main__ import FIGURES
-from experiments.report.figures.drawing import save, write
+from experiments.report.figures.draw import PaperFigure, save
 from experiments.shared.stage import STAGES, result_path
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMITTED = ROOT / "paper" / "figures"
 
 
-@pytest.mark.parametrize("draw", FIGURES, ids=lambda draw: draw.__name__)
-def test_the_committed_figures_are_what_the_results_give(draw: Callable[..., Figure], tmp_path: Path) -> None:
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
+def test_the_committed_figures_are_what_the_results_give(figure: PaperFigure, tmp_path: Path) -> None:
     params = load_params(ROOT / "params.yaml")
     results = [
         {model: read_result(ROOT / result_path(stage, model)) for model in getattr(params, STAGES[stage])}
-        for stage in FIGURES[draw]
+        for stage in figure.stages
     ]
-    svg = f"{draw.__name__}.svg"
-    for _ in range(2):  # the same bytes twice; warnings are errors: a missing glyph fails here
-        write(draw, *results, folder=tmp_path)
-        assert (tmp_path / svg).read_bytes() == (COMMITTED / svg).read_bytes()
+    svg = f"{figure.name}.svg"
+    figure.write(*results, folder=tmp_path)  # warnings are errors: a missing glyph fails here
+    assert (tmp_path / svg).read_bytes() == (COMMITTED / svg).read_bytes()
 
 
 def test_every_committed_figure_is_drawn() -> None:
-    drawn = {f"{draw.__name__}.{ending}" for draw in FIGURES for ending in ("svg", "png")}
+    drawn = {f"{figure.name}.{ending}" for figure in FIGURES for ending in ("svg", "png")}
     assert {path.name for path in COMMITTED.iterdir()} == drawn
 
 

@@ -22,7 +22,7 @@ def test_the_committed_tables_are_what_the_results_give(tmp_path: Path, monkeypa
 def test_a_table_is_named_as_its_function_with_its_docstring_as_caption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @table("Layer", "Token", tokens=["Token"], n="part.n")
+    @table("probing", "Layer | `Token`", n="part.n")
     def top_tokens(result: Result) -> Rows:
         """Top tokens of
         {n} prompts.
@@ -32,7 +32,7 @@ def test_a_table_is_named_as_its_function_with_its_docstring_as_caption(
 
     monkeypatch.chdir(tmp_path)
     first = {"part": {"n": 8}, "tokens": ["=a", "b|c"]}
-    top_tokens({"small": first, "large": {"tokens": ["\n"]}})
+    top_tokens.write({"small": first, "large": {"tokens": ["\n"]}})
     folder = tmp_path / "paper" / "tables"
     assert (folder / "top_tokens.csv").read_text() == "Model,Layer,Token\nsmall,L0,'=a\nsmall,L1,b|c\nlarge,L0,\\u{a}\n"
     assert (folder / "top_tokens.md").read_text().startswith("Table: Top tokens of 8 prompts.\n")

@@ -116,12 +116,12 @@ def test_a_mixture_is_read_as_it_is(lm: LanguageModel, params: Params, tmp_path:
     # It goes through the tables and figures that show published mixtures beside those that are made here.
     read = {"moe": result}
     for table in (tables.router_found, tables.router_rows, tables.router_words):
-        table(read)
+        table.write(read)
     found, rows = (Path(f"paper/tables/router_{name}.csv").read_text().splitlines() for name in ("found", "rows"))
     assert found[1].startswith("moe,as published,–,8,")
     assert len(rows) == 1 + 2 * tables.SHOWN
     assert upcycled(read) == {}
-    assert figures.router_maxima(read).axes
+    assert figures.router_maxima.draw(read).axes
 
 
 @ONE_MODEL

@@ -1,10 +1,11 @@
-"""What the figures share: style, panels, axes over layers, bands, heat maps, dots with whiskers.
+"""What the figures share: style, panels, axes over layers, lines with bands, heat maps, dots with whiskers.
 
 Same results, same bytes. Line styles carry what colours would.
 """
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from matplotlib.image import AxesImage
 from classifier_emergence.results import write_bytes_atomic
 
 FOLDER = Path("paper/figures")
-Results = Mapping[str, Mapping[str, Any]]
+Result = Mapping[str, Any]
+Results = Mapping[str, Result]
 """Model -> result of one stage."""
 
 STYLE: Any = {
@@ -39,33 +41,65 @@ BAND = 0.15
 """Opacity of a band around a line."""
 
 
-def write(draw: Callable[..., Figure], *results: Results, folder: Path = FOLDER) -> None:
-    """Draw in the paper's style and write the figure under the name of the function."""
-    with mpl.rc_context(STYLE):
-        save(draw(*results), folder / draw.__name__)
+@dataclass(frozen=True)
+class PaperFigure:
+    """A function that draws a figure from the results of some stages."""
+
+    draw: Callable[..., Figure]
+    stages: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return self.draw.__name__
+
+    def write(self, *results: Results, folder: Path = FOLDER) -> None:
+        """Draw in the paper's style; see ``save``."""
+        with mpl.rc_context(STYLE):
+            save(self.draw(*results), folder / self.name)
 
 
-def save(figure: Figure, stem: Path) -> None:
+def figure(*stages: str) -> Callable[[Callable[..., Figure]], PaperFigure]:
+    """Make a function of the results of these stages a figure of the paper, under its own name."""
+    return lambda draw: PaperFigure(draw, stages)
+
+
+def save(drawn: Figure, stem: Path) -> None:
     """Write ``stem.svg`` and ``stem.png`` atomically, without dates or versions in them."""
     metadata: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
     for ending, entries in metadata.items():
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=ending, metadata=entries)
+        drawn.savefig(buffer, format=ending, metadata=entries)
         write_bytes_atomic(stem.parent / f"{stem.name}.{ending}", buffer.getvalue())
 
 
-def panels(rows: int, columns: int, *, height: float, **options: Any) -> tuple[Figure, Any]:
-    """A figure of the paper's width with a grid of panels, as an array (rows, columns)."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
-
-
-def name_columns(grid: Any, titles: Iterable[str], xlabel: str = "layer") -> None:
-    """Titles above the columns of a grid, and what runs along the bottom."""
-    for axis, title in zip(grid[0], titles, strict=True):
-        axis.set_title(title)
+def panels(rows: int, columns: int, *, height: float, xlabel: str = "", **options: Any) -> tuple[Figure, Any]:
+    """A figure of the paper's width with an array (rows, columns) of panels, and what runs along its bottom."""
+    drawn = Figure(figsize=(WIDTH, height), layout="constrained")
+    grid = drawn.subplots(rows, columns, squeeze=False, **options)
     for axis in grid[-1]:
         axis.set_xlabel(xlabel)
+    return drawn, grid
+
+
+def by_model(
+    results: Results, rows: Mapping[str, str], *, height: float, xlabel: str = "layer", **options: Any
+) -> tuple[Figure, list[tuple[Axes, str, Result]]]:
+    """A figure with the models across and ``rows`` (key -> label of the axis) down.
+
+    Returns:
+        The figure; each panel with the key of its row and the result of its model.
+    """
+    drawn, grid = panels(len(rows), len(results), height=height, xlabel=xlabel, **options)
+    for axis, model in zip(grid[0], results, strict=True):
+        axis.set_title(model)
+    for axis, label in zip(grid[:, 0], rows.values(), strict=True):
+        axis.set_ylabel(label)
+    cells = [(key, result) for key in rows for result in results.values()]
+    if xlabel == "layer":
+        for axis, (_, result) in zip(grid.flat, cells, strict=True):
+            layer_axis(axis, result["layers"])
+    return drawn, [(axis, *cell) for axis, cell in zip(grid.flat, cells, strict=True)]
 
 
 def layer_axis(axis: Axes, labels: Sequence[str], *, margin: float = 0.2) -> None:
@@ -87,22 +121,14 @@ def line(
     axis: Axes, y: Any, interval: Any = None, *, x: Any = None, floor: float | None = None, alpha: float = BAND,
     **options: Any,
 ) -> None:  # fmt: skip
-    """A line over rows of a residual stream, or over ``x``, with a band.
+    """A line over rows of a residual stream, or over ``x``, with a band of that opacity between ends (n, 2).
 
-    Args:
-        axis: Where to draw.
-        y: Values.
-        interval: Ends of the band (n, 2), if there is one.
-        x: Positions.
-        floor: Values below it are drawn on it.
-        alpha: Opacity of the band.
-        options: Of ``Axes.plot``: ``ls``, ``color``, ``label``.
+    What lies below ``floor`` is drawn on it. ``options`` are those of ``Axes.plot``.
     """
     x = np.arange(len(y)) if x is None else x
     axis.plot(x, np.clip(y, floor, None), **options)
     if interval is not None:
-        low, high = np.clip(np.transpose(interval), floor, None)
-        axis.fill_between(x, low, high, color=options["color"], alpha=alpha, lw=0)
+        axis.fill_between(x, *np.clip(np.transpose(interval), floor, None), color=options["color"], alpha=alpha, lw=0)
 
 
 def seeds_line(axis: Axes, curves: Any, **options: Any) -> None:
@@ -123,7 +149,7 @@ def heat_map(axis: Axes, values: Any, *, vmin: float = 0, vmax: float = 1, **opt
     return axis.imshow(values, aspect="auto", cmap="cividis", vmin=vmin, vmax=vmax, interpolation="nearest", **options)
 
 
-def dots(axis: Axes, items: Sequence[Mapping[str, Any]], y: Any, *, marker: str, face: str, label: str) -> None:
+def dots(axis: Axes, items: Sequence[Result], y: Any, *, marker: str, face: str, label: str) -> None:
     """Shares with whiskers, one in a row; of one run (``accuracy``) or over seeds (``value``)."""
     values = np.array([item["value"] if "value" in item else item["accuracy"] for item in items])
     low, high = np.array([item["interval"] for item in items]).T
@@ -135,7 +161,8 @@ def dots(axis: Axes, items: Sequence[Mapping[str, Any]], y: Any, *, marker: str,
     axis.set_xticks([0, 0.5, 1], ["0", "½", "1"])
 
 
-def legend(figure: Figure, *axes: Axes, ncols: int = 3) -> None:
-    """One legend above the figure, of what some panels show, each name once."""
-    entries = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=ncols)
+def legend(drawn: Figure, *axes: Axes, ncols: int = 3) -> None:
+    """One legend above the figure, of what some panels show (else the first), each name once."""
+    shown = [axis.get_legend_handles_labels() for axis in axes or drawn.axes[:1]]
+    entries = {name: handle for handles, names in shown for handle, name in zip(handles, names, strict=True)}
+    drawn.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=ncols)
