@@ -1,1 +1,1 @@
-"""The paper's tables: a function of rows each (see ``table``), listed by stage in ``__main__``."""
+"""The paper's tables: a function of a model's rows each, marked ``table``; cells that they share are in ``cells``."""

@@ -9,9 +9,14 @@ NOTHING = "–"
 """What was not measured."""
 
 
-def value(item: Mapping[str, Any]) -> Any:
-    """A mean over seeds, an accuracy, or a mean over prompts."""
-    return item[next(key for key in ("value", "accuracy", "mean") if key in item)]
+def value(item: Any) -> Any:
+    """A mean over seeds, an accuracy, a mean over prompts, or a mere number."""
+    return item[next(key for key in ("value", "accuracy", "mean") if key in item)] if isinstance(item, dict) else item
+
+
+def known(x: float | None, digits: int = 2) -> str:
+    """A number, or a dash where there is none."""
+    return NOTHING if x is None else number(x, digits)
 
 
 def share(item: Mapping[str, Any]) -> str:

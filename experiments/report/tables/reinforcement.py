@@ -1,6 +1,6 @@
 """Tables of reinforcement learning: GRPO alone, with a loss on the lens, and after or before the dual reward."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from classifier_emergence.numbers import accuracy_text, number, percent, small_share
 from classifier_emergence.reading.layers import layer_at, layer_row
 from experiments.report import names
-from experiments.report.tables.cells import NOTHING, at_layer, share, value, yes
+from experiments.report.tables.cells import NOTHING, at_layer, known, share, value, yes
 from experiments.report.tables.table import Result, Rows, table
 from experiments.shared.runs import summary_over_seeds
 
@@ -63,7 +63,7 @@ def grpo_controlled(result: Result) -> Rows:
             at_layer(result, alignment, peak, small_share), small_share(null["alignment_max"][peak]),
             share(run["statements"]["selected"]), share(run["answers"]["exact"]),
             percent(run["sampled_reward"]["mean"]), number(run["answers"]["change"]["mean"], 2),
-            NOTHING if kl is None else number(kl, 3),
+            known(kl, 3),
         ]  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def collapse_attempts(result: Result) -> Rows:
         divergence = last.get("signed_kl", last.get("kl"))
         yield [
             name, number(last["step"]), _from_to(run, "class_loss"), _from_to(run, "reward"),
-            NOTHING if divergence is None else number(divergence, 1), percent(value(summary["reported"]["score"])),
+            known(divergence, 1), percent(value(summary["reported"]["score"])),
             percent(value(summary["reported_one_word"])), *_classes(run["reported"]["classes"]),
             yes(summary["reported_collapsed"]),
         ]  # fmt: skip
@@ -117,31 +117,20 @@ def _from_to(run: Mapping[str, Any], name: str) -> str:
 def collapse_factorial(result: Result) -> Rows:
     """What collapses: whole model or V and O, GRPO or the class loss or both."""
 
-    def cells(classes: Mapping[str, Any], reward: Any, kl: str, answers: Any) -> list[str]:
+    def measured(found: Mapping[str, Any]) -> list[str]:
+        classes = found["classes"]
+        kl = [each for each in found.get("final_kl", []) if each is not None]
         return [
-            number(_plain(classes["entropy"])), percent(_plain(classes["modal_share"])),
-            share(classes["balanced_accuracy"]), small_share(_plain(classes["alignment"])), percent(value(reward)), kl,
-            percent(value(answers)),
+            number(value(classes["entropy"])), percent(value(classes["modal_share"])),
+            share(classes["balanced_accuracy"]), small_share(value(classes["alignment"])),
+            percent(value(found["sampled_reward"])), known(float(np.mean(kl)) if kl else None, 3),
+            percent(value(found["answers"])),
         ]  # fmt: skip
 
-    before = result["before"]
-    measured = cells(before["classes"], before["sampled_reward"], NOTHING, before["answers"])
-    yield ["before training", NOTHING, *measured, NOTHING]
+    yield ["before training", NOTHING, *measured(result["before"]), NOTHING]
     for key, (trained, loss) in names.COLLAPSE_FACTORIAL.items():
         found = result["arms"][key]["summary"]
-        measured = cells(found["classes"], found["sampled_reward"], _mean(found["final_kl"]), found["answers"])
-        yield [trained, loss, *measured, f"{number(found['collapsed'])} of {number(found['seeds'])}"]
-
-
-def _plain(found: Any) -> Any:
-    """A number of one run, or its mean over seeds."""
-    return value(found) if isinstance(found, Mapping) else found
-
-
-def _mean(values: Sequence[float | None]) -> str:
-    """Mean over seeds; a dash where there is no such number."""
-    known = [each for each in values if each is not None]
-    return number(float(np.mean(known)), 3) if known else NOTHING
+        yield [trained, loss, *measured(found), f"{number(found['collapsed'])} of {number(found['seeds'])}"]
 
 
 @table("collapse", "Flaw | Class loss | Commonest | Accuracy | Reward | Signed | k3 | Collapsed")
@@ -150,10 +139,9 @@ def collapse_flaws(result: Result) -> Rows:
     for key, name in {"whole_both": "none", **names.COLLAPSE_FLAWS}.items():
         run = result["arms"][key]["runs"][0]
         last = run["steps"][-1]
-        signed = last.get("signed_kl")
         yield [
             name, _from_to(run, "class_loss"), *_classes(run["classes"]), share(run["sampled_reward"]),
-            NOTHING if signed is None else number(signed, 1), number(last["kl"], 3), yes(run["classes"]["collapsed"]),
+            known(last.get("signed_kl"), 1), number(last["kl"], 3), yes(run["classes"]["collapsed"]),
         ]  # fmt: skip
 
 
