@@ -1,4 +1,4 @@
-"""The claims ledger: a program turns results into verdicts.
+"""Stage claims: the ledger of claims, and a program that turns results into verdicts (results/claims.json).
 
 ``paper/claims.yaml`` states each claim, where it stands, what was reported, and tests: a number in a result file and
 what the claim says about it. A test gives one piece of evidence a model. The verdict follows from how many of them meet
@@ -12,12 +12,15 @@ from typing import Any, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.layers import layer_at, layer_row
-from classifier_emergence.results import lookup
+from classifier_emergence.results import lookup, write_result
+from experiments.params import load_params
+from experiments.shared.stage import RESULTS, STAGES, exit_on_bad_input, result_path, results_of
 
+LEDGER = Path("paper/claims.yaml")
 Verdict = Literal["holds", "holds in part", "does not hold", "not testable offline", "not tested yet"]
 Results = Mapping[str, Mapping[str, Any]]
 """Stage -> model -> result."""
@@ -104,13 +107,13 @@ def load_claims(path: Path) -> dict[str, Claim]:
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {key: Claim.model_validate(value) for key, value in raw.items()}
+        return TypeAdapter(dict[str, Claim]).validate_python(raw)
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        raise InputError(f"{path}: {where or 'a claim'}: {problem['msg']}") from error
+        raise InputError(f"{path}: {where or 'the ledger'}: {problem['msg']}") from error
 
 
 def evaluate(claim: Claim, results: Results, models: Sequence[str], parameters: Mapping[str, int]) -> dict[str, Any]:
@@ -128,9 +131,7 @@ def evaluate(claim: Claim, results: Results, models: Sequence[str], parameters: 
         for item in _evidence(test, results[test.stage], models, parameters)
     ]  # fmt: skip
     return {
-        "claim": claim.claim,
-        "source": claim.source,
-        "reported": claim.reported,
+        **claim.model_dump(include={"claim", "source", "reported"}),
         "verdict": _verdict(claim, evidence),
         "evidence": evidence,
     }
@@ -161,13 +162,9 @@ def _evidence(
             continue
         interval = lookup(results[model], test.interval + suffix) if test.interval else None
         n = lookup(results[model], test.n) if test.n else None
-        file = f"results/{test.stage}/{model}.json"
-        found.append(
-            Evidence(
-                model, test.protocol, test.what, value, interval, n, test.expected, test.met_by(value),
-                {"file": file, "key": key},
-            )
-        )  # fmt: skip
+        source = {"file": result_path(test.stage, model).as_posix(), "key": key}
+        met = test.met_by(value)
+        found.append(Evidence(model, test.protocol, test.what, value, interval, n, test.expected, met, source))
     if test.across is None or not found:
         return found
     return [replace(item, met=_holds_across(test, found, parameters)) for item in found]
@@ -196,3 +193,19 @@ def _row(test: Criterion, result: Mapping[str, Any]) -> str:
     values = lookup(result, test.key)[layer_row(0) :]
     pick = np.argmin if test.at == "min" else np.argmax
     return f".{layer_row(int(pick(values)))}"
+
+
+def run() -> None:
+    """Judge every claim by the results of the models of the paper."""
+    params = load_params()
+    ledger = load_claims(LEDGER)
+    tested = {test.stage for claim in ledger.values() for test in claim.tests}
+    results = {stage: results_of(stage, params) for stage in STAGES if stage in tested}
+    parameters = {model: facts["parameters"] for model, facts in results_of("fetch", params).items()}
+    judged = list(dict.fromkeys([*params.models, *params.moe_models]))
+    verdicts = {key: evaluate(claim, results, judged, parameters) for key, claim in ledger.items()}
+    write_result(RESULTS / "claims.json", verdicts)
+
+
+if __name__ == "__main__":
+    exit_on_bad_input(run)

@@ -1,1 +1,1 @@
-"""The paper's figures."""
+"""The paper's figures: a function each, marked ``draw.figure``; what they share is in ``draw``."""

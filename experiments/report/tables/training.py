@@ -1,255 +1,205 @@
-"""Tables of the training studies; see ``tables``."""
+"""Tables of supervised training: the dual reward, plain fine-tuning, chains of thought, and other tasks."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from classifier_emergence.numbers import accuracy_text, interval_text, number, percent, small_share
-from experiments.report.typeset import write_table
+from classifier_emergence.numbers import number, percent, small_share
+from classifier_emergence.reading.layers import layer_row
+from experiments.report import names
+from experiments.report.tables.cells import (
+    NOTHING,
+    decimals,
+    distinct,
+    known,
+    share,
+    small_interval,
+    times_seeds,
+    value,
+)
+from experiments.report.tables.table import Result, Rows, table
 
-FOLDER = Path("paper/tables")
-Results = Mapping[str, dict[str, Any]]
-"""Model -> result of one stage."""
 
-
-def dual_reward_reported(dual: Results) -> None:
-    """The originals' table: eight prompts before and after."""
-    columns = ["Model", "Layer", "Prompt", "Before", "Own word", "After", "Top", "Own word after"]
-    rows = [
-        [
-            model, result["layer"], old["prompt"], old["top_token"], small_share(old["own_probability"]),
-            new["top_token"],
+@table("dual_reward", "Layer | `Prompt` | `Before` | Own word | `After` | Top | Own word after")
+def dual_reward_reported(result: Result) -> Rows:
+    """Dual reward under the reported protocol: the lens at one layer, before and after training."""
+    pairs = (result[when]["reported"]["prompts"] for when in ("before", "main"))
+    for old, new in zip(*pairs, strict=True):
+        yield [
+            result["layer"], old["prompt"], old["top_token"], small_share(old["own_probability"]), new["top_token"],
             percent(new["top_probability"]), percent(new["own_probability"]),
-        ]
-        for model, result in dual.items()
-        for old, new in zip(
-            result["before"]["reported"]["prompts"], result["main"]["reported"]["prompts"], strict=True
-        )
-    ]  # fmt: skip
-    caption = "Dual reward under the reported protocol: the lens at one layer, before and after training."
-    write_table(FOLDER / "dual_reward_reported", columns, rows, caption=caption, tokens=["Prompt", "Before", "After"])
-
-
-ARMS = {
-    "vo": "V and O (main)", "vo_all_layers": "V and O, all layers", "qk": "Q and K", "mlp": "MLP",
-    "all_linear": "all linear maps", "class_only": "lens alone", "answer_only": "answers alone",
-    "arbitrary_words": "arbitrary words", "shuffled_targets": "shuffled targets", "head": "separate head",
-}  # fmt: skip
-"""Arms as the paper names them; depths, weights and flaws name themselves."""
-
-
-def arm_name(key: str) -> str:
-    """What the tables and figures call an arm."""
-    kind, _, value = key.rpartition("_")
-    if kind in ("depth", "weight"):
-        return f"{kind} {int(value) / 100:g}"
-    return ARMS.get(key, key.replace("_", " "))
-
-
-def in_order(arms: Mapping[str, Any]) -> dict[str, Any]:
-    """The arms in the order of ``ARMS``, then depths and weights; flaws have a table of their own."""
-    return {key: arms[key] for key in (*ARMS, *(key for key in arms if key not in ARMS and key not in FLAWS))}
-
-
-def dual_reward_arms(dual: Results) -> None:
-    """What each arm makes and costs."""
-    columns = [
-        "Model",
-        "Arm",
-        "Steps",
-        "Parameters",
-        "Symbols",
-        "Words",
-        "Alignment",
-        "Answers",
-        "Change",
-        "KL",
-        "Half at",
-    ]
-    rows = []
-    for model, result in dual.items():
-        before, main = result["before"], result["main"]
-        rows.append(
-            [
-                model, "before training", number(0), "–", accuracy_text(before["symbol"]["top"]),
-                percent(before["word"]["top"]["accuracy"]), small_share(before["symbol"]["alignment"]["mean"]),
-                accuracy_text(before["answers"]["exact"]), "–", "–", "–",
-            ]
-        )  # fmt: skip
-        rows.append(
-            [
-                model, ARMS["vo"], number(result["steps"]["main"]), number(main["parameters"]),
-                accuracy_text(main["symbol"]["top"]), percent(main["word"]["top"]["accuracy"]),
-                small_share(main["symbol"]["alignment"]["mean"]), accuracy_text(main["answers"]["exact"]),
-                number(main["answers"]["change"]["mean"], 2), number(main["kl"]["mean"], 2),
-                _first([main["first_step_above_threshold"]]),
-            ]
-        )  # fmt: skip
-        for key, arm in in_order(result["arms"]).items():
-            seeds = f" × {number(arm['seeds'])}" if arm["seeds"] > 1 else ""
-            rows.append(
-                [
-                    model, arm_name(key), number(result["steps"]["arms"]) + seeds, number(arm["parameters"]),
-                    _over(arm["symbol_top"]), percent(arm["word_top"]["value"]),
-                    small_share(arm["symbol_alignment"]["value"]), _over(arm["answers_exact"]),
-                    number(arm["answers_change"]["value"], 2), number(arm["kl"]["value"], 2),
-                    _first(arm["first_step_above_threshold"]),
-                ]
-            )  # fmt: skip
-    write_table(FOLDER / "dual_reward_arms", columns, rows, caption="Dual-reward training and its controls.")
-
-
-def _over(item: Mapping[str, Any]) -> str:
-    """A share over seeds, with the interval that spans them."""
-    return f"{percent(item['value'])} {interval_text(item['interval'])}"
-
-
-def _first(steps: list[int | None]) -> str:
-    """The first step above the threshold for each seed, once if they agree; a dash where it was never reached."""
-    shown = ["–" if step is None else number(step) for step in steps]
-    return ", ".join(shown) if len(set(shown)) > 1 else shown[0]
-
-
-def dual_reward_long(long: Results) -> None:
-    """The main arm at full length, over seeds."""
-    columns = ["Model", "Seeds", "Symbols", "Words", "Stories", "Alignment", "Answers", "Change", "KL", "Half at"]
-    rows = [
-        [
-            model, number(main["seeds"]), _over(main["symbol_top"]), _over(main["word_top"]), _over(main["story_top"]),
-            percent(main["symbol_alignment"]["value"]), _over(main["answers_exact"]),
-            number(main["answers_change"]["value"], 2), number(main["kl"]["value"], 2),
-            _first(main["first_step_above_threshold"]),
-        ]
-        for model, main in ((model, result["main"]) for model, result in long.items())
-    ]  # fmt: skip
-    write_table(FOLDER / "dual_reward_long", columns, rows, caption="Dual reward at full length, over seeds.")
-
-
-def dual_reward_reading(long: Results) -> None:
-    """What answers lose without the words' directions, before training and after it."""
-    columns = ["Model", "Training", "Without the words", "Without random ones", "Difference", "Interval"]
-    rows = []
-    for model, result in long.items():
-        before, main = result["reading_before"], result["main"]
-        after = {key: main[f"reading_{key}"] for key in ("words", "random", "difference")}
-        for name, found, value in (("before", before, "mean"), ("after", after, "value")):
-            low, high = found["difference"]["interval"]
-            rows.append(
-                [
-                    model, name, *(number(found[key][value], 3) for key in ("words", "random", "difference")),
-                    f"[{number(low, 3)}, {number(high, 3)}]",
-                ]
-            )  # fmt: skip
-    caption = "Change of the answers' log-probability, in nats, when directions are removed at the classifier layer."
-    write_table(FOLDER / "dual_reward_reading", columns, rows, caption=caption)
-
-
-def dual_reward_flaws(dual: Results) -> None:
-    """What each flaw of the originals does to the main arm."""
-    columns = ["Model", "Flaw", "Eight prompts", "Symbols", "Answer loss in training", "Exact answers"]
-    rows = []
-    for model, result in dual.items():
-        main = result["main"]
-        arms = {"none": result["arms"]["vo"], **{key: result["arms"][key] for key in FLAWS}}
-        for key, arm in arms.items():
-            rows.append(
-                [
-                    model, FLAWS.get(key, "none"), percent(arm["reported_top"]["value"]), _over(arm["symbol_top"]),
-                    number(arm["final_losses"][0]["answer_loss"], 4), _over(arm["answers_exact"]),
-                ]
-            )  # fmt: skip
-        for key, name in (("lone_space", "read at a lone space"), ("without_o", "reloaded without O")):
-            rows.append([model, f"{name} (main)", percent(main[key]["top"]["accuracy"]), "–", "–", "–"])
-    write_table(FOLDER / "dual_reward_flaws", columns, rows, caption="Flaws of the originals, switched on one by one.")
-
-
-FLAWS = {
-    "unshifted_answers": "answer labels not shifted",
-    "read_after_answer": "lens trained after the answer",
-    "bare_targets": "targets without a space",
-}
-
-
-def lora_sft(plain: Results) -> None:
-    """Plain fine-tuning by step: the write-up's score beside alignment."""
-    columns = ["Model", "Steps", "Score", "Other signs", "Alignment", "Largest at", "Words", "Exact answers"]
-    rows = []
-    for model, result in plain.items():
-        before, final = result["before"], result["final"]
-        rows.append(
-            [
-                model, number(0), percent(before["reported"]["score"], 2), percent(before["reported"]["control"], 2),
-                small_share(before["symbol"]["peak"]["mean"]), before["symbol"]["peak_layer"],
-                small_share(before["word"]["peak"]["mean"]), accuracy_text(before["answers"]["exact"]),
-            ]
-        )  # fmt: skip
-        rows += [
-            [
-                model, number(entry["step"]), percent(entry["reported_score"]["value"], 2),
-                percent(entry["reported_control"]["value"], 2), small_share(entry["symbol_peak"]["value"]),
-                _distinct(entry["peak_layers"]), "–", "–",
-            ]
-            for entry in result["by_step"][1:-1]
         ]  # fmt: skip
-        rows.append(
-            [
-                model, number(result["by_step"][-1]["step"]), percent(final["reported_score"]["value"], 2),
-                percent(final["reported_control"]["value"], 2), small_share(final["symbol_peak"]["value"]),
-                _distinct([seed["final"]["symbol"]["peak_layer"] for seed in result["by_seed"]]),
-                small_share(final["word_peak"]["value"]), _over(final["answers_exact"]),
-            ]
+
+
+@table("dual_reward", "Arm | Steps | Parameters | Symbols | Words | Alignment | Answers | Change | KL | Half at")
+def dual_reward_arms(result: Result) -> Rows:
+    """Dual-reward training and its controls."""
+    yield ["before training", number(0), NOTHING, *_made(result["before"]), *[NOTHING] * 3]
+    main, steps = result["main"], result["steps"]
+    half = _first_steps([main["first_step_above_threshold"]])
+    yield [names.arm_name("vo"), number(steps["main"]), number(main["parameters"]), *_made(main), *_cost(main), half]
+    further = [key for key in result["arms"] if key not in (*names.DUAL_REWARD_ARMS, *names.DUAL_REWARD_FLAWS)]
+    for key in (*names.DUAL_REWARD_ARMS, *further):
+        arm = result["arms"][key]
+        yield [
+            names.arm_name(key), number(steps["arms"]) + times_seeds(arm), number(arm["parameters"]), *_made(arm),
+            *_cost(arm), _first_steps(arm["first_step_above_threshold"]),
+        ]  # fmt: skip
+
+
+def _made(found: Mapping[str, Any]) -> Iterator[str]:
+    """Top tokens on symbols and on words, alignment and answers."""
+    yield share(found["symbol"]["top"])
+    yield percent(value(found["word"]["top"]))
+    yield small_share(value(found["symbol"]["alignment"]))
+    yield share(found["answers"]["exact"])
+
+
+def _cost(found: Mapping[str, Any]) -> Iterator[str]:
+    """Change of the answers' log-probability, and divergence on plain text."""
+    yield number(value(found["answers"]["change"]), 2)
+    yield number(value(found["kl"]), 2)
+
+
+def _first_steps(steps: list[int | None]) -> str:
+    """The first step above the threshold for each seed, once if they agree; a dash where it was never reached."""
+    return ", ".join(map(known, steps if len(set(steps)) > 1 else steps[:1]))
+
+
+@table("dual_reward_long", "Seeds | Symbols | Words | Stories | Alignment | Answers | Change | KL | Half at")
+def dual_reward_long(result: Result) -> Rows:
+    """Dual reward at full length, over seeds."""
+    main = result["main"]
+    yield [
+        number(main["seeds"]), *(share(main[style]["top"]) for style in ("symbol", "word", "story")),
+        percent(value(main["symbol"]["alignment"])), share(main["answers"]["exact"]), *_cost(main),
+        _first_steps(main["first_step_above_threshold"]),
+    ]  # fmt: skip
+
+
+@table("dual_reward_long", "Training | Without the words | Without random ones | Difference | Interval")
+def dual_reward_reading(result: Result) -> Rows:
+    """Change of the answers' log-probability, in nats, when directions are removed at the classifier layer."""
+    for when, found in (("before", result["reading_before"]), ("after", result["main"]["reading"])):
+        changes = (number(value(found[key]), 3) for key in ("words", "random", "difference"))
+        yield [when, *changes, decimals(found["difference"]["interval"])]
+
+
+@table("dual_reward", "Flaw | Eight prompts | Symbols | Answer loss in training | Exact answers")
+def dual_reward_flaws(result: Result) -> Rows:
+    """Flaws of the originals, switched on one by one."""
+    for key, name in {"vo": "none", **names.DUAL_REWARD_FLAWS}.items():
+        arm = result["arms"][key]
+        yield [
+            name, percent(value(arm["reported"]["top"])), share(arm["symbol"]["top"]),
+            number(arm["final_losses"][0]["answer_loss"], 4), share(arm["answers"]["exact"]),
+        ]  # fmt: skip
+    for key, name in (("lone_space", "read at a lone space"), ("without_o", "reloaded without O")):
+        yield [f"{name} (main)", percent(value(result["main"][key]["top"])), *[NOTHING] * 3]
+
+
+@table("lora_sft", "Steps | Score | Other signs | Alignment | Largest at | Words | Exact answers")
+def lora_sft(result: Result) -> Rows:
+    """Plain LoRA fine-tuning."""
+
+    def looked_at(step: int, found: Mapping[str, Any], peak_layers: list[str]) -> list[str]:
+        scores = (percent(value(found["reported"][key]), 2) for key in ("score", "control"))
+        return [number(step), *scores, small_share(value(found["symbol"]["peak"])), distinct(peak_layers)]
+
+    def ends(found: Mapping[str, Any]) -> list[str]:
+        return [small_share(value(found["word"]["peak"])), share(found["answers"]["exact"])]
+
+    before, final = result["before"], result["final"]
+    yield [*looked_at(0, before, [before["symbol"]["peak_layer"]]), *ends(before)]
+    *_, last = result["by_step"]
+    for entry in result["by_step"][1:-1]:
+        yield [*looked_at(entry["step"], entry, entry["peak_layers"]), NOTHING, NOTHING]
+    peaks = [seed["final"]["symbol"]["peak_layer"] for seed in result["by_seed"]]
+    yield [*looked_at(last["step"], final, peaks), *ends(final)]
+
+
+@table(
+    "cot_alignment",
+    "Trained on | Nine prompts | Score | Exact answers | Writes the word | At the layer | Largest inner | Last layer",
+)
+def cot_alignment(result: Result) -> Rows:
+    """Fine-tuning on answers, and on a word before the answer."""
+    for key, name in names.FORMATS.items():
+        found = result[key]
+        words, reported = found["alignment"], found["reported"]
+        layers = distinct(run["alignment"]["inner_peak_layer"] for run in found.get("by_seed", [found]))
+        yield [
+            name, percent(value(reported["answers"])), percent(value(reported["score"]), 2),
+            share(found["answers"]["exact"]), percent(value(found["writes_word"])),
+            small_share(value(words["at_classifier"])), f"{small_share(value(words['inner_peak']))} at {layers}",
+            small_share(value(words["last"])),
+        ]  # fmt: skip
+
+
+@table(
+    "cot_alignment",
+    "Trained on | Nine prompts | Reloaded | Exact answers | Reloaded: exact | Word on top, last layer "
+    "| After a lone space",
+)
+def cot_flaws(result: Result) -> Rows:
+    """The same adapters with two flaws of the originals."""
+    for key in ("direct", "chain_of_thought"):
+        found = result[key]
+        reloaded, lone_space = found["flaws"]["reloaded_q_and_v"], found["flaws"]["lone_space"]
+        shares = (
+            found["reported"]["answers"], reloaded["reported"]["answers"], found["answers"]["exact"],
+            reloaded["exact"], found["alignment"]["last_top"], lone_space["last_top"],
         )  # fmt: skip
-    write_table(FOLDER / "lora_sft", columns, rows, caption="Plain LoRA fine-tuning.")
+        yield [names.FORMATS[key], *(percent(value(item)) for item in shares)]
 
 
-def _distinct(labels: Sequence[str]) -> str:
-    return ", ".join(dict.fromkeys(labels))
+@table(
+    "other_tasks",
+    "Task | Held out | emb | L0 | Chosen layer | Shuffled | Token counts | Chosen",
+    n=f"{names.OTHER_TASKS[0]}.probing.held_out_groups.n",
+)
+def other_tasks_probes(result: Result) -> Rows:
+    """Probes on other tasks, n = {n} in every cell."""
+    for task in names.OTHER_TASKS:
+        for part, name in names.HELD_OUT.items():
+            found = result[task]["probing"][part]
+            accuracy, chosen = found["accuracy"], found["selected"]
+            yield [
+                task, name, percent(accuracy[0]), percent(accuracy[layer_row(0)]), share(chosen),
+                percent(chosen["shuffled_accuracy"]), share(found["bag_of_tokens"]), ", ".join(chosen["layers"]),
+            ]  # fmt: skip
 
 
-FORMATS = {"before": "before training", "direct": "answer", "chain_of_thought": "word and answer"}
-"""Formats of ``cot_alignment`` as the paper names them."""
+@table("other_tasks", "Task | Layer | Alignment | Interval | Median rank | Null 95 % | p | Contrast p | Choice")
+def other_tasks_lens(result: Result) -> Rows:
+    """Alignment of the prompt's own class word before training, against words matched in unembedding norm."""
+    for task in names.OTHER_TASKS:
+        found, largest = result[task]["lens"], result[task]["lens"]["largest"]
+        row = result["layers"].index(result["layer"])
+        there = {"null_95": found["null"]["alignment_95"][row], "p": found["null"]["p"][row]}
+        yield [task, result["layer"], *_lens_cells(found, row, there)]
+        row = result["layers"].index(largest["layer"])
+        # Of the largest over layers; so is its null.
+        yield [task, f"{largest['layer']} (largest)", *_lens_cells(found, row, largest)]
 
 
-def cot_alignment(chain: Results) -> None:
-    """Fine-tuning with and without a word before the answer, under both protocols and with two flaws."""
-    columns = ["Model", "Trained on", "Nine prompts", "Score", "Exact answers", "Writes the word", "At the layer",
-               "Largest inner", "Last layer"]  # fmt: skip
-    flaws = ["Model", "Trained on", "Nine prompts", "Reloaded", "Exact answers", "Reloaded: exact",
-             "Word on top, last layer", "After a lone space"]  # fmt: skip
-    rows, flawed = [], []
-    for model, result in chain.items():
-        before = result["before"]
-        words = before["alignment"]
-        rows.append(
-            [
-                model, FORMATS["before"], percent(before["reported"]["answers"]["accuracy"]),
-                percent(before["reported"]["score"], 2), accuracy_text(before["answers"]["exact"]),
-                percent(before["writes_word"]["accuracy"]), small_share(words["at_classifier"]["mean"]),
-                f"{small_share(words['inner_peak']['mean'])} at {words['inner_peak_layer']}",
-                small_share(words["last"]["mean"]),
-            ]
-        )  # fmt: skip
-        for key in ("direct", "chain_of_thought"):
-            found = result[key]
-            layers = _distinct([run["alignment"]["inner_peak_layer"] for run in found["by_seed"]])
-            rows.append(
-                [
-                    model, FORMATS[key], percent(found["reported_answers"]["value"]),
-                    percent(found["reported_score"]["value"], 2), _over(found["answers_exact"]),
-                    percent(found["writes_word"]["value"]), small_share(found["alignment_at_classifier"]["value"]),
-                    f"{small_share(found['alignment_inner_peak']['value'])} at {layers}",
-                    small_share(found["alignment_last"]["value"]),
-                ]
-            )  # fmt: skip
-            flawed.append(
-                [
-                    model, FORMATS[key], percent(found["reported_answers"]["value"]),
-                    percent(found["flaws_reloaded_q_and_v_reported_answers"]["value"]),
-                    percent(found["answers_exact"]["value"]), percent(found["flaws_reloaded_q_and_v_exact"]["value"]),
-                    percent(found["alignment_last_top"]["value"]), percent(found["flaws_lone_space_last_top"]["value"]),
-                ]
-            )  # fmt: skip
-    caption = "Fine-tuning on answers, and on a word before the answer."
-    write_table(FOLDER / "cot_alignment", columns, rows, caption=caption)
-    caption = "The same adapters with two flaws of the originals."
-    write_table(FOLDER / "cot_flaws", flaws, flawed, caption=caption)
+def _lens_cells(found: Mapping[str, Any], row: int, null: Mapping[str, Any]) -> list[str]:
+    return [
+        small_share(found["alignment"]["mean"][row]), small_interval(found["alignment"]["interval"][row]),
+        number(found["rank"][row], 0), small_share(null["null_95"]), number(null["p"], 3),
+        number(found["null"]["contrast_p"][row], 3), percent(found["choice"]["accuracy"][row]),
+    ]  # fmt: skip
+
+
+@table("other_tasks", "Task | Arm | Held out | Top token | Choice | Alignment | Exact answers | Change")
+def other_tasks_training(result: Result) -> Rows:
+    """Dual-reward training on other tasks and its controls."""
+    for task in names.OTHER_TASKS:
+        for key, name in names.OTHER_TASKS_ARMS.items():
+            arm = result[task][key]
+            for part, held_out in names.HELD_OUT.items():
+                found = arm[part]
+                yield [
+                    task, name + times_seeds(arm), held_out, share(found["top"]), share(found["choice"]),
+                    small_share(value(found["alignment"])), share(found["answers_exact"]),
+                    NOTHING if key == "before" else number(value(found["answers_change"]), 2),
+                ]  # fmt: skip

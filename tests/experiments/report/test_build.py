@@ -8,7 +8,7 @@ from pypdf import PdfReader
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.numbers import percent
-from experiments.report.build import build, prose_numbers
+from experiments.report.build import build
 from experiments.report.typeset import write_table
 
 ROOT = Path(__file__).parents[3]
@@ -164,7 +164,7 @@ def test_a_table_has_a_caption_with_its_stage_and_can_be_referred_to(tree: Path)
     write_csv(tree, ["model", "n"], [["a", "1"]])
     text = printed(tree, 'See @tab-t.\n#data-table("t", [Caption.], labels: ("n": "count"))')
     assert "See Table 1." in text
-    assert "Table 1: Caption. (Stage tables, experiments/tables.py.)" in text
+    assert "Table 1: Caption. (Stage tables, experiments/report/tables/.)" in text
     assert "model count" in text
 
 
@@ -189,7 +189,7 @@ def test_a_figure_has_its_stage_and_its_script(tree: Path) -> None:
     (tree / "paper/figures/f.svg").write_text(SVG.format("a"))
     text = printed(tree, 'See @fig-f.\n#data-figure("f", "probing", [Caption.], alt: "A letter.")')
     assert "See Figure 1." in text
-    assert "Figure 1: Caption. (Stage probing, experiments/probing.py.)" in text
+    assert "Figure 1: Caption. (Stage probing, experiments/stages/probing.py.)" in text
 
 
 def test_what_cannot_be_read_out_is_refused(tree: Path) -> None:
@@ -273,84 +273,7 @@ def test_characters_that_the_fonts_have_are_printed(tree: Path) -> None:
     assert printed(tree, f'#raw("{plain}")\n\n{plain}').splitlines() == [plain, plain]
 
 
-# --- Numbers typed by hand ---
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "It reaches 0.81.",
-        "It reaches 81 % here",
-        "It reaches 81.2% here",
-        "It reaches 81~% here",
-        "81\\% here",
-        "81 per cent",
-        "a gap of −0.5 nats",
-        "(0.25)",
-        "p < 1e-9",
-        "about 1,234.5 tokens",
-        "*0.81*",
-        "- 0.81 in a list",
-        "$x = 0.5$",
-        "#text(size: 9pt)[It reaches 0.81.]",
-        "#figure(rect(), caption: [It reaches 0.81.])",
-        '#image("f.svg", alt: "Peaks at 0.81.")',
-        "#if true [0.81] else [none]",
-        "#{ [0.81] }",
-        '"#llama" scores 0.81',
-        "`raw` 0.81",
-        "#num(0.81)",
-        "#pct( 0.81, digits: 1)",
-        "#ci((0.57, 0.93))",
-        "#let x = num(3)",
-        "It is #num(x). Then 0.81",
-        "#show: paper.with(abstract: [It reaches 0.81.])",
-        "https://example.org/a 0.81",
-    ],
-)
-def test_a_typed_number_is_found(tmp_path: Path, source: str) -> None:
-    path = tmp_path / "x.typ"
-    path.write_text(f"First line\n\n{source}\nlast line\n", encoding="utf-8")
-    assert [line for line, _ in prose_numbers(path)] == [3]
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "Four operations, 26 claims, 262,144 tokens, layer L13, 7 of 8, 1/64.",
-        "SmolLM2-135M, Gemma-3-270M, Qwen2.5-Coder-1.5B-Instruct",
-        "Llama 3.2 1B, TinyLlama 1.1B, Granite~3.1~2B.",
-        "see @wilson1927probable and @sec-probes <eq-one>",
-        "prompt #raw(`0.81`) and ```0.81```",
-        "// 0.81\n/* 81 % */",
-        "#set par(leading: 0.62em)\n#set text(9.5pt)",
-        "#v(1.5em) #h(0.5cm) #block(width: 80%)[x]",
-        '#let x = 0.81\n#let y = (1.5, "a")',
-        "#pct(get(r, \"a.0.accuracy\"), digits: 1) #num(1 / x) #pct(x)",
-        "#if x > 0.05 [more] else [less]",
-        "$sqrt(2 ln V / d)$",
-        "version 1.2.3",
-    ],
-)  # fmt: skip
-def test_what_is_no_typed_number_passes(tmp_path: Path, source: str) -> None:
-    path = tmp_path / "x.typ"
-    path.write_text(source + "\n", encoding="utf-8")
-    assert prose_numbers(path) == []
-
-
 # --- The paper itself ---
-
-
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
-def test_no_number_in_the_paper_is_typed(source: Path) -> None:
-    assert prose_numbers(source) == []
-
-
-def test_the_check_reads_the_paper_to_its_end(tmp_path: Path) -> None:
-    text = (PAPER / "main.typ").read_text(encoding="utf-8")
-    path = tmp_path / "main.typ"
-    path.write_text(text.replace("#bibliography(", "It reaches 0.81. #bibliography("), encoding="utf-8")
-    assert [number for _, number in prose_numbers(path)] == ["0.81"]
 
 
 def prose() -> str:

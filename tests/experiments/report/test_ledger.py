@@ -127,13 +127,14 @@ def test_a_missing_key_is_named() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("C01: {claim: c, source: s}", "reported"),
+        ("C01: {claim: c, source: s}", r"C01\.reported"),
         (
             "C01: {claim: c, source: s, reported: r, tests: [{what: w, protocol: reported, stage: p, key: k}]}",
             "cannot fail",
         ),
-        ("C01: {claim: c, source: s, reported: r, tets: []}", "tets"),
+        ("C01: {claim: c, source: s, reported: r, tets: []}", r"C01\.tets"),
         ("C01: [", "YAML"),
+        ("[]", "the ledger: Input should be a valid dictionary"),
     ],
 )
 def test_a_mistake_in_the_ledger_is_named(tmp_path: Path, text: str, message: str) -> None:

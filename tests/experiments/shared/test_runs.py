@@ -51,7 +51,7 @@ def test_a_failed_run_leaves_no_result_but_its_checkpoints(runs: Runs) -> None:
 def test_every_process_finds_the_runs_of_another(runs: Runs) -> None:
     # Modules of one name in both packages, and sets in the order of the hash seed.
     code = """
-import experiments.report.judge, experiments.report.figures.__main__, experiments.report.paper
+import experiments.report.ledger, experiments.report.figures.__main__, experiments.report.build
 from experiments.params import load_params
 from experiments.shared.runs import Runs
 print(Runs("dual_reward", "m", load_params(PATH)).state)
