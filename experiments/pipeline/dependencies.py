@@ -59,7 +59,7 @@ def modules(command: str) -> list[str]:
 def imports(file: Path) -> frozenset[Path]:
     """Files of this repository that one file imports, in functions too."""
     names: list[tuple[str, ...]] = []  # of each import, what it may name: a module in a package, or what a module holds
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(_parsed(file)):
         if isinstance(node, ast.ImportFrom) and node.module:
             names += [(f"{node.module}.{alias.name}", node.module) for alias in node.names]
         elif isinstance(node, ast.Import):
@@ -70,15 +70,19 @@ def imports(file: Path) -> frozenset[Path]:
 
 @cache
 def source(name: str) -> Path | None:
-    """File of a module of this repository; that of a package is its ``__init__.py``, if there is code in it."""
+    """File of a module of this repository; that of a package is its ``__init__.py``, if that holds more than words."""
     for base in (ROOT / "src", ROOT):
         path = base.joinpath(*name.split("."))
         if path.with_suffix(".py").exists():
             return path.with_suffix(".py")
         init = path / "__init__.py"
-        if init.exists() and len(ast.parse(init.read_text(encoding="utf-8")).body) > 1:  # more than its docstring
+        if init.exists() and any(not isinstance(node, ast.Expr) for node in _parsed(init).body):
             return init
     return None
+
+
+def _parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
 def _child(node: yaml.Node, key: str) -> yaml.Node | None:

@@ -305,7 +305,9 @@ def test_experiments_are_asked_of_the_clone(ce: Run, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cli_paper.subprocess, "run", pretend)
     monkeypatch.chdir(ROOT / "tests")
     assert ce("experiments", "status", "probing", "--json", str(tmp_path / "s.json"))[0] == 1
-    assert calls == [(["experiments.pipeline.graph", "status", "probing", "--json", str(tmp_path / "s.json")], ROOT)]
+    assert ce("experiments", "reproduce", "probing", "--list")[0] == 1
+    assert calls.pop() == (["experiments.pipeline", "reproduce", "probing", "--list"], ROOT)
+    assert calls == [(["experiments.pipeline", "status", "probing", "--json", str(tmp_path / "s.json")], ROOT)]
 
 
 # --- Refusals ---
