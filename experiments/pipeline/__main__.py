@@ -82,8 +82,8 @@ def reproduce_stages(
 ) -> None:
     """Run again from the weights, stale or not, and compare with what is committed.
 
-    Ends with a table and exit code 0 if the results agree, else 1: within tolerance, or (results of training, on another
-    kind of processor) over seeds.
+    Ends with a table and exit code 0 if the results agree, else 1: within tolerance, or (results of training, on
+    another kind of processor) over seeds.
     """
     if list_only:
         for name, stage in select(picks or []).items():

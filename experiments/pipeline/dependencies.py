@@ -1,13 +1,14 @@
 """The lists of modules in dvc.yaml: every file that a stage's module imports, directly or not, and no other.
 
-DVC runs a stage again when one of its dependencies changes. A module that is missing from the list leaves results behind
-that are older than their code; one too many costs hours of training for nothing. So no hand writes these lists.
+DVC runs a stage again when one of its dependencies changes. A module that is missing from the list leaves results
+behind that are older than their code; one too many costs hours of training for nothing. So no hand writes these lists.
 """
 
 import ast
 import textwrap
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -85,7 +86,7 @@ def _parsed(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
-def _child(node: yaml.Node, key: str) -> yaml.Node | None:
+def _child(node: Any, key: str) -> Any:
     return next((value for name, value in node.value if name.value == key), None)
 
 

@@ -1,5 +1,6 @@
 """The tool that writes the lists of modules in dvc.yaml."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,15 @@ A, B, C = (f"src/classifier_emergence/{name}.py" for name in ("a", "deep/b", "de
 
 
 @pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The package roots lie in a folder of the test's own."""
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(dependencies, "ROOT", tmp_path)
     dependencies.source.cache_clear()
-    return tmp_path
+    yield
+    dependencies.source.cache_clear()
 
 
 @pytest.mark.usefixtures("tree")
