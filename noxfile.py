@@ -75,28 +75,28 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def tiny(session: nox.Session) -> None:
-    """Run the whole pipeline on tiny models in a temporary copy and compare with snapshots (2 minutes)."""
+    """Run the whole pipeline on tiny models in a temporary folder and compare with snapshots (1 to 2 minutes)."""
     run(session, "python", "-m", "pytest", "-m", "tiny", "tests/test_snapshots.py", *session.posargs)
 
 
 @nox.session
 def verify(session: nox.Session) -> None:
     """Check that results belong to the code; re-run one model in a clone of HEAD and compare by tolerance."""
-    run(session, "python", "-m", "experiments.pipeline.fresh")
+    run(session, "python", "-m", "experiments.pipeline", "status")
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
         session.run("git", "clone", "--quiet", str(ROOT), str(clone), external=True)
         picks = session.posargs or ["probing@smollm2-135m-instruct", "logit_lens@smollm2-135m-instruct"]
-        run(session, "python", "-m", "experiments.pipeline.reproduce", *picks, cwd=clone)
+        run(session, "python", "-m", "experiments.pipeline", "reproduce", *picks, cwd=clone)
 
 
 @nox.session
 def paper(session: nox.Session) -> None:
     """Build paper/paper.pdf from the committed results."""
-    run(session, "python", "-m", "experiments.report.paper")
+    run(session, "python", "-m", "experiments.report.build")
 
 
 @nox.session
 def reproduce(session: nox.Session) -> None:
     """Regenerate everything from the weights: ``nox -s reproduce [-- STAGE|MODEL ...]``, ``-- --help`` for more."""
-    run(session, "python", "-m", "experiments.pipeline.reproduce", *session.posargs)
+    run(session, "python", "-m", "experiments.pipeline", "reproduce", *session.posargs)

@@ -89,11 +89,23 @@ def test_nan_in_a_stored_file_never_matches():
     assert not extension().matches(serialized_data=text, snapshot_data=text)
 
 
-def test_numbers_keep_their_type_and_precision():
-    text = extension().serialize({"int": 1, "float": 1.0, "none": None, "third": 1 / 3})
-    assert json.loads(text) == {"int": 1, "float": 1.0, "none": None, "third": 1 / 3}
-    assert '"int": 1,' in text
-    assert '"float": 1.0,' in text
+def test_a_line_holds_what_stands_together_with_types_and_six_digits():
+    small = {"int": 1, "float": 1.0, "none": None, "third": 1 / 3, "tiny": 1.23456789e-30}
+    text = extension().serialize({"deep": {"small": small, "x": {"y": {"z": [[1], [2]]}}}, "wide": {"a": "a" * 160}})
+    assert text.splitlines() == [
+        "{",
+        ' "deep.small": {"float": 1.0, "int": 1, "none": null, "third": 0.333333, "tiny": 1.23457e-30},',
+        ' "deep.x.y": {"z": [[1], [2]]},',
+        f' "wide.a": "{"a" * 160}"',
+        "}",
+    ]
+
+
+def test_the_kind_of_a_number_comes_from_the_keys_above_it():
+    numbers = extension()
+    texts = [numbers.serialize({"a": {"accuracy": {"x": {"L0": value}}}}) for value in (0.5, 0.51, 0.53)]
+    assert numbers.matches(serialized_data=texts[1], snapshot_data=texts[0])
+    assert not numbers.matches(serialized_data=texts[2], snapshot_data=texts[0])
 
 
 def test_the_difference_names_path_values_and_tolerance():

@@ -1,120 +1,89 @@
-"""What there is to run, what is stale and why, and running it: the pipeline as DVC sees it, in words.
+"""What there is to run, in which order, how long it takes, and what is stale and why: the pipeline as DVC sees it."""
 
-``python -m experiments.pipeline.graph list|status|run|compare``; ``classifier-emergence experiments`` is the same.
-"""
-
-import argparse
-import subprocess
-import sys
-from collections.abc import Collection
-from pathlib import Path
+import difflib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import networkx as nx
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.stage import PipelineStage
 
-from classifier_emergence.cli.terminal import printable, say, table
-from classifier_emergence.results import write_result
-from experiments.pipeline.compare import compare_files
-from experiments.pipeline.reproduce import minutes_of, report, results_in_git, select
-from experiments.shared.stage import RESULTS, exit_on_bad_input
+from classifier_emergence.errors import InputError
+from experiments.shared.stage import ENDING
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=COMMANDS)
-    parser.add_argument("picks", nargs="*", metavar="STAGE|MODEL", help="default: all")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the answer here, too")
-    arguments = parser.parse_args()
-    exit_on_bad_input(lambda: sys.exit(COMMANDS[arguments.what](arguments.picks, arguments.json)))
+def select(picks: Collection[str]) -> dict[str, PipelineStage]:
+    """The stages to run, in order: the picked ones, what they need, and what ends in the paper.
+
+    Args:
+        picks: Stages (probing), stages of one model (probing@smollm2-135m-instruct) and models; empty for everything.
+
+    Raises:
+        InputError: There is no such stage or model; names the nearest. Or this is no pipeline that DVC can read.
+    """
+    with _repository() as repo:
+        graph = repo.index.graph  # an edge leads from a stage to one that it needs
+        place = {stage: i for i, stage in enumerate(repo.index.stages)}
+        ordered = nx.lexicographical_topological_sort(graph.reverse(), key=place.__getitem__)
+        order = {stage.addressing: stage for stage in ordered}
+        models = list(dict.fromkeys(_model(stage.addressing) for stage in place))
+    wanted = set(order) & set(ENDING)
+    for pick in picks or order:
+        named = [name for name in order if pick in (name, *name.split("@"))]
+        if not named:
+            known = sorted({part for name in order for part in (name, *name.split("@"))})
+            near = difflib.get_close_matches(pick, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise InputError(f"{pick!r}: no such stage or model; {hint}")
+        for name in named:
+            # Of the ending only itself: what it needs from other models is committed.
+            needed = set() if name in ENDING else nx.descendants(graph, order[name])
+            wanted |= {name, *(stage.addressing for stage in needed)}
+    # Model by model, in the order of the parameters: one model's answer does not wait for the others.
+    rank = {name: models.index(_model(name)) if "@" in name else len(models) for name in wanted}
+    return {name: order[name] for name in sorted(order, key=lambda name: rank.get(name, 0)) if name in wanted}
 
 
-def list_stages(picks: list[str], json: Path | None) -> int:
-    """Show every stage: its models and what it does."""
+def minutes_of(stage: PipelineStage) -> float:
+    """What a stage takes on two cores, from its ``meta`` in dvc.yaml."""
+    minutes = (stage.meta or {}).get("minutes", 1.0)
+    return float(minutes.get(_model(stage.addressing), 2.0) if isinstance(minutes, dict) else minutes)
+
+
+def overview(picks: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Of each stage that ``select`` gives, over its models: what it ``does``, its ``minutes`` and its ``models``."""
     found: dict[str, dict[str, Any]] = {}
     for name, stage in select(picks).items():
-        kind, _, model = name.partition("@")
-        entry = found.setdefault(kind, {"does": stage.desc or "", "minutes": 0.0, "models": []})
-        entry["models"] += [model] if model else []
-        entry["minutes"] += minutes_of(name, stage)
-    rows = [[kind, " ".join(e["models"]), f"{e['minutes']:g}", e["does"]] for kind, e in found.items()]
-    table(["stage", "models", "minutes", "what it does"], rows)
-    return _answer(0, json, found)
-
-
-def status(picks: list[str], json: Path | None) -> int:
-    """Show stale stages and why; 1 if there are any."""
-    names = list(select(picks))
-    found = stale(names)
-    if found:
-        table(["stale", "why"], [[name, reason] for name, why in found.items() for reason in why])
-    else:
-        say(f"nothing is stale: the results of {len(names)} stages belong to the code and parameters")
-    return _answer(1 if found else 0, json, {"stale": found, "stages": names})
-
-
-def run(picks: list[str], json: Path | None) -> int:
-    """``dvc repro`` of what is picked, with what it needs and what ends in the paper."""
-    return subprocess.run([sys.executable, "-m", "dvc", "repro", *select(picks)], check=False).returncode
-
-
-def compare(picks: list[str], json: Path | None) -> int:
-    """Compare two result files, or the results that are committed with those in the tree; 1 if they differ."""
-    if picks:
-        return _compare_two(Path(picks[0]), Path(picks[1]), json)
-    committed = results_in_git()
-    files = sorted(path.relative_to(committed) for path in (committed / RESULTS).rglob("*.json"))
-    found = {}
-    for file in files if json else ():
-        comparison = compare_files(committed / file, file)
-        found[str(file)] = [str(difference) for difference in comparison.differences]
-    return _answer(report(committed, files), json, {"differences": found})
-
-
-def _compare_two(expected: Path, actual: Path, json: Path | None) -> int:
-    found = compare_files(expected, actual)
-    for difference in found.differences:
-        say(printable(str(difference)))
-    worst = f"; largest deviation {found.worst:.2g} of its tolerance, at {printable(found.worst_path)}"
-    say(f"{found.values} values, {len(found.differences)} differences{worst if found.worst else ', identical'}")
-    answer = {
-        "values": found.values,
-        "differences": [str(difference) for difference in found.differences],
-        "worst": None if found.worst == float("inf") else found.worst,
-        "worst_path": found.worst_path,
-    }
-    return _answer(1 if found.differences else 0, json, answer)
-
-
-def _answer(code: int, json: Path | None, answer: Any) -> int:
-    if json is not None:
-        write_result(json, answer)
-    return code
-
-
-COMMANDS = {"list": list_stages, "status": status, "run": run, "compare": compare}
-
-
-def stale(names: list[str]) -> dict[str, list[str]]:
-    """Of these stages those that ``dvc repro`` would run, and why."""
-    with Repo() as repo:
-        changes = repo.status(names)
-        graph = repo.index.graph  # an edge leads from a stage to one that it needs
-        needs = {stage.addressing: {other.addressing for other in nx.descendants(graph, stage)} for stage in graph}
-        cached = {out.def_path for stage in graph for out in stage.outs if out.use_cache}
-        new = {stage.addressing for stage in graph if not any(out.hash_info for out in stage.outs)}
-    own = {name: why for name in names if (why := reasons(changes.get(name, []), cached))}
-    own |= {name: ["never run"] for name in own if name in new}
-    found = {}
-    for name in names:
-        above = [other for other in own if other in needs[name]]
-        if name in own or above:
-            found[name] = [*own.get(name, []), *(f"needs {other}, which is stale" for other in above)]
+        entry = found.setdefault(name.partition("@")[0], {"does": stage.desc or "", "minutes": 0.0, "models": []})
+        entry["models"] += [_model(name)] if "@" in name else []
+        entry["minutes"] += minutes_of(stage)
     return found
 
 
-def reasons(changes: list[Any], cached: Collection[str]) -> list[str]:
+def stale(names: Collection[str]) -> dict[str, list[str]]:
+    """Of these stages those whose results are not those of the code, parameters and inputs in the tree, and why.
+
+    They are what ``dvc repro`` would run, but for outputs outside git that are merely absent.
+    """
+    with _repository() as repo:
+        changes = repo.status()  # of all: for each target that is named, DVC would read dvc.yaml again
+        graph = repo.index.graph
+        needs = {stage.addressing: {other.addressing for other in nx.descendants(graph, stage)} for stage in graph}
+        cached = {out.def_path for stage in graph for out in stage.outs if out.use_cache}
+        new = {stage.addressing for stage in graph if not any(out.hash_info for out in stage.outs)}
+    changed = {name: why for name in names if (why := reasons(changes.get(name, []), cached))}
+    changed |= {name: ["never run"] for name in changed if name in new}
+    found = {}
+    for name in names:
+        above = [other for other in changed if other in needs[name]]
+        if name in changed or above:
+            found[name] = [*changed.get(name, []), *(f"needs {other}, which is stale" for other in above)]
+    return found
+
+
+def reasons(changes: Collection[Any], cached: Collection[str]) -> list[str]:
     """DVC's account of one stage in words; empty if nothing in it makes results stale.
 
     Args:
@@ -135,5 +104,14 @@ def reasons(changes: list[Any], cached: Collection[str]) -> list[str]:
     return found
 
 
-if __name__ == "__main__":
-    main()
+@contextmanager
+def _repository() -> Iterator[Repo]:
+    try:
+        with Repo() as repo:
+            yield repo
+    except DvcException as error:
+        raise InputError(f"dvc.yaml: DVC cannot use it ({' '.join(str(error).split())}); mend it") from error
+
+
+def _model(name: str) -> str:
+    return name.partition("@")[2]

@@ -1,19 +1,13 @@
-"""The whole pipeline in seconds: a copy of the repository with tiny models, built from config and trained here.
+"""The whole pipeline in a minute, on tiny models that are built from config and trained here."""
 
-``python -m experiments.pipeline.tiny FOLDER`` makes the copy in a new folder and runs the pipeline there.
-"""
-
-import argparse
-import os
+import contextlib
 import re
 import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -23,27 +17,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from classifier_emergence.errors import InputError
 from classifier_emergence.tasks.arithmetic import OPERATIONS, REPORTED, STYLES, SYNONYMS, labelled, prompt_bank
 from classifier_emergence.tasks.classification import TASKS, get_task
 from experiments.params import load_params
-from experiments.shared.stage import exit_on_bad_input
+from experiments.shared.stage import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("src", "experiments", "paper", "dvc.yaml", ".dvcignore")
 PARAMS = "params.tiny.yaml"
+REPORT = ("ledger", "tables.__main__", "figures.__main__", "build")
+"""Modules of the stages of ``ENDING``."""
 STEPS = 20
-AT_ONCE = (
-    (("fetch@tiny-llama", "residuals@tiny-llama"), ("fetch@tiny-gemma", "residuals@tiny-gemma")),
-    (
-        ("probing", "logit_lens", "dual_reward", "dual_reward_long", "other_tasks"),
-        ("lora_sft", "cot_alignment", "grpo", "collapse", "staged", "moe_routers"),
-    ),
-    (("claims", "tables"), ("figures",)),
-)
-"""Pairs of rows of stages that do not need each other."""
-LOCKED = "Unable to acquire lock"
-TRIES = 5
 
 
 def corpus() -> list[str]:
@@ -79,9 +62,7 @@ def tokenizer(lines: list[str], *, bos: bool) -> PreTrainedTokenizerFast:
     )
     bpe.train_from_iterator(lines, trainer)
     if bos:
-        from tokenizers.processors import TemplateProcessing
-
-        bpe.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+        bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<bos>", eos_token="<eos>")
 
 
@@ -127,60 +108,21 @@ def train(model: PreTrainedModel, tok: PreTrainedTokenizerFast, lines: list[str]
         optimizer.step()
 
 
-def copy(folder: Path) -> None:
-    """A copy of the repository's sources with the tiny parameters and no results."""
-    if folder.exists():
-        raise InputError(f"{folder}: exists already; name a new folder")
-    skip = shutil.ignore_patterns("__pycache__", "*.egg-info", "paper.pdf", "tables", "figures")
-    for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=skip)
-        else:
-            shutil.copy(source, folder / name)
+def run(folder: Path) -> None:
+    """Run the whole pipeline in a new folder, in this process: tiny models, tiny parameters, the paper's own sources.
+
+    Uses one thread, as models so small gain nothing from more.
+    """
+    skip = shutil.ignore_patterns("paper.pdf", "tables", "figures")
+    shutil.copytree(ROOT / "paper", folder / "paper", ignore=skip)
     shutil.copy(ROOT / PARAMS, folder / "params.yaml")
-    (folder / ".dvc").mkdir()
-    settings = (ROOT / ".dvc" / "config").read_text(encoding="utf-8")
-    (folder / ".dvc" / "config").write_text(settings.replace("[core]", "[core]\n    no_scm = true"), encoding="utf-8")
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """What stages of the copy run in: its code, and one thread, as models so small gain nothing from more."""
-    return {**os.environ, "PYTHONPATH": str(folder / "src"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-
-
-def run(folder: Path) -> str:
-    """Run the pipeline in the copy, stages that do not need each other two at a time; DVC's output."""
-    output = ""
-    forks = environment(folder)
-    with ThreadPoolExecutor() as pool:
-        for stages in AT_ONCE:
-            # --single-item: DVC locks what it looks at, also the stages that both need.
-            output += "".join(pool.map(lambda row: repro(folder, forks, "--single-item", *row), stages))
-        return output + repro(folder, forks)
-
-
-def repro(folder: Path, env: dict[str, str], *arguments: str) -> str:
-    """``dvc repro`` in the copy, with the copy's code; its output."""
-    command = [sys.executable, "-m", "dvc", "repro", *arguments]
-    for _ in range(TRIES):
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-        if LOCKED not in done.stderr:  # by the other of two, which reads the pipeline; what is done stays done
-            break
-    if done.returncode:
-        raise InputError(f"dvc repro failed in {folder}:\n{done.stdout}{done.stderr}")
-    return done.stdout
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="a new folder")
-    target = parser.parse_args().folder
-
-    def go() -> None:
-        """Build, copy, run."""
-        copy(target)
-        build(target / "models")
-        sys.stdout.write(run(target))
-
-    exit_on_bad_input(go)
+    build(folder / "models")
+    torch.set_num_threads(1)
+    with contextlib.chdir(folder):
+        params = load_params()
+        for stage, models in STAGES.items():
+            for model in getattr(params, models):
+                torch.manual_seed(0)
+                import_module(f"experiments.stages.{stage}").run(params, model)
+        for name in REPORT:
+            import_module(f"experiments.report.{name}").run()

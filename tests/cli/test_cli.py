@@ -280,16 +280,17 @@ def test_models_are_listed_shown_and_verified(ce: Run, tiny_models: Path) -> Non
     assert "complete" in out
 
 
-def test_compare_says_what_differs_with_its_exit_code(ce: Run, tmp_path: Path) -> None:
-    write_result(tmp_path / "a.json", {"accuracy": 0.5, "n": 100})
-    write_result(tmp_path / "b.json", {"accuracy": 0.51, "n": 100})
-    write_result(tmp_path / "c.json", {"accuracy": 0.6, "n": 100})
-    assert ce("compare", "a.json", "b.json")[0] == 0
-    code, out, _ = ce("compare", "a.json", "c.json", "--json", "d.json")
-    assert code == 1
-    assert "$.accuracy: 0.5 != 0.6" in out
-    assert len(read_result(tmp_path / "d.json")["differences"]) == 1
-    assert ce("compare", "a.json")[0] == 2
+def test_compare_says_what_differs_with_its_exit_code(ce: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, c, answer = (str(tmp_path / f"{name}.json") for name in ("a", "b", "c", "answer"))
+    write_result(a, {"accuracy": 0.5, "n": 100})
+    write_result(b, {"accuracy": 0.51, "n": 100})
+    write_result(c, {"accuracy": 0.6, "n": 100})
+    assert ce("compare", a, b)[0] == 2  # not in a clone
+    monkeypatch.chdir(ROOT)
+    assert ce("compare", a, b)[0] == 0
+    assert ce("compare", a, c, "--json", answer)[0] == 1
+    assert read_result(answer)["differences"] == ["$.accuracy: 0.5 != 0.6 (tolerance 0.02, accuracy)"]
+    assert ce("compare", a)[0] == 2
 
 
 def test_experiments_are_asked_of_the_clone(ce: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -302,7 +303,9 @@ def test_experiments_are_asked_of_the_clone(ce: Run, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cli_paper.subprocess, "run", pretend)
     monkeypatch.chdir(ROOT / "tests")
     assert ce("experiments", "status", "probing", "--json", str(tmp_path / "s.json"))[0] == 1
-    assert calls == [(["experiments.pipeline.graph", "status", "probing", "--json", str(tmp_path / "s.json")], ROOT)]
+    assert ce("experiments", "reproduce", "probing", "--list")[0] == 1
+    assert calls.pop() == (["experiments.pipeline", "reproduce", "probing", "--list"], ROOT)
+    assert calls == [(["experiments.pipeline", "status", "probing", "--json", str(tmp_path / "s.json")], ROOT)]
 
 
 # --- Refusals ---

@@ -1,7 +1,9 @@
 """The pipeline as declared: complete dependencies, one stage for every generated file, staleness that is noticed."""
 
-import ast
+import json
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,49 +13,49 @@ from typing import Any
 import pytest
 import yaml
 
+from classifier_emergence.errors import InputError
+from experiments.pipeline.dependencies import differing
+from experiments.pipeline.graph import reasons, select, stale
+from experiments.shared import stage
+
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # in DVC
+
 ROOT = Path(__file__).resolve().parents[3]
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
-def body(stage: str) -> dict[str, Any]:
-    return STAGES[stage].get("do", STAGES[stage])
+def body(name: str) -> dict[str, Any]:
+    return STAGES[name].get("do", STAGES[name])
 
 
-def module_file(name: str) -> Path | None:
-    for base in (ROOT / "src", ROOT):
-        path = base.joinpath(*name.split("."))
-        for file in (path.with_suffix(".py"), path / "__main__.py"):
-            if file.exists():
-                return file
-    return None
+def test_a_stage_depends_on_every_module_that_it_imports_and_no_other() -> None:
+    assert differing((ROOT / "dvc.yaml").read_text()) == {}  # if not: python -m experiments.pipeline dependencies
 
 
-def imported(file: Path, seen: set[Path]) -> set[Path]:
-    """The file and everything of ours that it imports, directly or not."""
-    if file in seen:
-        return seen
-    seen.add(file)
-    for node in ast.walk(ast.parse(file.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            if name.split(".")[0] in ("classifier_emergence", "experiments") and (path := module_file(name)):
-                imported(path, seen)
-    return seen
+def test_the_table_of_stages_says_which_run_on_which_models_and_in_which_order() -> None:
+    declared = {name: entry["foreach"].strip("${}") for name, entry in STAGES.items() if "foreach" in entry}
+    assert list(declared.items()) == list(stage.STAGES.items())
+    assert [name for name in STAGES if name not in declared] == list(stage.ENDING)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_every_module_that_it_imports(stage: str) -> None:
-    command = body(stage)["cmd"].split()
-    assert command[:2] == ["python", "-m"]
-    script = module_file(command[2])
-    assert script is not None
-    wanted = {str(path.relative_to(ROOT)) for path in imported(script, set())}
-    declared = {dep for dep in body(stage)["deps"] if dep.endswith(".py")}
-    assert declared == wanted
+def test_the_table_of_stages_says_which_train() -> None:
+    trains = {name for name in stage.STAGES if "${src}/training/supervised.py" in body(name)["deps"]}
+    assert trains == set(stage.TRAINING)
+
+
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules")
+@pytest.mark.parametrize("name", STAGES)
+def test_a_command_names_a_module_that_takes_its_options(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    python, flag, module, *options = body(name)["cmd"].replace("${item}", "tiny-llama").split()
+    assert (python, flag) == ("python", "-m")
+    monkeypatch.chdir(tmp_path)  # where there are neither parameters nor a paper: that, and no option, is refused
+    monkeypatch.setattr(sys, "argv", [module, *options])
+    with pytest.raises(SystemExit) as exited:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    assert exited.value.code == 2
+    assert re.match(r"error: (params.yaml|paper/)", capsys.readouterr().err)
 
 
 def test_the_paper_depends_on_every_source_that_it_is_made_of() -> None:
@@ -63,15 +65,15 @@ def test_the_paper_depends_on_every_source_that_it_is_made_of() -> None:
 
 def test_every_parameter_that_a_stage_names_exists() -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    named = {name.split(".")[0] for stage in STAGES for name in body(stage).get("params", [])}
+    named = {key.split(".")[0] for name in STAGES for key in body(name).get("params", [])}
     assert named <= set(params)
 
 
 def test_every_generated_file_is_the_output_of_one_stage() -> None:
     models = yaml.safe_load((ROOT / "params.yaml").read_text())["models"]
     outs = []
-    for stage, entry in STAGES.items():
-        for out in body(stage)["outs"]:
+    for name, entry in STAGES.items():
+        for out in body(name)["outs"]:
             path = next(iter(out)) if isinstance(out, dict) else out
             outs += [path.replace("${item}", model) for model in models] if "foreach" in entry else [path]
     assert len(outs) == len(set(outs))
@@ -90,74 +92,119 @@ def test_every_generated_file_is_the_output_of_one_stage() -> None:
 
 def test_every_stage_has_minutes_for_every_model_of_the_paper() -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for stage in STAGES:
-        models = params[STAGES[stage].get("foreach", "${models}").strip("${}")]
-        minutes = body(stage)["meta"]["minutes"]
+    for name in STAGES:
+        models = params[STAGES[name].get("foreach", "${models}").strip("${}")]
+        minutes = body(name)["meta"]["minutes"]
         assert isinstance(minutes, int | float) or set(minutes) == set(models)
 
 
 @pytest.fixture
-def pipeline(tmp_path: Path) -> Path:
-    """A pipeline of one stage with the project's checker beside it."""
-    for name in ("dvc.yaml", "experiments/pipeline/fresh.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(ROOT / "experiments" / "pipeline" / "fresh.py", tmp_path / "experiments" / "pipeline")
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pipeline of two stages that has run; it is the current folder."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
-    stages = {"copy": {"cmd": "cp in.txt out.txt", "deps": ["in.txt"], "params": ["x"], "outs": ["out.txt"]}}
+    stages = {
+        "copy": {"cmd": "cp in.txt out.txt", "deps": ["in.txt"], "params": ["x"], "outs": ["out.txt"]},
+        "count": {"cmd": "wc out.txt >n.txt", "deps": ["out.txt"], "outs": [{"n.txt": {"cache": False}}]},
+    }
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     (tmp_path / "params.yaml").write_text("x: 1\n")
     (tmp_path / "in.txt").write_text("a")
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], check=True)
     return tmp_path
 
 
-def fresh(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.pipeline.fresh"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-
-
-def test_an_untouched_pipeline_is_fresh_also_without_its_cache(pipeline: Path) -> None:
-    assert fresh(pipeline).returncode == 0
+def test_an_untouched_pipeline_is_not_stale_also_without_its_cache(pipeline: Path) -> None:
+    assert stale(["copy", "count"]) == {}
     shutil.rmtree(pipeline / ".dvc" / "cache")
     (pipeline / "out.txt").unlink()
-    assert fresh(pipeline).returncode == 0
+    assert stale(["copy", "count"]) == {}
 
 
-@pytest.mark.parametrize(("file", "text"), [("in.txt", "b"), ("params.yaml", "x: 2\n"), ("out.txt", "edited")])
-def test_a_changed_input_parameter_or_result_is_stale(pipeline: Path, file: str, text: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "text", "why"),
+    [
+        ("in.txt", "b", "in.txt modified"),
+        ("params.yaml", "x: 2\n", "parameter x modified"),
+        ("out.txt", "edited", "its result out.txt modified"),
+    ],
+)
+def test_what_a_changed_input_parameter_or_result_makes_stale(pipeline: Path, file: str, text: str, why: str) -> None:
     (pipeline / file).write_text(text)
-    done = fresh(pipeline)
+    found = stale(["copy", "count"])
+    assert found["copy"] == [why]
+    assert found["count"][-1] == "needs copy, which is stale"
+
+
+def test_a_committed_result_that_is_missing_is_stale(pipeline: Path) -> None:
+    (pipeline / "n.txt").unlink()
+    assert stale(["copy", "count"]) == {"count": ["its result n.txt deleted"]}
+
+
+def test_status_answers_with_its_exit_code(pipeline: Path) -> None:
+    done = command("status", "--json", "s.json")
+    assert (done.returncode, done.stdout.split(":")[0]) == (0, "nothing is stale")
+    (pipeline / "in.txt").write_text("b")
+    done = command("status", "copy", "--json", "s.json")
     assert done.returncode == 1
-    assert "copy" in done.stderr or "dvc itself failed" in done.stderr
+    assert "copy\tin.txt modified\n" in done.stdout
+    assert json.loads((pipeline / "s.json").read_text()) == {"stale": {"copy": ["in.txt modified"]}, "stages": ["copy"]}
+
+
+def test_what_dvc_cannot_read_is_one_line(pipeline: Path) -> None:
+    (pipeline / "dvc.yaml").write_text("stages: {copy: {deps: [in.txt]}}")
+    done = command("status")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: dvc.yaml: DVC cannot use it")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_every_kind_of_change_has_its_words() -> None:
+    changes = [
+        {"changed deps": {"params.yaml": {"probing.C": "modified"}, "src/a.py": "modified"}},
+        {"changed outs": {"results/x.json": "deleted"}},
+        "changed command",
+    ]
+    assert reasons(changes, set()) == [
+        "parameter probing.C modified", "src/a.py modified", "its result results/x.json deleted", "its command changed",
+    ]  # fmt: skip
 
 
 def test_reproduce_picks_what_is_needed_and_ends_in_the_paper() -> None:
-    command = [sys.executable, "-m", "experiments.pipeline.reproduce", "--list", "probing@smollm2-135m-instruct"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    names = [line.split()[0] for line in done.stdout.splitlines()]
     key = "smollm2-135m-instruct"
-    assert names[:3] == [f"fetch@{key}", f"residuals@{key}", f"probing@{key}"]
-    assert set(names[3:]) == {"claims", "tables", "figures", "paper"}
-    assert names[-1] == "paper"
+    done = command("reproduce", "--list", f"probing@{key}", cwd=ROOT)
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert names == [f"fetch@{key}", f"residuals@{key}", f"probing@{key}", *stage.ENDING]
 
 
-def test_routers_of_a_model_too_large_to_load_need_no_other_stage(tmp_path: Path) -> None:
+def test_routers_of_a_model_too_large_to_load_need_no_other_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(text.replace("\nmoe_models:\n", "\nmoe_models:\n  - gpt-oss-20b\n"))
-    command = [sys.executable, "-m", "experiments.pipeline.reproduce", "--list", "gpt-oss-20b"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-    names = [line.split()[0] for line in done.stdout.splitlines()]
-    assert (names[0], names[-1]) == ("moe_routers@gpt-oss-20b", "paper")
-    assert set(names[1:]) == {"claims", "tables", "figures", "paper"}
+    monkeypatch.chdir(tmp_path)
+    assert list(select(["gpt-oss-20b"])) == ["moe_routers@gpt-oss-20b", *stage.ENDING]
 
 
-def test_reproduce_names_the_nearest_stage() -> None:
-    command = [sys.executable, "-m", "experiments.pipeline.reproduce", "probng"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr == "error: 'probng': no such stage or model; did you mean 'probing'?\n"
+def test_the_nearest_stage_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match=r"^'probng': no such stage or model; did you mean 'probing'\?$"):
+        select(["probng"])
+
+
+@pytest.mark.parametrize("words", [["nonsense"], ["compare", "one.json"], ["compare", "a.json", "b.json"]])
+def test_bad_input_is_one_line_and_exit_code_2(words: list[str], tmp_path: Path) -> None:
+    done = command(*words, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+    line = [sys.executable, "-m", "experiments.pipeline", *arguments]
+    return subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, check=False)
