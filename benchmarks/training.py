@@ -87,10 +87,10 @@ def measure(
     lm: LanguageModel, settings: DualReward, examples: list[Example], steps: int, *, plain: bool
 ) -> tuple[list[float], list[float]]:
     """Seconds and losses of every step of a fresh run."""
-    layer = layer_at(settings.depth, len(decoder_blocks(lm.model)))
+    layer = layer_at(settings.depth, lm.n_layers)
     objective = Objective(settings.class_weight, layer)
     place = Adapter(VO, settings.rank, settings.scale, tuple(range(layer)))
-    with tempfile.TemporaryDirectory() as work, adapted(lm.model, place, seed=0) as wrapped:
+    with tempfile.TemporaryDirectory() as work, adapted(lm, place, seed=0) as wrapped:
         arguments = TrainingArguments(
             output_dir=work,
             max_steps=steps,

@@ -14,7 +14,6 @@ import torch
 from classifier_emergence.models.loading import load
 from classifier_emergence.reading.layers import layer_labels
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import decoder_blocks, find_readout
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import token_text, word_tokens
 from classifier_emergence.results import plain
@@ -47,7 +46,7 @@ def run(params: Params, key: str) -> None:
     seeds = list(runs.all(jobs).values())
     result = {
         "model": key,
-        "layers": layer_labels(len(decoder_blocks(lm.model))),
+        "layers": lm.layers,
         "parameters": seeds[0]["parameters"],
         "before": before,
         "by_step": [by_step([seed["watched"][i] for seed in seeds]) for i in range(len(seeds[0]["watched"]))],
@@ -64,15 +63,15 @@ def one_run(
     settings = params.lora_sft
 
     def compute(work: Path) -> dict[str, Any]:
-        n_layers = len(decoder_blocks(lm.model))
+        n_layers = lm.n_layers
         trained_on = sample(problems.train, settings.samples, seed=seed)
         data = [encode(lm.tokenizer, problem.symbol, f" {problem.answer}") for problem in trained_on]
         place = Adapter((*QKVO, *MLP), settings.rank, settings.scale, tuple(range(n_layers)))
         schedule = Schedule(settings.steps, settings.batch_size, settings.learning_rate, seed, settings.every)
         title = f"plain LoRA of {lm.key}: seed {seed}"
-        with adapted(lm.model, place, seed=seed) as wrapped:
+        with adapted(lm, place, seed=seed) as wrapped:
             trained = train(
-                wrapped, data, Objective(0.0), schedule, work=work, description=title,
+                lm, wrapped, data, Objective(0.0), schedule, work=work, description=title,
                 watch=lambda: plain(watch(lm, problems, params)),
             )  # fmt: skip
             wrapped.save_pretrained(str(adapters / f"seed-{seed}"))
@@ -102,7 +101,7 @@ def measure(lm: LanguageModel, problems: Split, params: Params) -> dict[str, Any
     """Both metrics, on every test problem, and the answers."""
     settings = params.lora_sft
     wanted = [f" {problem.answer}" for problem in problems.test]
-    found = answers(lm.model, lm.tokenizer, [problem.symbol for problem in problems.test], wanted)
+    found = answers(lm, [problem.symbol for problem in problems.test], wanted)
     return {
         "reported": reported(lm, settings.top),
         "symbol": read(lm, "symbol", problems.test, params),
@@ -124,7 +123,7 @@ def read(lm: LanguageModel, style: str, problems: Sequence[Problem], params: Par
         problem.symbol if style == "symbol" else problem.prompt(style, i // len(operations))
         for i, problem in enumerate(problems)
     ]
-    scores = alignment(lm.model, lm.tokenizer, prompts, own, words)
+    scores = alignment(lm, prompts, own, words)
     means = scores.own.mean(-1)
     peak = 1 + int(means[1:].argmax())
     return {
@@ -163,8 +162,8 @@ def reported(lm: LanguageModel, top: int) -> dict[str, Any]:
     ``control`` is the same score with the words and signs of the two other operations, averaged.
     """
     problems = [Problem.parse(text) for text in PROMPTS]
-    states = residual_stream(lm.model, lm.tokenizer, [f"{problem.symbol} " for problem in problems])
-    readout = find_readout(lm.model)
+    states = residual_stream(lm, [f"{problem.symbol} " for problem in problems])
+    readout = lm.readout
     best: dict[tuple[int, str], tuple[float, str, str]] = {}
     for label, rows in zip(layer_labels(len(states) - 1)[1:], states[1:], strict=True):
         probabilities, ids = readout.logits(rows).softmax(-1).topk(top)

@@ -17,7 +17,7 @@ from classifier_emergence.reading.directions import project
 from classifier_emergence.reading.layers import layer_at, layer_labels, layer_row
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.probes import fit_probes, shuffled_labels, stratified_folds
-from classifier_emergence.reading.readout import Readout, find_readout
+from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.vocabulary import matched_words, row_norms, token_text, word_tokens
 from classifier_emergence.results import write_result
 from classifier_emergence.statistics import Proportion, expected_max_cosine, permutation_p
@@ -57,7 +57,7 @@ def run(params: Params, key: str) -> None:
             f"held_out_{name}": controlled(states[f"bank/{style}"], bank, groups[name], lm, params) for name in groups
         }
 
-    result["directions"] = directions(lm, find_readout(lm.model), states, params)
+    result["directions"] = directions(lm, lm.readout, states, params)
     write_result(result_path("probing", key), result)
 
 

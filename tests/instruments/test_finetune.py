@@ -72,7 +72,7 @@ def test_the_lens_names_the_class_after_dual_reward_and_the_adapter_keeps_it(out
     again = open_model(str(outspoken), adapter=tmp_path / "adapter")
     items = held_out(arithmetic())[1]
     words = [word_tokens(word, llama.tokenizer) for word in WORDS]
-    scores = alignment(again.model, again.tokenizer, [i.prompt for i in items], [i.label for i in items], words)
+    scores = alignment(again, [i.prompt for i in items], [i.label for i in items], words)
     assert np.allclose(scores.own.double().mean(-1).numpy(), taught.after.alignment, rtol=1e-4)
 
 

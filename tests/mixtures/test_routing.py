@@ -96,7 +96,7 @@ def test_hooks_are_taken_off_and_gradients_pass() -> None:
 
 def test_a_dense_model_and_texts_without_tokens_are_refused(lm: LanguageModel) -> None:
     with pytest.raises(InputError, match="no module named"):
-        trace(lm.model, TEXTS)
+        trace(lm, TEXTS)
     for texts in ([], [[1], []]):
         with pytest.raises(InputError, match="texts: none, or one without tokens"):
             trace(model_of("Mixtral"), texts)

@@ -14,7 +14,6 @@ from classifier_emergence.reading.directions import project
 from classifier_emergence.reading.layers import layer_at, layer_labels
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.probes import shuffled_labels
-from classifier_emergence.reading.readout import decoder_blocks
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import token_text
 from classifier_emergence.statistics import permutation_p
@@ -108,12 +107,12 @@ def direction(
     if words is not None and len(words) != len(classes):
         raise InputError(f"words: {len(words)} for {len(classes)} classes; give each class one")
     folds_of(y, classes, None, limit=2)  # refuses a class with one example
-    n_layers = len(decoder_blocks(lm.model))
+    n_layers = lm.n_layers
     picked = pick_rows(lm, [layer_at(DEPTH, n_layers)] if layers is None else layers)
     ids = [known_word(word, lm).ids for word in words or classes]
     known = [c for c, found in enumerate(ids) if found]
     readout = readout_of(lm)
-    states = residual_stream(lm.model, lm.tokenizer, prompts, description=f"{lm.key}: residual streams")
+    states = residual_stream(lm, prompts, description=f"{lm.key}: residual streams")
     sets = torch.cat([y[None], shuffled_labels(y, shuffles, seed=seed)])
     found: list[ClassDirection] = []
     with progress(f"{lm.key}: directions", total=len(picked)) as advance:

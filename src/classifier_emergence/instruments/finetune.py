@@ -23,9 +23,8 @@ from safetensors import SafetensorError
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments.base import Reading, check_prompts, known_word, pick_rows
 from classifier_emergence.instruments.probe import folds_of
-from classifier_emergence.reading.layers import layer_at, layer_labels, layer_row
+from classifier_emergence.reading.layers import layer_at, layer_row
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import decoder_blocks
 from classifier_emergence.reading.vocabulary import WordTokens
 from classifier_emergence.statistics import Proportion
 from classifier_emergence.tasks.classification import Item, Task
@@ -180,7 +179,7 @@ def _supervised(
 
     def run(wrapped: PeftModel, work: Path) -> tuple[int, list[dict[str, float]]]:
         text = f"{method} of {lm.key}"
-        done = train(wrapped, examples, objective, schedule, work=work, description=text)
+        done = train(lm, wrapped, examples, objective, schedule, work=work, description=text)
         return done.parameters, done.losses
 
     settings = {"class_weight": objective.class_weight}
@@ -217,7 +216,7 @@ def parts_of(lm: LanguageModel, task: Task) -> Parts:
 
 def everywhere(lm: LanguageModel, rank: int, *, scale: float) -> Adapter:
     """An adapter on every linear map of every block."""
-    return Adapter((*QKVO, *MLP), rank, scale, tuple(range(len(decoder_blocks(lm.model)))))
+    return Adapter((*QKVO, *MLP), rank, scale, tuple(range(lm.n_layers)))
 
 
 def fine_tune(
@@ -257,13 +256,13 @@ def fine_tune(
     with TemporaryDirectory() if output is None else _claimed(Path(output)) as folder:
         partial = Path(folder)
         before = _measure(lm, parts.test, parts.words, block)
-        with adapted(lm.model, place, seed=schedule.seed) as wrapped:
+        with adapted(lm, place, seed=schedule.seed) as wrapped:
             parameters, losses = run(wrapped, partial / "work")
             after = _measure(lm, parts.test, parts.words, block)
             wrapped.save_pretrained(str(partial / "adapter"))
         if output is not None:
             (partial / "adapter").replace(output)
-    labels = layer_labels(len(decoder_blocks(lm.model)))
+    labels = lm.layers
     return FineTuned(
         model=lm.key,
         layers=tuple(labels),
@@ -308,7 +307,7 @@ def held_out(task: Task) -> tuple[list[Item], list[Item]]:
 
 def classifier_block(lm: LanguageModel, layer: str | int | None) -> int:
     """The block after which the lens is read: the one that is named, or the one at 55 % depth."""
-    n_layers = len(decoder_blocks(lm.model))
+    n_layers = lm.n_layers
     if layer is None:
         return layer_at(0.55, n_layers)
     row = pick_rows(lm, [layer])[0]
@@ -339,10 +338,10 @@ def _example(lm: LanguageModel, item: Item, word: WordTokens, objective: Objecti
 
 def _measure(lm: LanguageModel, items: Sequence[Item], words: list[WordTokens], block: int) -> Measured:
     prompts, own = [item.prompt for item in items], [item.label for item in items]
-    scores = alignment(lm.model, lm.tokenizer, prompts, own, words)
+    scores = alignment(lm, prompts, own, words)
     row = layer_row(block)
     wanted = [item.answer for item in items if item.answer is not None]
-    exact = answers(lm.model, lm.tokenizer, prompts, wanted).exact if len(wanted) == len(items) else None
+    exact = answers(lm, prompts, wanted).exact if len(wanted) == len(items) else None
     return Measured(
         alignment=scores.own.double().mean(-1).numpy(),
         top=_share(scores.is_top[row]),

@@ -76,7 +76,7 @@ def grpo(
     # Late: trl takes seconds to import, which the other instruments need not wait for.
     from classifier_emergence.training.rl.run import train_grpo
     from classifier_emergence.training.rl.trainer import PolicyObjective, Sampling
-    from classifier_emergence.training.rl.trainer import Task as Prompted
+    from classifier_emergence.training.rl.trainer import PolicyTask as Prompted
 
     block = classifier_block(lm, layer)
     for name, value in (("new_tokens", new_tokens), ("batch_size", batch_size), ("steps", steps)):
@@ -99,7 +99,7 @@ def grpo(
 
     def run(wrapped: PeftModel, work: Path) -> tuple[int, list[dict[str, float]]]:
         done = train_grpo(
-            wrapped, lm.tokenizer, tasks, reward or begins_with_answer, objective, sampling, schedule, work=work,
+            lm, wrapped, tasks, reward or begins_with_answer, objective, sampling, schedule, work=work,
             description=f"grpo of {lm.key}",
         )  # fmt: skip
         return done.parameters, [{k: v for k, v in step.items() if v is not None} for step in done.steps]

@@ -12,10 +12,8 @@ from torch import Tensor
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments.base import Reading, check_prompts, known_word, pick_rows, readout_of
-from classifier_emergence.reading.layers import layer_labels
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import decoder_blocks
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import WordTokens, matched_words, row_norms, token_text
 from classifier_emergence.statistics import permutation_p
@@ -104,7 +102,7 @@ def lens(
     readout = readout_of(lm)
     norms = row_norms(readout.weight, readout.gain) if words else torch.empty(0)
     nulls = [_null_of(word, norms, lm, null_words, exclude=[w.word for w in words]) for word in words]
-    states = residual_stream(lm.model, lm.tokenizer, prompts, description=f"{lm.key}: residual streams")[picked]
+    states = residual_stream(lm, prompts, description=f"{lm.key}: residual streams")[picked]
     groups = [word.ids for word in words] + [other.ids for null in nulls for other in null]
     # The lens must score something: without targets any token does.
     scores = lens_scores(
@@ -116,7 +114,7 @@ def lens(
     )
     alignment = scores.log_alignment.double().exp().numpy()
     own = np.moveaxis(alignment[..., : len(words)], -1, 0)
-    all_labels = layer_labels(len(decoder_blocks(lm.model)))
+    all_labels = lm.layers
     labels = tuple(all_labels[row] for row in picked)
     first = 1 if labels[0] == "emb" and len(labels) > 1 else 0
     starts = np.cumsum([len(words), *map(len, nulls)])

@@ -131,7 +131,7 @@ def probe(
     if shuffles < 1:
         raise InputError(f"shuffles: {shuffles} permutations are no null; pass at least 20")
     folds = folds_of(y, classes, groups, limit=FOLDS)
-    states = residual_stream(lm.model, lm.tokenizer, [*prompts, *test], description=f"{lm.key}: residual streams")
+    states = residual_stream(lm, [*prompts, *test], description=f"{lm.key}: residual streams")
     x, new = states[:, : len(prompts)], states[:, len(prompts) :]
 
     sets = torch.cat([y[None], _permuted(y, folds, groups, shuffles, seed)])

@@ -149,7 +149,7 @@ def routing_usage(
     Raises:
         InputError: See ``trace_texts``; labels are too few or all equal, or the texts hold one kind of token only.
     """
-    routers(lm.model)
+    routers(lm)
     check_prompts(lm, texts, what="text")
     if labels is not None and len(labels) != len(texts):
         raise InputError(f"labels: {len(labels)} for {len(texts)} texts; pass one for each")
@@ -160,7 +160,7 @@ def routing_usage(
     label = None
     if labels is not None:
         label = information(shares, own[of_text], shuffles=shuffles, seed=seed, groups=of_text)
-    again = trace(lm.model, ids, batch_tokens=AGAIN)
+    again = trace(lm, ids, batch_tokens=AGAIN)
     try:
         context = context_dependence(
             routing, again, pairs_per_token=PAIRS, confidence=CONFIDENCE, resamples=RESAMPLES, seed=seed
@@ -186,11 +186,11 @@ def routing_usage(
 
 def _traced(lm: LanguageModel, texts: Sequence[str]) -> tuple[list[list[int]], Routing]:
     ids = [list(lm.tokenizer(text)["input_ids"]) for text in texts]
-    return ids, trace(lm.model, ids, description=f"{lm.key}: routing")
+    return ids, trace(lm, ids, description=f"{lm.key}: routing")
 
 
 def _numbers(lm: LanguageModel, layers: Sequence[str | int] | None) -> list[int]:
-    known = sorted(routers(lm.model))
+    known = sorted(routers(lm))
     if layers is None:
         return known
     by_name = {name: number for number in known for name in (str(number), f"L{number}")}

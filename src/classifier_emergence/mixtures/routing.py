@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
-from classifier_emergence.reading.readout import decoder_blocks
+from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.statistics import Floats, bootstrap_mean, permutation_p
 
 Outputs = tuple[Tensor, Tensor, Tensor]
@@ -56,26 +55,30 @@ class Routing:
         return torch.zeros(shape).scatter(-1, self.experts, self.weights / self.weights.sum(-1, keepdim=True))
 
 
-def routers(model: PreTrainedModel) -> dict[int, nn.Module]:
+def routers(lm: LanguageModel) -> dict[int, nn.Module]:
     """Routers of a model by number of their block.
 
     Raises:
         InputError: There are none, or a block has several; names the model class.
     """
     found: dict[int, nn.Module] = {}
-    for number, block in enumerate(decoder_blocks(model)):
+    for number, block in enumerate(lm.blocks):
         here = [module for module in block.modules() if type(module).__name__.endswith("TopKRouter")]
         if len(here) > 1:
-            raise InputError(f"model {type(model).__name__}: block {number} has {len(here)} routers; one is supported")
+            raise InputError(
+                f"model {type(lm.model).__name__}: block {number} has {len(here)} routers; one is supported"
+            )
         if here:
             found[number] = here[0]
     if not found:
-        raise InputError(f"model {type(model).__name__}: no module named ...TopKRouter; give a mixture of experts")
+        raise InputError(
+            f"{lm.key} ({type(lm.model).__name__}): no module named ...TopKRouter; give a mixture of experts"
+        )
     return found
 
 
 @contextmanager
-def hooked(model: PreTrainedModel) -> Iterator[dict[int, Outputs]]:
+def hooked(lm: LanguageModel) -> Iterator[dict[int, Outputs]]:
     """Logits (tokens, E), weights and experts (tokens, k) of the last forward pass by block, with gradients.
 
     Raises:
@@ -89,7 +92,7 @@ def hooked(model: PreTrainedModel) -> Iterator[dict[int, Outputs]]:
 
         return hook
 
-    handles = [router.register_forward_hook(keep(number)) for number, router in routers(model).items()]
+    handles = [router.register_forward_hook(keep(number)) for number, router in routers(lm).items()]
     try:
         yield kept
     finally:
@@ -114,7 +117,7 @@ def _checked(output: object, name: str) -> Outputs:
 
 @torch.no_grad()
 def trace(
-    model: PreTrainedModel,
+    lm: LanguageModel,
     texts: Sequence[Sequence[int]],
     *,
     batch_tokens: int = BATCH_TOKENS,
@@ -123,7 +126,7 @@ def trace(
     """Experts and weights of every token of every text, at every layer with a router.
 
     Args:
-        model: A mixture of experts, in memory.
+        lm: A mixture of experts, in memory.
         texts: Token ids of each text. They are padded on the right, where a causal mask hides the padding.
         batch_tokens: Texts are read together up to so many tokens, padding included; 1 reads them one by one.
         description: Shown with the progress bar.
@@ -136,11 +139,11 @@ def trace(
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     parts: dict[int, tuple[Tensor, Tensor]] = {}  # text -> experts and weights, (L, tokens, k)
     size = 0
-    with progress(description, total=sum(map(len, texts))) as advance, hooked(model) as seen:
+    with progress(description, total=sum(map(len, texts))) as advance, hooked(lm) as seen:
         for batch in _batches(order, texts, batch_tokens):
             width = max(len(texts[i]) for i in batch)
-            ids = torch.tensor([[*texts[i], *[0] * (width - len(texts[i]))] for i in batch], device=model.device)
-            model.get_decoder()(input_ids=ids, use_cache=False)
+            ids = torch.tensor([[*texts[i], *[0] * (width - len(texts[i]))] for i in batch], device=lm.model.device)
+            lm.model.get_decoder()(input_ids=ids, use_cache=False)
             layers = sorted(seen)
             experts = torch.stack([seen[n][2] for n in layers]).unflatten(1, (len(batch), width)).cpu()
             weights = torch.stack([seen[n][1].float() for n in layers]).unflatten(1, (len(batch), width)).cpu()

@@ -10,14 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
-from classifier_emergence.reading.readout import decoder_blocks
+from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.tree import batches, one_pass
 
 
 @torch.no_grad()
 def residual_stream(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    lm: LanguageModel,
     prompts: Sequence[str],
     *,
     causal: bool = True,
@@ -30,8 +29,8 @@ def residual_stream(
     i. transformers replaces its last hidden state by the normed one; hooks do not have that trap.
 
     Args:
-        model: Any causal language model of transformers, in memory.
-        tokenizer: Its tokenizer; special tokens are added as it does by default.
+        lm: Any causal language model; its tokenizer adds special tokens as it does by default. The adapter that it
+            carries, if any, is on.
         prompts: Read position is the last token of each. What they begin with passes once.
         causal: False lets every position see every other, the flaw of the originals' extraction loop.
         rows: Keep these only, and stop after the block that the last of them comes from; default all.
@@ -43,16 +42,16 @@ def residual_stream(
     Raises:
         InputError: A prompt tokenises to nothing, or a state is not finite.
     """
-    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+    encoded = [_encode(lm.tokenizer, prompt) for prompt in prompts]
     if not encoded:
         raise InputError("prompts: none given")
-    wanted = range(len(decoder_blocks(model)) + 1) if rows is None else rows
+    wanted = range(len(lm.layers)) if rows is None else rows
     states: Tensor | None = None
     with progress(description, total=sum(map(len, encoded))) as advance:
         for batch in batches(encoded):
             texts = [encoded[i] for i in batch]
-            inputs, places = one_pass(texts, model) if causal else _all_seen(texts, model)
-            found = states_at(model, inputs, [place[-1] for place in places], wanted)
+            inputs, places = one_pass(texts, lm.model) if causal else _all_seen(texts, lm.model)
+            found = states_at(lm, inputs, [place[-1] for place in places], wanted)
             if states is None:
                 states = found.new_empty(len(found), len(prompts), found.shape[-1])
             states[:, batch] = found
@@ -64,19 +63,17 @@ def residual_stream(
     return states
 
 
-def states_at(
-    model: PreTrainedModel, inputs: dict[str, Tensor], positions: Sequence[int], rows: Sequence[int]
-) -> Tensor:
+def states_at(lm: LanguageModel, inputs: dict[str, Tensor], positions: Sequence[int], rows: Sequence[int]) -> Tensor:
     """(rows, positions, d) pre-norm states of one pass, which stops after the block that the last row comes from.
 
     Args:
-        model: Base model; the adapter that it carries, if any, is on.
+        lm: Its decoder is passed.
         inputs: Of its decoder.
         positions: Among the flattened states (batch * width, d).
         rows: Of the residual stream; 0 is the first block's input.
     """
-    with _kept_states(model, positions, rows) as states:
-        model.get_decoder()(**inputs, use_cache=False)
+    with _kept_states(lm, positions, rows) as states:
+        lm.model.get_decoder()(**inputs, use_cache=False)
     return torch.stack([states[row] for row in rows]).float().cpu()
 
 
@@ -102,11 +99,11 @@ def _all_seen(texts: Sequence[list[int]], model: PreTrainedModel) -> tuple[dict[
 
 
 @contextmanager
-def _kept_states(model: PreTrainedModel, positions: Sequence[int], rows: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+def _kept_states(lm: LanguageModel, positions: Sequence[int], rows: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Collect some positions of the first block's input and of blocks' outputs, and stop after the last of them."""
     states: dict[int, Tensor] = {}
-    blocks = decoder_blocks(model)
-    at = torch.tensor(positions, device=model.device)
+    blocks = lm.blocks
+    at = torch.tensor(positions, device=lm.model.device)
 
     def before(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         states[0] = (args[0] if args else kwargs["hidden_states"]).flatten(0, 1)[at]

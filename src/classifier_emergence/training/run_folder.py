@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from classifier_emergence.results import write_text_atomic
 
 
-def claim(work: Path, model: nn.Module, settings: Mapping[str, Any]) -> None:
+def open_run_folder(work: Path, model: nn.Module, settings: Mapping[str, Any]) -> None:
     """Make ``work`` the folder of this very run: delete what a run with another start or other settings left.
 
     Args:

@@ -21,10 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
-from classifier_emergence.reading.readout import decoder_blocks, find_readout
+from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.tree import one_pass
 from classifier_emergence.training.cross_entropy import cross_entropy
-from classifier_emergence.training.run_folder import Bar, Watched, claim, last_checkpoint
+from classifier_emergence.training.run_folder import Bar, Watched, last_checkpoint, open_run_folder
 
 VO, QK = ("v_proj", "o_proj"), ("q_proj", "k_proj")
 QKVO = (*QK, *VO)
@@ -121,11 +121,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, target:
 
 
 @contextmanager
-def adapted(model: PreTrainedModel, adapter: Adapter, *, seed: int, classes: int | None = None) -> Iterator[PeftModel]:
+def adapted(lm: LanguageModel, adapter: Adapter, *, seed: int, classes: int | None = None) -> Iterator[PeftModel]:
     """The model with a fresh adapter, taken off again at the end; the base weights are never touched.
 
     Args:
-        model: Frozen base model.
+        lm: Frozen.
         adapter: Where the update goes.
         seed: Of the initial A (and head).
         classes: Also add a trainable linear head, zero at first, under the name ``classifier_head``.
@@ -133,7 +133,7 @@ def adapted(model: PreTrainedModel, adapter: Adapter, *, seed: int, classes: int
     Raises:
         InputError: The model has no such layers, or one of them has no linear map of one of these names.
     """
-    blocks = decoder_blocks(model)
+    model, blocks = lm.model, lm.blocks
     for layer in adapter.layers or (-1,):  # peft takes no layers for all of them, and is content if any map is found
         if not 0 <= layer < len(blocks):
             raise InputError(f"layers: {adapter.layers}: the model has blocks 0 to {len(blocks) - 1}")
@@ -143,7 +143,7 @@ def adapted(model: PreTrainedModel, adapter: Adapter, *, seed: int, classes: int
     torch.manual_seed(seed)
     save = None
     if classes is not None:
-        width = find_readout(model).weight.shape[1]
+        width = lm.readout.weight.shape[1]
         head = nn.Linear(width, classes, device=model.device, dtype=model.dtype)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
@@ -169,6 +169,7 @@ def adapted(model: PreTrainedModel, adapter: Adapter, *, seed: int, classes: int
 
 
 def train(
+    lm: LanguageModel,
     wrapped: PeftModel,
     examples: Sequence[Example],
     objective: Objective,
@@ -181,7 +182,8 @@ def train(
     """Train the adapter of ``wrapped``; resume from the last checkpoint in ``work`` if it belongs to this very run.
 
     Args:
-        wrapped: From ``adapted``.
+        lm: The model.
+        wrapped: It with its adapter, from ``adapted``.
         examples: From ``encode``; drawn without replacement, in an order that the seed sets.
         objective: What is minimised.
         schedule: How long and how fast.
@@ -193,8 +195,8 @@ def train(
         InputError: The loss is not finite or explodes; names the step and the likely cause. Or the objective asks for a
             layer or head that the model does not have.
     """
-    _check_fits(wrapped, objective)
-    claim(work, wrapped, _settings(wrapped, examples, objective, schedule))
+    _check_fits(lm, objective)
+    open_run_folder(work, wrapped, _settings(wrapped, examples, objective, schedule))
     arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=schedule.steps,
@@ -218,7 +220,7 @@ def train(
         disable_tqdm=True,
         report_to="none",
     )
-    trainer = LensTrainer(wrapped, arguments, list(examples), objective, watch)
+    trainer = LensTrainer(lm, wrapped, arguments, list(examples), objective, watch)
     checkpoint = last_checkpoint(work)
     with torch.no_grad():  # the checkpoint is not loaded yet: on resuming, too, this is where the run started
         before = [] if watch is None else [{"step": 0, **watch()}]
@@ -248,6 +250,7 @@ class LensTrainer(Watched, Trainer):
 
     def __init__(
         self,
+        lm: LanguageModel,
         wrapped: PeftModel,
         arguments: TrainingArguments,
         examples: list[Example],
@@ -256,11 +259,10 @@ class LensTrainer(Watched, Trainer):
     ) -> None:
         self.objective: Objective = objective
         self.watch = watch
-        base: Any = wrapped.get_base_model()
-        self.decoder = base.get_decoder()
-        self.readout = find_readout(base)
-        self.block = None if objective.layer is None else decoder_blocks(base)[objective.layer]
-        self.head = getattr(base, HEAD, None)
+        self.decoder: Any = lm.model.get_decoder()
+        self.readout = lm.readout
+        self.block = None if objective.layer is None else lm.blocks[objective.layer]
+        self.head = getattr(lm.model, HEAD, None)
         self.limit = EXPLODED * torch.tensor(len(self.readout.weight)).log().item()
         self.parts: dict[str, list[float]] = {}
         super().__init__(
@@ -268,7 +270,7 @@ class LensTrainer(Watched, Trainer):
             args=arguments,
             train_dataset=examples,
             eval_dataset=examples[:1],  # Trainer asks for one; ``evaluate`` below does not look at it
-            data_collator=lambda batch: collate(batch, objective, base),
+            data_collator=lambda batch: collate(batch, objective, lm.model),
         )
         self.silence()
 
@@ -361,12 +363,10 @@ def _keep(kept: list[Tensor]) -> Callable[..., None]:
     return hook
 
 
-def _check_fits(wrapped: PeftModel, objective: Objective) -> None:
-    base: Any = wrapped.get_base_model()
-    blocks = len(decoder_blocks(base))
-    if objective.layer is not None and not 0 <= objective.layer < blocks:
-        raise InputError(f"layer: {objective.layer}: the model has blocks 0 to {blocks - 1}")
-    if (objective.classes is None) != (getattr(base, HEAD, None) is None):
+def _check_fits(lm: LanguageModel, objective: Objective) -> None:
+    if objective.layer is not None and not 0 <= objective.layer < lm.n_layers:
+        raise InputError(f"layer: {objective.layer}: the model has blocks 0 to {lm.n_layers - 1}")
+    if (objective.classes is None) != (getattr(lm.model, HEAD, None) is None):
         raise InputError(f"classes: {objective.classes} in the objective; give adapted() the same")
 
 

@@ -77,7 +77,7 @@ def constant(prompts: Sequence[str], completions: Sequence[str], answers: Sequen
 
 @contextmanager
 def trainable(lm: LanguageModel, kind: str) -> Iterator[PreTrainedModel | PeftModel]:
-    with whole(lm.model) if kind == "whole" else adapted(lm.model, ADAPTER, seed=0) as model:
+    with whole(lm.model) if kind == "whole" else adapted(lm, ADAPTER, seed=0) as model:
         if kind == "adapter":
             shake(model)
         yield model
@@ -273,9 +273,9 @@ def test_line_ends_are_the_tokens_that_break_a_line(lm: LanguageModel) -> None:
 
 
 def lens_losses(lm: LanguageModel, chosen: Sequence[Task], layer: int) -> Tensor:
-    states = residual_stream(lm.model, lm.tokenizer, [task.prompt for task in chosen])[layer_row(layer)]
+    states = residual_stream(lm, [task.prompt for task in chosen])[layer_row(layer)]
     with torch.no_grad():
-        logits = find_readout(lm.model).logits(states)
+        logits = lm.readout.logits(states)
     return functional.cross_entropy(logits, torch.tensor([task.target for task in chosen]), reduction="none")
 
 
@@ -339,8 +339,8 @@ def test_the_entropy_bonus_is_that_of_the_batchs_mean_prediction(lm: LanguageMod
         trainer.objective = replace(objective, entropy_bonus=0.5)
         found = trainer.compute_loss(model, batch).detach()
         prompts = [task.prompt for task in tasks(lm)[: SCHEDULE.batch_size]]
-        states = residual_stream(lm.model, lm.tokenizer, prompts)[layer_row(2)]
-        mean = find_readout(lm.model).logits(states).softmax(-1).mean(0).detach()
+        states = residual_stream(lm, prompts)[layer_row(2)]
+        mean = lm.readout.logits(states).softmax(-1).mean(0).detach()
     torch.testing.assert_close(found, plain + 0.5 * (mean * mean.log()).sum())
 
 

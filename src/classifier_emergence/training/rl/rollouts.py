@@ -12,15 +12,16 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from trl.kernels import ChunkedLogProbFunction
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.reading.readout import Readout, find_readout
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.tree import Tree, one_pass, takes_trees
 
 BLOCK_TOKENS = 4096  # vocabulary rows whose logits are held at once: they stay in cache
 
 
 @torch.no_grad()
-def sample(
-    model: PreTrainedModel,
+def draw_completions(
+    lm: LanguageModel,
     prompts: Sequence[list[int]],
     rows: Sequence[int],
     *,
@@ -31,7 +32,7 @@ def sample(
     """Draw completions: prompts and what is drawn after them grow as one tree.
 
     Args:
-        model: Base model; the adapter that it carries, if any, is on.
+        lm: The adapter that it carries, if any, is on.
         prompts: Token ids.
         rows: For each completion the prompt that it answers.
         new_tokens: Completions end here at the latest.
@@ -44,12 +45,12 @@ def sample(
     Raises:
         InputError: A text would be longer than what the model attends to at once, or its logits are not finite.
     """
-    longest = max(map(len, prompts)) + new_tokens
+    model, longest = lm.model, max(map(len, prompts)) + new_tokens
     if not takes_trees(model, longest):
         raise InputError(
             f"prompts: with {new_tokens} new tokens {longest} tokens, more than the model attends to at once"
         )
-    decoder, readout, device = model.get_decoder(), find_readout(model), model.device
+    decoder, readout, device = model.get_decoder(), lm.readout, model.device
     tree, cache = Tree(prompts), DynamicCache()  # not the model's own: a sliding window forgets nodes, not positions
     at = [tree.paths[row][-1] for row in rows]  # the node of every completion's last token
     texts: list[list[int]] = [[] for _ in rows]
@@ -90,20 +91,20 @@ def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
 
 
 def sequence_log_probs(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor, passed: tuple[Tree, Tensor] | None = None
+    lm: LanguageModel, ids: Tensor, mask: Tensor, passed: tuple[Tree, Tensor] | None = None
 ) -> Tensor:
     """(rows, width - 1) log-probability of every token given those before, 0 for padding and the first token.
 
     Args:
-        model: Base model; the adapter that it carries, if any, is on.
+        lm: The adapter that it carries, if any, is on.
         ids: (rows, width) padded on either side.
         mask: 0 for padding.
         passed: The tree of these texts and its normed last states, if the texts have passed already.
     """
     if passed is None:
-        inputs, places = one_pass(unpadded(ids, mask), model)
+        inputs, places = one_pass(unpadded(ids, mask), lm.model)
         tokens = inputs["input_ids"].flatten()
-        states = model.get_decoder()(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        states = lm.model.get_decoder()(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
     else:
         tree, states = passed
         places, tokens = tree.paths, torch.tensor(tree.ids, device=ids.device)
@@ -112,7 +113,7 @@ def sequence_log_probs(
     steps = [pair for path in places for pair in itertools.pairwise(path)]
     distinct = list(dict.fromkeys(steps))
     before, at = torch.tensor(distinct, device=ids.device).T
-    found, _ = token_log_probs(states[before], live_readout(model), tokens[at])
+    found, _ = token_log_probs(states[before], live_readout(lm), tokens[at])
     place = {pair: i for i, pair in enumerate(distinct)}
     values = found[torch.tensor([place[pair] for pair in steps], device=ids.device)]
     return torch.zeros(asked.shape, device=found.device).masked_scatter(asked, values)
@@ -136,10 +137,10 @@ def token_log_probs(
     return log_probs, entropy
 
 
-def live_readout(model: PreTrainedModel) -> Readout:
-    """The readout, its unembedding with the gradient that ``find_readout`` cuts off."""
-    head: Any = model.get_output_embeddings()
-    return replace(find_readout(model), weight=head.weight, bias=getattr(head, "bias", None))
+def live_readout(lm: LanguageModel) -> Readout:
+    """The readout, its unembedding with the gradient that ``LanguageModel.readout`` cuts off."""
+    head: Any = lm.model.get_output_embeddings()
+    return replace(lm.readout, weight=head.weight, bias=getattr(head, "bias", None))
 
 
 def base_of(model: Any) -> PreTrainedModel:

@@ -18,18 +18,18 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.reading.readout import decoder_blocks
+from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.residuals import stopping_after
 from classifier_emergence.reading.tree import Tree, one_pass, takes_trees
 from classifier_emergence.training.rl.rewards import Reward, checked
 from classifier_emergence.training.rl.rollouts import (
     base_of,
+    draw_completions,
     live_readout,
-    sample,
     sequence_log_probs,
     token_log_probs,
     unpadded,
@@ -39,7 +39,7 @@ from classifier_emergence.training.supervised import Schedule
 
 
 @dataclass(frozen=True)
-class Task:
+class PolicyTask:
     """A prompt to answer, and the class that the lens should name at its end."""
 
     prompt: str
@@ -157,12 +157,12 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
 
     def __init__(
         self,
+        lm: LanguageModel,
         model: PreTrainedModel | PeftModel,
         arguments: GRPOConfig,
-        tasks: Sequence[Task],
+        tasks: Sequence[PolicyTask],
         reward: Reward,
         objective: PolicyObjective,
-        tokenizer: PreTrainedTokenizerBase,
         watch: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         self.objective = objective
@@ -170,19 +170,19 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
         self.parts = {}
         self.passed: tuple[Tree, Tensor] | None = None
         """The texts of this step and their states, once the policy's loss has passed them as a tree."""
-        base = base_of(model)
-        self.block = None if objective.layer is None else decoder_blocks(base)[objective.layer]
-        self.reference: PreTrainedModel | None = None
-        if objective.signed_kl and base is model:
-            self.reference = copy.deepcopy(base).requires_grad_(False)
+        self.lm = lm
+        self.block = None if objective.layer is None else lm.blocks[objective.layer]
+        self.reference: LanguageModel | None = None
+        if objective.signed_kl and model is lm.model:
+            self.reference = replace(lm, model=copy.deepcopy(lm.model).requires_grad_(False))
         guarded = checked(reward)
 
         def answer_reward(prompts: list[str], completions: list[str], answer: list[str], **_: Any) -> list[float]:
             return list(guarded(prompts, completions, answer))
 
-        texts: list[list[int]] = tokenizer([task.prompt for task in tasks])["input_ids"]
+        texts: list[list[int]] = lm.tokenizer([task.prompt for task in tasks])["input_ids"]
         longest = max(map(len, texts)) + arguments.max_completion_length
-        self.share_prompts = self.share_prompts and takes_trees(base, longest)
+        self.share_prompts = self.share_prompts and takes_trees(lm.model, longest)
         dataset = Dataset.from_list([asdict(task) for task in tasks])
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)  # the version is pinned
@@ -192,7 +192,7 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
                 args=arguments,
                 train_dataset=dataset,
                 eval_dataset=dataset.select([0]),  # Trainer asks for one; ``evaluate`` below does not look at it
-                processing_class=tokenizer,
+                processing_class=lm.tokenizer,
                 rollout_func=self._rollout if self.share_prompts else None,
             )
         self.silence()
@@ -214,10 +214,9 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
                 loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         else:
             assert self.block is not None
-            base = base_of(model)
-            passing, places = one_pass(unpadded(inputs["prompt_ids"], inputs["prompt_mask"]), base)
+            passing, places = one_pass(unpadded(inputs["prompt_ids"], inputs["prompt_mask"]), self.lm.model)
             with _kept(self.block, kept), stopping_after(self.block):
-                base.get_decoder()(**passing, use_cache=False)
+                self.lm.model.get_decoder()(**passing, use_cache=False)
         if objective.signed_kl:
             loss = loss + objective.kl_weight * self._signed_kl(inputs)
         if weight:
@@ -243,7 +242,7 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
         return states[0, [path[n - 1] for path, n in zip(self.passed[0].paths, lengths, strict=True)]]
 
     def _class_loss(self, states: Tensor, target: Tensor) -> Tensor:
-        readout = live_readout(base_of(self.model))
+        readout = live_readout(self.lm)
         normed = readout.norm(states)
         loss = -token_log_probs(normed, readout, target)[0].mean()
         if self.objective.entropy_bonus:
@@ -258,10 +257,10 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
         """Mean of the originals' term over sequences; logs it, and k3 on the responses beside it."""
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-        policy = sequence_log_probs(base_of(self.model), ids, mask, self.passed)
+        policy = sequence_log_probs(self.lm, ids, mask, self.passed)
         adapter_off = self.model.disable_adapter() if self.reference is None else nullcontext()
         with torch.no_grad(), adapter_off:
-            reference = sequence_log_probs(self.reference or base_of(self.model), ids, mask)
+            reference = sequence_log_probs(self.reference or self.lm, ids, mask)
         signed = (policy - reference).sum(-1).mean()
         width = inputs["completion_ids"].shape[1]
         gap = (reference - policy).detach()[:, -width:]
@@ -284,8 +283,8 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
         distinct = list(dict.fromkeys(prompts))
         encoded: list[list[int]] = self.processing_class(distinct)["input_ids"]
         rows = [distinct.index(prompt) for prompt in prompts]
-        completions = sample(
-            base_of(self.model),
+        completions = draw_completions(
+            self.lm,
             encoded,
             rows,
             new_tokens=self.args.max_completion_length,
@@ -305,8 +304,9 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The same numbers as the method that it overrides, from fewer tokens."""
         tree = Tree(unpadded(input_ids, attention_mask))
-        base, start = base_of(model), input_ids.shape[1] - logits_to_keep
-        if not (self.share_prompts and tree.fits(base)):
+        # Of the policy, or of the reference that the trainer keeps.
+        lm, start = replace(self.lm, model=base_of(model)), input_ids.shape[1] - logits_to_keep
+        if not (self.share_prompts and tree.fits(lm.model)):
             return super()._get_per_token_logps_and_entropies(  # type: ignore[no-any-return]
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
@@ -314,11 +314,11 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
         lengths = attention_mask[:, :start].sum(-1).tolist()
         # A token is predicted at the node before it.
         nodes = [node for path, length in zip(tree.paths, lengths, strict=True) for node in path[length - 1 : -1]]
-        states = tree.states(base)
+        states = tree.states(lm.model)
         if states.requires_grad:
             self.passed = tree, states
         tokens = input_ids[:, start:][asked]
-        found = token_log_probs(states[nodes], live_readout(base), tokens, temperature=self.temperature)
+        found = token_log_probs(states[nodes], live_readout(lm), tokens, temperature=self.temperature)
         log_probs, entropy = (torch.zeros(asked.shape, device=x.device).masked_scatter(asked, x) for x in found)
         return log_probs, entropy, None
 
