@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from classifier_emergence.models.loading import load
 from classifier_emergence.reading.layers import layer_at, layer_row
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import decoder_blocks, find_readout
+from classifier_emergence.reading.readout import find_readout
 from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.tasks.arithmetic import OPERATIONS
 from classifier_emergence.tasks.problems import sample, split
@@ -113,7 +113,7 @@ def measure(
             trainer = PlainTrainer(wrapped, arguments, plain_batch, examples)
             trainer.objective = objective
         else:
-            trainer = LensTrainer(wrapped, arguments, examples, objective, None)
+            trainer = LensTrainer(lm, wrapped, arguments, examples, objective, None)
         clock = Clock()
         trainer.add_callback(clock)
         trainer.remove_callback(PrinterCallback)

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import hypergeom, kstest
 from mixtures.test_routers import E, openai, write
+from scipy.stats import hypergeom, kstest
 from torch import Tensor
 
 from classifier_emergence.errors import InputError

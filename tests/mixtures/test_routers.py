@@ -462,8 +462,8 @@ _AT_SIZE = """
 import resource, sys, torch
 from dataclasses import replace
 from pathlib import Path
-from classifier_emergence.router_projection import controlled, project_routers
-from classifier_emergence.routers import load_routers
+from classifier_emergence.mixtures.projection import controlled, project_routers
+from classifier_emergence.mixtures.routers import load_routers
 torch.set_num_threads(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 weights = load_routers(Path(sys.argv[1]))

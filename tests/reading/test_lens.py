@@ -5,7 +5,6 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.reading.directions import project
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import find_readout
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import row_norms
 

@@ -5,7 +5,6 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.reading.layers import layer_at, layer_labels, layer_row
 from classifier_emergence.reading.lens import check_lens
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import decoder_blocks, find_readout
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.training.flaws import scaled_attention
 
@@ -62,10 +61,7 @@ def test_what_prompts_begin_with_passes_once_and_changes_nothing(
 def test_chosen_rows_need_no_later_block(lm: LanguageModel) -> None:
     whole = residual_stream(lm, PROMPTS)
     ran: list[int] = []
-    handles = [
-        block.register_forward_hook(lambda _, __, ___, i=i: ran.append(i))
-        for i, block in enumerate(lm.blocks)
-    ]
+    handles = [block.register_forward_hook(lambda _, __, ___, i=i: ran.append(i)) for i, block in enumerate(lm.blocks)]
     for rows in ([2], [0], [3, 0]):
         ran.clear()
         assert torch.equal(residual_stream(lm, PROMPTS, rows=rows), whole[rows])
@@ -133,7 +129,7 @@ def test_a_model_without_a_known_readout_is_refused_by_name(lm: LanguageModel, p
     try:
         delattr(holder, part)
         with pytest.raises((InputError, AttributeError), match=type(lm.model).__name__):
-            lm.readout
+            _ = lm.readout
     finally:
         setattr(holder, part, taken)
 

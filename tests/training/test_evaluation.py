@@ -12,12 +12,18 @@ from torch.nn import functional
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import decoder_blocks, find_readout
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import WordTokens, word_tokens
 from classifier_emergence.tasks.arithmetic import OPERATIONS
 from classifier_emergence.tasks.problems import NEUTRAL
-from classifier_emergence.training.evaluation import alignment, answers, divergence, random_basis, removed, word_basis
+from classifier_emergence.training.evaluation import (
+    alignment,
+    answers,
+    divergence,
+    random_basis,
+    subspace_removed,
+    word_basis,
+)
 from classifier_emergence.training.supervised import VO, Adapter, adapted
 
 PROMPTS = ["7 * 8 =", "What is 12 plus 5?", "(89 - 34) =", "If you divide 81 by 9, you get", "6 * 7 ="]
@@ -221,7 +227,7 @@ def test_a_removed_word_cannot_be_read_at_any_position(lm: LanguageModel) -> Non
     readout = lm.readout
     basis = word_basis(words(lm), readout)
     before = after_block(lm, 1)
-    with removed(lm, 1, basis):
+    with subspace_removed(lm, 1, basis):
         states = after_block(lm, 1)
     assert (before @ basis.T).abs().amin(-1).max() > 1e-4
     torch.testing.assert_close(states @ basis.T, torch.zeros(len(states), len(basis)), atol=1e-5, rtol=0)
@@ -236,9 +242,9 @@ def test_a_control_takes_out_as_much_in_other_directions(lm: LanguageModel) -> N
     along = random_basis(basis, seed=0)
     torch.testing.assert_close(along @ along.T, torch.eye(len(along)), atol=1e-5, rtol=0)
     before = after_block(lm, 1)
-    with removed(lm, 1, basis):
+    with subspace_removed(lm, 1, basis):
         change = after_block(lm, 1) - before
-    with removed(lm, 1, basis, along):
+    with subspace_removed(lm, 1, basis, along):
         control = after_block(lm, 1) - before
     torch.testing.assert_close(control.norm(dim=-1), change.norm(dim=-1), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(control @ along.T @ along, control, atol=1e-5, rtol=1e-4)
@@ -256,7 +262,7 @@ def test_nothing_stays_removed(lm: LanguageModel) -> None:
     before, hooks = logits(lm, PROMPTS[0]), len(lm.blocks[1]._forward_hooks)
 
     def break_off() -> None:
-        with removed(lm, 1, basis):
+        with subspace_removed(lm, 1, basis):
             assert not torch.equal(logits(lm, PROMPTS[0]), before)
             raise KeyboardInterrupt
 

@@ -24,7 +24,7 @@ from transformers import Trainer, TrainingArguments
 from classifier_emergence.errors import InputError
 from classifier_emergence.models.loading import load
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import Readout, find_readout
+from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.tasks.arithmetic import OPERATIONS
 from classifier_emergence.training import cross_entropy as cross_entropy_module
@@ -114,7 +114,7 @@ def run(
     """A run from a fresh adapter, as a new process would start it."""
     with adapted(lm, ADAPTER, seed=seed, classes=objective.classes) as wrapped:
         texts = examples(lm, objective)[leave_out:]
-        trained = train(wrapped, texts, objective, schedule, work=work, watch=watch or Watch(lm))
+        trained = train(lm, wrapped, texts, objective, schedule, work=work, watch=watch or Watch(lm))
         return trained, trained_weights(wrapped)
 
 
@@ -128,9 +128,9 @@ def assert_same(run: tuple[Trained, dict[str, Tensor]], other: tuple[Trained, di
     assert all(torch.equal(run[1][name], other[1][name]) for name in run[1] | other[1])
 
 
-def batch_loss(wrapped: PeftModel, lm: LanguageModel, batch: list[Example], objective: Objective) -> Tensor:
+def batch_loss(lm: LanguageModel, wrapped: PeftModel, batch: list[Example], objective: Objective) -> Tensor:
     arguments = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
-    trainer = LensTrainer(wrapped, arguments, batch, objective, None)
+    trainer = LensTrainer(lm, wrapped, arguments, batch, objective, None)
     return trainer.compute_loss(wrapped, collate(batch, objective, lm.model))
 
 
@@ -320,9 +320,9 @@ def test_passing_together_cannot_change_the_loss(lm: LanguageModel, objective: O
     sizes = [1 if objective.class_weight else len(example.ids) - example.prompt_length for example in batch]
     with adapted(lm, ADAPTER, seed=0, classes=objective.classes) as wrapped:
         shake(wrapped)
-        alone = [batch_loss(wrapped, lm, [example], objective) for example in batch]
+        alone = [batch_loss(lm, wrapped, [example], objective) for example in batch]
         mean = sum(size * loss for size, loss in zip(sizes, alone, strict=True)) / sum(sizes)
-        torch.testing.assert_close(batch_loss(wrapped, lm, batch, objective), mean)
+        torch.testing.assert_close(batch_loss(lm, wrapped, batch, objective), mean)
 
 
 @pytest.mark.parametrize("read", ["prompt", "answer"])
@@ -333,7 +333,7 @@ def test_the_loss_is_what_the_definition_says(lm: LanguageModel, read: Any, shif
     start, ids = example.prompt_length, torch.tensor([example.ids])
     with adapted(lm, ADAPTER, seed=0) as wrapped:
         shake(wrapped)
-        loss = batch_loss(wrapped, lm, [example], objective)
+        loss = batch_loss(lm, wrapped, [example], objective)
         loss.backward()
         gradients = [p.grad.clone() for p in wrapped.parameters() if p.requires_grad]
         wrapped.zero_grad()
@@ -419,7 +419,7 @@ def test_an_objective_that_does_not_fit_the_model_is_refused(
     lm: LanguageModel, objective: Objective, message: str, tmp_path: Path
 ) -> None:
     with adapted(lm, ADAPTER, seed=0) as wrapped, pytest.raises(InputError, match=message):
-        train(wrapped, examples(lm), objective, SCHEDULE, work=tmp_path)
+        train(lm, wrapped, examples(lm), objective, SCHEDULE, work=tmp_path)
 
 
 def test_a_prompt_that_its_answer_runs_into_is_refused(lm: LanguageModel) -> None:
@@ -433,11 +433,11 @@ def test_a_prompt_that_its_answer_runs_into_is_refused(lm: LanguageModel) -> Non
 @pytest.fixture
 def outspoken(lm: LanguageModel) -> LanguageModel:
     """A copy with a larger gain before the unembedding; the tiny models themselves cannot be sure of any token."""
-    model = copy.deepcopy(lm.model)
-    norm = find_readout(model).norm
+    louder = replace(lm, model=copy.deepcopy(lm.model))
+    norm = louder.readout.norm
     offset = 1.0 if lm.key == "tiny-gemma" else 0.0  # Gemma stores the gain less one
     norm.weight.data = 15 * (norm.weight.data + offset) - offset
-    return replace(lm, model=model)
+    return louder
 
 
 def test_dual_reward_makes_the_lens_say_the_word(outspoken: LanguageModel, tmp_path: Path) -> None:
@@ -451,7 +451,7 @@ def test_dual_reward_makes_the_lens_say_the_word(outspoken: LanguageModel, tmp_p
     assert (at_layer() < 0.1).all()
     with adapted(lm, Adapter(VO, rank=16, scale=2.0, layers=(0, 1, 2)), seed=0) as wrapped:
         schedule = Schedule(steps=240, batch_size=4, learning_rate=1e-2, seed=0, every=240)
-        train(wrapped, [examples(lm)[i] for i in ONE_OF_EACH], DUAL, schedule, work=tmp_path)
+        train(lm, wrapped, [examples(lm)[i] for i in ONE_OF_EACH], DUAL, schedule, work=tmp_path)
         assert at_layer().mean() > 0.2
     assert (at_layer() < 0.1).all()
 
@@ -466,7 +466,7 @@ def test_a_head_alone_learns_the_classes(lm: LanguageModel, tmp_path: Path) -> N
 def test_a_fresh_head_guesses_evenly(lm: LanguageModel) -> None:
     objective = Objective(1.0, 2, classes=4)
     with adapted(lm, ADAPTER, seed=0, classes=4) as wrapped:
-        loss = batch_loss(wrapped, lm, examples(lm, objective), objective)
+        loss = batch_loss(lm, wrapped, examples(lm, objective), objective)
     assert loss.item() == pytest.approx(math.log(4))
 
 
@@ -493,7 +493,7 @@ def test_further_training_starts_from_the_adapter_as_it_is(lm: LanguageModel, tm
     def both(stop: int | None = None) -> tuple[Trained, Trained]:
         with adapted(lm, ADAPTER, seed=0) as wrapped:
             runs = [
-                train(wrapped, examples(lm), objective, SCHEDULE, work=tmp_path / name, watch=watch)
+                train(lm, wrapped, examples(lm), objective, SCHEDULE, work=tmp_path / name, watch=watch)
                 for name, objective, watch in [("first", DUAL, Watch(lm)), ("then", PLAIN, Watch(lm, stop))]
             ]
         return runs[0], runs[1]
@@ -565,7 +565,7 @@ def elsewhere(tiny_models: Path) -> Callable[[Path], Trained]:
     """``run`` with its defaults in a new process."""
 
     def start(work: Path) -> Trained:
-        command = [sys.executable, "-m", "tests.test_training", str(tiny_models / "tiny-llama"), str(work)]
+        command = [sys.executable, "-m", "tests.training.test_supervised", str(tiny_models / "tiny-llama"), str(work)]
         env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
         return Trained(**json.loads(done.stdout))

@@ -1,6 +1,6 @@
 """Fine-tuning for anyone's task: dual reward (the lens should name the class) and plain LoRA on answers.
 
-Every way of training, ``instrument_grpo`` among them, trains an adapter on part of a task's items and measures on the
+Every way of training, ``instruments.grpo`` among them, trains an adapter on part of a task's items and measures on the
 rest, held out with their groups, before and after.
 """
 

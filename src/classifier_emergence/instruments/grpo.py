@@ -44,7 +44,7 @@ def grpo(
 ) -> FineTuned:
     """Train LoRA adapters on all linear maps by reward: the model writes, and what answers rightly becomes likelier.
 
-    The loss is ``(1 - w) * GRPO + w * CE(lens, class word)`` (see ``grpo_trainer.PolicyObjective``). A group of
+    The loss is ``(1 - w) * GRPO + w * CE(lens, class word)`` (see ``training.rl.trainer.PolicyObjective``). A group of
     completions that all get the same reward teaches nothing, so take prompts that the model answers rightly
     *sometimes*; solved items in front (``shots``) help with that. The result's ``losses`` have one entry a step, with
     the mean ``reward`` and the share of groups without variance, ``zero_variance``. Adapter, resuming and what is

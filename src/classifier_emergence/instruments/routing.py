@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PAIRS = 50
 """Pairs of contexts of one token that are compared, at most."""
 CONFIDENCE, RESAMPLES = 0.95, 1000
-AGAIN = 256  # tokens a batch when texts are read again: other batches, other rounding
+REREAD_BATCH_TOKENS = 256  # tokens a batch when texts are read again: other batches, other rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +160,7 @@ def routing_usage(
     label = None
     if labels is not None:
         label = information(shares, own[of_text], shuffles=shuffles, seed=seed, groups=of_text)
-    again = trace(lm, ids, batch_tokens=AGAIN)
+    again = trace(lm, ids, batch_tokens=REREAD_BATCH_TOKENS)
     try:
         context = context_dependence(
             routing, again, pairs_per_token=PAIRS, confidence=CONFIDENCE, resamples=RESAMPLES, seed=seed

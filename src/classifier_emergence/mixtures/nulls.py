@@ -3,7 +3,7 @@
 Any direction has a token that it fits best and a list of top tokens that the eye finds a topic in. Four nulls tell
 what that is worth:
 
-* *Random directions* (``router_projection.random_routers``), through the same gains and the same vocabulary: the null
+* *Random directions* (``projection.random_routers``), through the same gains and the same vocabulary: the null
   of a largest score and of the coherence of top tokens. Tokens of one topic have similar rows, so the top tokens of a
   random direction are similar, too.
 * *Permuted tokens*: giving every row of the unembedding to another token changes no score's size, only whose it is.

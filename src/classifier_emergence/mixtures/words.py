@@ -1,4 +1,4 @@
-"""Router rows as words: the projection of ``router_projection`` with tokens spelt out, beside random rows."""
+"""Router rows as words: the projection of ``projection`` with tokens spelt out, beside random rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from classifier_emergence.statistics import expected_max_cosine
 def project_checkpoint(
     place: Path | HubSource, *, words: Sequence[str] = (), gains: bool = False, top: int = 10, seed: int = 0
 ) -> dict[str, Any]:
-    """Cosines of every router row of a checkpoint with the vocabulary; see ``router_projection.project_routers``.
+    """Cosines of every router row of a checkpoint with the vocabulary; see ``projection.project_routers``.
 
     Args:
         place: Folder of a checkpoint in the Hugging Face layout (or OpenAI's of GPT-OSS) with its tokenizer, or a

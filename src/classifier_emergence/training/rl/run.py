@@ -1,6 +1,6 @@
 """Reinforcement learning on short answers (GRPO), alone or with a loss on the lens: a run, resumed if it was cut short.
 
-What is minimised is in ``grpo_trainer``, how completions are drawn in ``rollouts``.
+What is minimised is in ``trainer``, how completions are drawn in ``rollouts``.
 """
 
 import copy
