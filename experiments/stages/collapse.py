@@ -100,7 +100,7 @@ class Study(GrpoStudy):
             "collapsed": bool(shares.max() >= settings.modal_share),
             # As many problems of each class: accuracy is balanced accuracy, and a constant answer scores 1/3.
             "balanced_accuracy": share_of(choice == own, self.params),
-            "alignment": found.own[0].mean(),
+            "alignment": found.own_word[0].mean(),
         }
 
 
@@ -257,7 +257,7 @@ def measure(study: Study) -> dict[str, Any]:
                     "prompt": problem.symbol,
                     "top_token": token_text(study.lm.tokenizer, int(found.top_id[0, i])),
                     "top_probability": found.top_probability[0, i],
-                    "own_probability": found.own[0, i],
+                    "own_probability": found.own_word[0, i],
                 }
                 for i, problem in enumerate(problems)
             ],

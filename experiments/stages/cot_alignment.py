@@ -106,7 +106,7 @@ def measure(
     own = [OPERATIONS.index(problem.operation) for problem in problems.test]
     prompts = [problem.symbol for problem in problems.test]
     scores = alignment(lm, prompts, own, words)
-    means = scores.own.mean(-1)
+    means = scores.own_word.mean(-1)
     inner = 1 + int(means[1:-1].argmax())  # the last layer is the model's own output
     texts = generate(lm, prompts, new_tokens=settings.new_tokens)
     right = [parse_number(text) == problem.answer for text, problem in zip(texts, problems.test, strict=True)]
@@ -132,14 +132,16 @@ def measure(
         "answers": answers,
         "writes_word": share_of(writes, params),
         "alignment": {
-            "by_layer": mean_of(scores.own, params, settings.resamples),
+            "by_layer": mean_of(scores.own_word, params, settings.resamples),
             "top_by_layer": scores.is_top.double().mean(-1),
-            "inner_peak": mean_of(scores.own[inner], params, settings.resamples),
+            "inner_peak": mean_of(scores.own_word[inner], params, settings.resamples),
             "inner_peak_layer": labels[inner],
-            "last": mean_of(scores.own[-1], params, settings.resamples),
+            "last": mean_of(scores.own_word[-1], params, settings.resamples),
             "last_top": share_of(scores.is_top[-1], params),
             "at_classifier": mean_of(
-                scores.own[layer_row(layer_at(params.logit_lens.depth, len(means) - 1))], params, settings.resamples
+                scores.own_word[layer_row(layer_at(params.logit_lens.depth, len(means) - 1))],
+                params,
+                settings.resamples,
             ),
             "first_layer_above_half": labels[early[0]] if early else None,
         },

@@ -280,7 +280,7 @@ def fit(
 
     def watch() -> dict[str, Any]:
         scores = alignment(study.lm, prompts, own, words, rows=None if by_layer else [row])
-        means = scores.own.mean(-1).tolist()
+        means = scores.own_word.mean(-1).tolist()
         return {"alignment": means[row], "by_layer": means} if by_layer else {"alignment": means[0]}
 
     title = f"dual reward of {study.lm.key}: {text}"
@@ -310,12 +310,12 @@ def measure(
         scores = study.read(style, None if full else [row], words)
         at = row if full else 0
         result[style] = {
-            "alignment": mean_of(scores.own[at], params, resamples),
+            "alignment": mean_of(scores.own_word[at], params, resamples),
             "top": share_of(scores.is_top[at], params),
             "choice": share_of(scores.choice[at] == torch.tensor(study.own), params),
         }
         if full:
-            result[style]["by_layer"] = mean_of(scores.own, params, resamples)
+            result[style]["by_layer"] = mean_of(scores.own_word, params, resamples)
     found = study.answer()
     result["answers"] = {
         "exact": share_of(found.exact, params),
@@ -339,9 +339,9 @@ def reported(study: Study, row: int, words: list[WordTokens], *, ending: str = "
     shown = [token_text(study.lm.tokenizer, int(i)) for i in scores.top_id[0]]
     table = [
         {"prompt": prompt, "top_token": top, "top_probability": p, "own_probability": q}
-        for prompt, top, p, q in zip(prompts, shown, scores.top_probability[0], scores.own[0], strict=True)
+        for prompt, top, p, q in zip(prompts, shown, scores.top_probability[0], scores.own_word[0], strict=True)
     ]
-    probabilities = scores.own[0]
+    probabilities = scores.own_word[0]
     return {
         "prompts": table,
         "top": share_of(scores.is_top[0], study.params),

@@ -124,11 +124,11 @@ def read(lm: LanguageModel, style: str, problems: Sequence[Problem], params: Par
         for i, problem in enumerate(problems)
     ]
     scores = alignment(lm, prompts, own, words)
-    means = scores.own.mean(-1)
+    means = scores.own_word.mean(-1)
     peak = 1 + int(means[1:].argmax())
     return {
         "by_layer": means,
-        "peak": mean_of(scores.own[peak], params, params.lora_sft.resamples),
+        "peak": mean_of(scores.own_word[peak], params, params.lora_sft.resamples),
         "peak_layer": layer_labels(len(means) - 1)[peak],
         "peak_top": share_of(scores.is_top[peak], params),
     }

@@ -273,7 +273,7 @@ def measure(study: Study, words: list[WordTokens], found: dict[str, Answers]) ->
         log_prob = found[part].log_prob
         change = log_prob - study.base_answers[part].log_prob
         result[part] = {
-            "alignment": mean_over_groups(scores.own[0], items, study),
+            "alignment": mean_over_groups(scores.own_word[0], items, study),
             "top": share_of(scores.is_top[0], params),
             "choice": share_of(scores.choice[0] == torch.tensor(own), params),
             "answers_exact": share_of(found[part].exact, params),

@@ -108,7 +108,7 @@ def measure(study: Study) -> dict[str, Any]:
     found = study.read(problems, [study.prompt(problem) for problem in problems])
     return {
         "lens": {
-            "alignment": mean_of(found.own[0], study.params, study.settings.resamples),
+            "alignment": mean_of(found.own_word[0], study.params, study.settings.resamples),
             "top": share_of(found.is_top[0], study.params),
         },
         **behaviour(study),

@@ -73,7 +73,7 @@ def test_the_lens_names_the_class_after_dual_reward_and_the_adapter_keeps_it(out
     items = held_out(arithmetic())[1]
     words = [word_tokens(word, llama.tokenizer) for word in WORDS]
     scores = alignment(again, [i.prompt for i in items], [i.label for i in items], words)
-    assert np.allclose(scores.own.double().mean(-1).numpy(), taught.after.alignment, rtol=1e-4)
+    assert np.allclose(scores.own_word.double().mean(-1).numpy(), taught.after.alignment, rtol=1e-4)
 
 
 def test_training_goes_on_top_of_an_adapter(outspoken: Path, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_alignment_is_a_sum_of_the_lens_probabilities(lm: LanguageModel) -> None
     probability = torch.stack([lm.readout.logits(layer) for layer in states]).softmax(-1)
     every = torch.stack([probability[..., word.ids].sum(-1) for word in words(lm)], dim=-1)
     for prompt, k in enumerate(OWN):
-        torch.testing.assert_close(found.own[:, prompt], every[:, prompt, k])
+        torch.testing.assert_close(found.own_word[:, prompt], every[:, prompt, k])
         torch.testing.assert_close(found.strict[:, prompt], probability[:, prompt, words(lm)[k].strict_id])
     assert torch.equal(found.choice, every.argmax(-1))
     assert torch.equal(found.top_id, probability.argmax(-1))
@@ -188,7 +188,7 @@ def test_alignment_follows_the_order_of_the_prompts(lm: LanguageModel) -> None:
     order = [3, 0, 4, 2, 1]
     whole = alignment(lm, PROMPTS, OWN, words(lm))
     permuted = alignment(lm, [PROMPTS[i] for i in order], [OWN[i] for i in order], words(lm))
-    torch.testing.assert_close(permuted.own, whole.own[:, order], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(permuted.own_word, whole.own_word[:, order], atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(permuted.strict, whole.strict[:, order], atol=1e-6, rtol=1e-4)
     assert torch.equal(permuted.top_id, whole.top_id[:, order])
     assert torch.equal(permuted.choice, whole.choice[:, order])
@@ -197,7 +197,7 @@ def test_alignment_follows_the_order_of_the_prompts(lm: LanguageModel) -> None:
 def test_chosen_rows_are_those_of_all(lm: LanguageModel) -> None:
     whole = alignment(lm, PROMPTS, OWN, words(lm))
     some = alignment(lm, PROMPTS, OWN, words(lm), rows=[3, 1])
-    torch.testing.assert_close(some.own, whole.own[[3, 1]])
+    torch.testing.assert_close(some.own_word, whole.own_word[[3, 1]])
     assert torch.equal(some.is_top, whole.is_top[[3, 1]])
 
 

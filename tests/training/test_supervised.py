@@ -446,7 +446,7 @@ def test_dual_reward_makes_the_lens_say_the_word(outspoken: LanguageModel, tmp_p
     prompts, own = [TEXTS[i][0] for i in ONE_OF_EACH], range(len(OPERATIONS))
 
     def at_layer() -> Tensor:
-        return alignment(lm, prompts, own, words, rows=[3]).own[0]
+        return alignment(lm, prompts, own, words, rows=[3]).own_word[0]
 
     assert (at_layer() < 0.1).all()
     with adapted(lm, Adapter(VO, rank=16, scale=2.0, layers=(0, 1, 2)), seed=0) as wrapped:

@@ -343,7 +343,7 @@ def _measure(lm: LanguageModel, items: Sequence[Item], words: list[WordTokens], 
     wanted = [item.answer for item in items if item.answer is not None]
     exact = answers(lm, prompts, wanted).exact if len(wanted) == len(items) else None
     return Measured(
-        alignment=scores.own.double().mean(-1).numpy(),
+        alignment=scores.own_word.double().mean(-1).numpy(),
         top=_share(scores.is_top[row]),
         choice=_share(scores.choice[row] == torch.tensor(own)),
         answers=None if exact is None else _share(exact),

@@ -6,7 +6,7 @@ Qwen3-MoE, Granite-MoE and GPT-OSS are all classes named ``...TopKRouter`` whose
 experts, then the weights and numbers of those chosen; ``trace`` checks this on every batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
 from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.residuals import removing
 from classifier_emergence.statistics import Floats, bootstrap_mean, permutation_p
 
 Outputs = tuple[Tensor, Tensor, Tensor]
@@ -61,7 +62,7 @@ def routers(lm: LanguageModel) -> dict[int, nn.Module]:
     Raises:
         InputError: There are none, or a block has several; names the model class.
     """
-    found: dict[int, nn.Module] = {}
+    by_block: dict[int, nn.Module] = {}
     for number, block in enumerate(lm.blocks):
         here = [module for module in block.modules() if type(module).__name__.endswith("TopKRouter")]
         if len(here) > 1:
@@ -69,12 +70,12 @@ def routers(lm: LanguageModel) -> dict[int, nn.Module]:
                 f"model {type(lm.model).__name__}: block {number} has {len(here)} routers; one is supported"
             )
         if here:
-            found[number] = here[0]
-    if not found:
+            by_block[number] = here[0]
+    if not by_block:
         raise InputError(
             f"{lm.key} ({type(lm.model).__name__}): no module named ...TopKRouter; give a mixture of experts"
         )
-    return found
+    return by_block
 
 
 @contextmanager
@@ -84,20 +85,17 @@ def hooked(lm: LanguageModel) -> Iterator[dict[int, Outputs]]:
     Raises:
         InputError: The model has no routers, or, in a forward pass, one gives something else.
     """
-    kept: dict[int, Outputs] = {}
+    outputs: dict[int, Outputs] = {}
 
-    def keep(number: int) -> Callable[..., None]:
-        def hook(router: nn.Module, _: object, output: object) -> None:
-            kept[number] = _checked(output, type(router).__name__)
+    def keep(number: int, router: nn.Module, output: object) -> None:
+        outputs[number] = _checked(output, type(router).__name__)
 
-        return hook
-
-    handles = [router.register_forward_hook(keep(number)) for number, router in routers(lm).items()]
-    try:
-        yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
+    handles = [
+        router.register_forward_hook(lambda module, _, output, number=number: keep(number, module, output))
+        for number, router in routers(lm).items()
+    ]
+    with removing(handles):
+        yield outputs
 
 
 def _checked(output: object, name: str) -> Outputs:
@@ -242,20 +240,11 @@ def information(
     random = np.random.default_rng(seed)
     of_group = label[first]
     arrangements = [label, *(of_group[random.permutation(len(first))][member] for _ in range(shuffles))]
-    found = np.stack([_mutual_information(shares, torch.from_numpy(each), len(values)) for each in arrangements], -1)
-    bits, null = found[:, 0], found[:, 1:]
-    frequency = np.bincount(label) / n
-    label_bits = float(_entropy(frequency) / np.log(2))
-    mean = null.mean(-1)
-    return Information(
-        bits,
-        mean,
-        np.quantile(null, 0.95, axis=-1),
-        permutation_p(bits, null),
-        (bits - mean) / label_bits,
-        label_bits,
-        n,
-    )
+    every = np.stack([_mutual_information(shares, torch.from_numpy(each), len(values)) for each in arrangements], -1)
+    bits, null = every[:, 0], every[:, 1:]
+    label_bits = float(_entropy(np.bincount(label) / n) / np.log(2))
+    mean, high = null.mean(-1), np.quantile(null, 0.95, axis=-1)
+    return Information(bits, mean, high, permutation_p(bits, null), (bits - mean) / label_bits, label_bits, n)
 
 
 def _mutual_information(shares: Tensor, label: Tensor, n_labels: int) -> Floats:

@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.mixtures.routing import Outputs, hooked, routers
+from classifier_emergence.mixtures.routing import hooked, routers
 from classifier_emergence.progress import progress
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.readout import Readout
-from classifier_emergence.reading.tree import batches
+from classifier_emergence.reading.tree import batches, last_states
 from classifier_emergence.results import write_text_atomic
 from classifier_emergence.training.cross_entropy import cross_entropy
+from classifier_emergence.training.evaluation import generated_ids
 from classifier_emergence.training.supervised import EXPLODED, MLP, Adapter, Schedule, adapted
 
 GENERATED_TOGETHER = 40
@@ -61,23 +62,13 @@ def self_generated(
         raise InputError("openings: none; give the model something to go on from")
     starts = [openings[i % len(openings)] for i in range(n)]
     texts: list[str] = []
-    generator: Any = lm.model
+    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     with progress(description, total=n) as advance, torch.random.fork_rng():
         torch.manual_seed(seed)  # generate() draws from the global generator
         for first in range(0, n, GENERATED_TOGETHER):
-            batch = lm.tokenizer(starts[first : first + GENERATED_TOGETHER], return_tensors="pt", padding=True)
-            ids = generator.generate(
-                input_ids=batch["input_ids"].to(lm.model.device),
-                attention_mask=batch["attention_mask"].to(lm.model.device),
-                max_new_tokens=new_tokens,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                pad_token_id=lm.tokenizer.pad_token_id,
-            )
+            ids, _ = generated_ids(lm, starts[first : first + GENERATED_TOGETHER], new_tokens, **sampling)
             texts += lm.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            advance(len(batch["input_ids"]))
+            advance(len(ids))
     return texts
 
 
@@ -135,11 +126,11 @@ def join_experts(lm: LanguageModel, experts: Sequence[Path], *, top_k: int, seed
                 if updated:
                     routed.add(number)
         generator = torch.Generator().manual_seed(seed)
-        for number, (block, own) in enumerate(zip(blocks, lm.blocks, strict=True)):
+        for number, (block, dense) in enumerate(zip(blocks, lm.blocks, strict=True)):
             if number in routed:
                 block.mlp.gate.weight.normal_(0.0, ROUTER_INIT_SCALE * config.initializer_range, generator=generator)
             else:
-                block.mlp = copy.deepcopy(own.mlp)
+                block.mlp = copy.deepcopy(dense.mlp)
     joined.requires_grad_(False).eval()
     return mixture
 
@@ -220,7 +211,7 @@ class Joint:
 def train_expert(
     lm: LanguageModel,
     domains: Sequence[Sequence[Sequence[int]]],
-    place: Adapter,
+    adapter: Adapter,
     schedule: Schedule,
     folder: Path,
     *,
@@ -231,7 +222,7 @@ def train_expert(
     Args:
         lm: Frozen; the update is taken off again at the end.
         domains: As of ``train_jointly``; one for an expert, all for the dense twin.
-        place: Maps, rank and blocks of the update.
+        adapter: Maps, rank and blocks of the update.
         schedule: Steps, batch size, learning rate, seed.
         folder: For the adapter.
         description: Shown with the progress bar.
@@ -242,7 +233,7 @@ def train_expert(
     Raises:
         InputError: As ``train_jointly``, or the model has no such maps or blocks.
     """
-    with adapted(lm, place, seed=schedule.seed) as wrapped:
+    with adapted(lm, adapter, seed=schedule.seed) as wrapped:
         update = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
         groups = [{"params": update, "lr": schedule.learning_rate}]
         curve = _fit(lm, domains, groups, schedule, 0.0, description)
@@ -359,13 +350,9 @@ def _losses(
     """Mean language-modelling loss over all predicted tokens, and the mean balance over routers."""
     if not top_k:
         return _token_losses(lm, rows, readout).mean(), None
-    with hooked(lm) as seen:
+    with hooked(lm) as outputs:
         losses = _token_losses(lm, rows, readout)
-    return losses.mean(), torch.stack([load_balancing(logits, top_k) for logits, _, _ in _in_order(seen)]).mean()
-
-
-def _in_order(seen: dict[int, Outputs]) -> list[Outputs]:
-    return [seen[number] for number in sorted(seen)]
+    return losses.mean(), torch.stack([load_balancing(logits, top_k) for logits, _, _ in outputs.values()]).mean()
 
 
 def _token_losses(lm: LanguageModel, rows: Sequence[Sequence[int]], readout: Readout) -> Tensor:
@@ -375,22 +362,20 @@ def _token_losses(lm: LanguageModel, rows: Sequence[Sequence[int]], readout: Rea
     """
     ids = torch.tensor([token for row in rows for token in row], device=lm.model.device)
     positions = torch.cat([torch.arange(len(row), device=lm.model.device) for row in rows])
-    normed = lm.model.get_decoder()(
-        input_ids=ids[None], position_ids=positions[None], use_cache=False
-    ).last_hidden_state
+    normed = last_states({"input_ids": ids[None], "position_ids": positions[None]}, lm.model)
     predicted = positions[1:] > 0
-    return cross_entropy(normed[0, :-1][predicted], readout, ids[1:][predicted])
+    return cross_entropy(normed[:-1][predicted], readout, ids[1:][predicted])
 
 
 @torch.no_grad()
 def text_losses(lm: LanguageModel, texts: Sequence[Sequence[int]]) -> Tensor:
     """(texts,) mean loss of each text's tokens but the first, in nats."""
     readout = lm.readout
-    found = torch.empty(len(texts))
+    means = torch.empty(len(texts))
     for batch in batches(texts):
         losses = _token_losses(lm, [texts[i] for i in batch], readout)
-        found[batch] = torch.stack([part.mean() for part in losses.split([len(texts[i]) - 1 for i in batch])])
-    return found
+        means[batch] = torch.stack([part.mean() for part in losses.split([len(texts[i]) - 1 for i in batch])])
+    return means
 
 
 def trained_tensors(lm: LanguageModel) -> dict[str, Tensor]:
@@ -401,9 +386,11 @@ def trained_tensors(lm: LanguageModel) -> dict[str, Tensor]:
 
 def save_routers(lm: LanguageModel, folder: Path) -> Path:
     """Write only what ``routers.load_routers`` reads, in its layout: routers, gains and the unembedding."""
-    tensors = {name: t for name, t in lm.model.state_dict().items() if _ROUTER.fullmatch(name) or _GAIN.fullmatch(name)}
     readout = lm.readout
-    tensors |= {"model.norm.weight": readout.norm.get_parameter("weight"), "lm_head.weight": readout.weight}
+    tensors = trained_tensors(lm) | {
+        "model.norm.weight": readout.norm.get_parameter("weight"),
+        "lm_head.weight": readout.weight,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     config: Any = lm.model.config
     size, sparse = config.num_hidden_layers, routers(lm)

@@ -18,12 +18,12 @@ from classifier_emergence.statistics import expected_max_cosine
 
 
 def project_checkpoint(
-    place: Path | HubSource, *, words: Sequence[str] = (), gains: bool = False, top: int = 10, seed: int = 0
+    source: Path | HubSource, *, words: Sequence[str] = (), gains: bool = False, top: int = 10, seed: int = 0
 ) -> dict[str, Any]:
     """Cosines of every router row of a checkpoint with the vocabulary; see ``projection.project_routers``.
 
     Args:
-        place: Folder of a checkpoint in the Hugging Face layout (or OpenAI's of GPT-OSS) with its tokenizer, or a
+        source: Folder of a checkpoint in the Hugging Face layout (or OpenAI's of GPT-OSS) with its tokenizer, or a
             repository of the hub, of which only routers, norm gains, unembedding and tokenizer are downloaded.
         words: Words whose ranks are wanted.
         gains: Whether the gains of both norms are folded in, and what all experts of a layer share is taken out.
@@ -39,8 +39,8 @@ def project_checkpoint(
     Raises:
         InputError: See ``routers.load_routers``; or there is no tokenizer, or a word is no single token of it.
     """
-    weights = load_routers(place if isinstance(place, Path) else _hub(place))
-    name, revision = (place.repo, place.revision) if isinstance(place, HubSource) else (place, "main")
+    weights = load_routers(source if isinstance(source, Path) else _hub(source))
+    name, revision = (source.repo, source.revision) if isinstance(source, HubSource) else (source, "main")
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:  # a damaged file makes transformers stumble in any way
@@ -48,9 +48,9 @@ def project_checkpoint(
         raise InputError(f"{name}: no tokenizer can be read ({reason}); put it beside the weights") from error
     ids = []
     for word in words:
-        if not (found := word_tokens(word, tokenizer).ids):
+        if not (forms := word_tokens(word, tokenizer).ids):
             raise InputError(f"word {word!r}: no single token of this vocabulary in any form; choose another")
-        ids.append(found)
+        ids.append(forms)
     directions = controlled if gains else reported
     chance = random_routers(weights, weights.weight.shape[1], seed=seed)
     (seen, null), _ = project_routers(weights, [directions(weights), directions(chance)], top=top, words=ids)

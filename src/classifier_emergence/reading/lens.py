@@ -145,9 +145,9 @@ def check_lens(lm: LanguageModel, *, tolerance: float = 1e-3) -> float:
     prompts = ["7 * 8 =", "7 * 5 + 3 =", "12 - 4 ="]
     ids = torch.tensor([lm.tokenizer(prompts[0])["input_ids"]], device=lm.model.device)
     model: Any = lm.model
-    own = model(input_ids=ids, use_cache=False).logits[0, -1].float().cpu().log_softmax(-1)
+    expected = model(input_ids=ids, use_cache=False).logits[0, -1].float().cpu().log_softmax(-1)
     last = residual_stream(lm, prompts)[-1, :1]
-    gap = float((own - lm.readout.logits(last)[0].log_softmax(-1)).abs().max())
+    gap = float((expected - lm.readout.logits(last)[0].log_softmax(-1)).abs().max())
     if not gap <= tolerance:
         raise InputError(
             f"model {type(model).__name__}: the lens at the last layer misses the model's own log-probabilities by "

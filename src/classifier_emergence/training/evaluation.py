@@ -10,10 +10,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.readout import Readout
-from classifier_emergence.reading.residuals import residual_stream, states_at
+from classifier_emergence.reading.residuals import first_tensor, removing, residual_stream, states_at
 from classifier_emergence.reading.tree import batches, one_pass
 from classifier_emergence.reading.vocabulary import WordTokens
 from classifier_emergence.training.supervised import encode
@@ -25,7 +26,7 @@ GENERATED_TOGETHER = 50  # prompts in a batch
 class Alignment:
     """The lens on prompts whose operation is known; arrays are (layers, prompts)."""
 
-    own: Tensor
+    own_word: Tensor
     """Alignment of the prompt's own word: total probability of its single-token forms."""
     strict: Tensor
     """Probability of the first token of the bare own word, as the originals score."""
@@ -41,7 +42,7 @@ class Alignment:
 def alignment(
     lm: LanguageModel,
     prompts: Sequence[str],
-    own: Sequence[int],
+    classes: Sequence[int],
     words: Sequence[WordTokens],
     *,
     rows: Sequence[int] | None = None,
@@ -51,20 +52,20 @@ def alignment(
     Args:
         lm: The adapter that it carries, if any, is on.
         prompts: To read.
-        own: Index into ``words`` for each prompt.
+        classes: Index into ``words`` for each prompt: which is its own word.
         words: The classes' words.
         rows: Rows of the residual stream to score; default all.
     """
     states = residual_stream(lm, prompts, rows=rows)
     groups = [word.ids for word in words] + [[word.strict_id] for word in words]
     scores = lens_scores(states, lm.readout, groups, ranked=[[0]] * len(prompts))
-    n, index = len(words), torch.tensor(own)
+    n, index = len(words), torch.tensor(classes)
     at = torch.arange(len(prompts))
     forms = torch.zeros(len(words), int(scores.top_id.max()) + 1, dtype=torch.bool)
     for k, word in enumerate(words):
         forms[k, [i for i in word.ids if i < forms.shape[1]]] = True
     return Alignment(
-        own=scores.log_alignment[:, at, index].exp(),
+        own_word=scores.log_alignment[:, at, index].exp(),
         strict=scores.log_alignment[:, at, n + index].exp(),
         top_id=scores.top_id,
         top_probability=scores.top_prob,
@@ -103,11 +104,11 @@ def answers(lm: LanguageModel, prompts: Sequence[str], wanted: Sequence[str]) ->
     examples = [encode(lm.tokenizer, prompt, answer) for prompt, answer in zip(prompts, wanted, strict=True)]
     texts = [example.ids[:-1] for example in examples]  # without the end-of-text token
     rows, owner, target = [], [], []
-    last = [lm.n_layers]
+    last = [layer_row(lm.n_layers - 1)]
     for batch in batches(texts):
-        inputs, places = one_pass([texts[i] for i in batch], lm.model)
+        inputs, paths = one_pass([texts[i] for i in batch], lm.model)
         # Every token is read at the one before it, and what comes after the answer at its last.
-        read = [node for place, i in zip(places, batch, strict=True) for node in place[examples[i].prompt_length - 1 :]]
+        read = [node for path, i in zip(paths, batch, strict=True) for node in path[examples[i].prompt_length - 1 :]]
         rows.append(states_at(lm, inputs, read, last)[0])
         for i in batch:
             answer = texts[i][examples[i].prompt_length :]
@@ -132,18 +133,18 @@ def answers(lm: LanguageModel, prompts: Sequence[str], wanted: Sequence[str]) ->
 @torch.no_grad()
 def divergence(lm: LanguageModel, wrapped: PeftModel, texts: Sequence[str]) -> Tensor:
     """KL(base || adapted) of the next token, mean over the positions of each text; (texts,), in nats."""
-    readout, last = lm.readout, [lm.n_layers]
-    inputs, places = one_pass([lm.tokenizer(text)["input_ids"] for text in texts], lm.model)
-    positions, sizes = [node for place in places for node in place], [len(place) for place in places]
+    readout, last = lm.readout, [layer_row(lm.n_layers - 1)]
+    inputs, paths = one_pass([lm.tokenizer(text)["input_ids"] for text in texts], lm.model)
+    positions, sizes = [node for path in paths for node in path], [len(path) for path in paths]
     adapted = states_at(lm, inputs, positions, last)[0].split(sizes)
     with wrapped.disable_adapter():
         base = states_at(lm, inputs, positions, last)[0].split(sizes)
-    found = []
+    means = []
     for one, other in zip(adapted, base, strict=True):  # text by text: logits are large
         # In float32 the rounding of the sum makes small divergences negative.
         log_q, log_p = (readout.logits(states).double().log_softmax(-1) for states in (one, other))
-        found.append((log_p.exp() * (log_p - log_q)).sum(-1).mean().float())
-    return torch.stack(found)
+        means.append((log_p.exp() * (log_p - log_q)).sum(-1).mean().float())
+    return torch.stack(means)
 
 
 def word_basis(words: Sequence[WordTokens], readout: Readout) -> Tensor:
@@ -173,32 +174,33 @@ def subspace_removed(lm: LanguageModel, layer: int, basis: Tensor, along: Tensor
     target = basis if along is None else along
 
     def edit(_: nn.Module, __: object, output: Any) -> Any:
-        states = output[0] if isinstance(output, tuple) else output
+        states = first_tensor(output)
         states = states - states @ basis.T @ target
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
-    handle = lm.blocks[layer].register_forward_hook(edit)
-    try:
+    with removing([lm.blocks[layer].register_forward_hook(edit)]):
         yield
-    finally:
-        handle.remove()
 
 
 def generate(lm: LanguageModel, prompts: Sequence[str], *, new_tokens: int) -> list[str]:
     """Greedy continuations of prompts, special tokens left out."""
-    texts = []
+    texts: list[str] = []
     for start in range(0, len(prompts), GENERATED_TOGETHER):
-        batch = lm.tokenizer(list(prompts[start : start + GENERATED_TOGETHER]), return_tensors="pt", padding=True)
-        inputs = {name: batch[name].to(lm.model.device) for name in ("input_ids", "attention_mask")}
-        generator: Any = lm.model
-        ids = generator.generate(
-            **inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=lm.tokenizer.pad_token_id
-        )
-        texts += lm.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        ids, width = generated_ids(lm, prompts[start : start + GENERATED_TOGETHER], new_tokens, do_sample=False)
+        texts += lm.tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
     return texts
+
+
+def generated_ids(lm: LanguageModel, prompts: Sequence[str], new_tokens: int, **sampling: Any) -> tuple[Tensor, int]:
+    """Prompts and their continuations as one batch of token ids, and where in it the continuations begin."""
+    batch = lm.tokenizer(list(prompts), return_tensors="pt", padding=True)
+    inputs = {name: batch[name].to(lm.model.device) for name in ("input_ids", "attention_mask")}
+    generator: Any = lm.model
+    ids = generator.generate(**inputs, max_new_tokens=new_tokens, pad_token_id=lm.tokenizer.pad_token_id, **sampling)
+    return ids, inputs["input_ids"].shape[1]
 
 
 def parse_number(text: str) -> str | None:
     """The first whole number after the last colon, or in the whole text if it has none: the originals' rule."""
-    found = re.search(r"-?\d+", text.rpartition(":")[2])
-    return found.group() if found else None
+    number = re.search(r"-?\d+", text.rpartition(":")[2])
+    return number.group() if number else None

@@ -7,15 +7,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import (
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.residuals import removing
 
 
 @contextmanager
@@ -26,18 +22,15 @@ def scaled_attention(lm: LanguageModel, scale: float) -> Iterator[None]:
     that norm the attention output before adding it (Gemma's sandwich), the norm would undo a factor on the attention
     itself, so the factor goes on the normed output there.
     """
-    handles = []
+    branches = []
     for block in lm.blocks:
         sandwich = hasattr(block, "pre_feedforward_layernorm")
         branch = block.post_attention_layernorm if sandwich else getattr(block, "self_attn", None)
         if not isinstance(branch, nn.Module):
             raise InputError(f"model {type(lm.model).__name__}: no attention module named self_attn to scale")
-        handles.append(branch.register_forward_hook(lambda _, __, output: _scaled(output, scale)))
-    try:
+        branches.append(branch)
+    with removing([b.register_forward_hook(lambda _, __, output: _scaled(output, scale)) for b in branches]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _scaled(output: Tensor | tuple[Tensor, ...], scale: float) -> Tensor | tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ from trl.kernels import ChunkedLogProbFunction
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.readout import Readout
-from classifier_emergence.reading.tree import Tree, one_pass, takes_trees
+from classifier_emergence.reading.tree import Tree, last_states, one_pass, takes_trees
 
 BLOCK_TOKENS = 4096  # vocabulary rows whose logits are held at once: they stay in cache
 
@@ -67,8 +67,8 @@ def draw_completions(
             raise InputError("model: its logits are not finite; if it is in training, choose a smaller learning_rate")
         # As many random numbers as if all went on, so that a completion does not depend on when others end.
         odds = torch.ones(len(rows), logits.shape[1], device=device)
-        place = {node: k for k, node in enumerate(distinct)}
-        odds[going] = logits.softmax(-1)[[place[at[i]] for i in going]]
+        row_of = {node: row for row, node in enumerate(distinct)}
+        odds[going] = logits.softmax(-1)[[row_of[at[i]] for i in going]]
         token: list[int] = torch.multinomial(odds, 1)[:, 0].tolist()
         for i in going:
             texts[i].append(token[i])
@@ -102,21 +102,20 @@ def sequence_log_probs(
         passed: The tree of these texts and its normed last states, if the texts have passed already.
     """
     if passed is None:
-        inputs, places = one_pass(unpadded(ids, mask), lm.model)
-        tokens = inputs["input_ids"].flatten()
-        states = lm.model.get_decoder()(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        inputs, paths = one_pass(unpadded(ids, mask), lm.model)
+        tokens, states = inputs["input_ids"].flatten(), last_states(inputs, lm.model)
     else:
         tree, states = passed
-        places, tokens = tree.paths, torch.tensor(tree.ids, device=ids.device)
+        paths, tokens = tree.paths, torch.tensor(tree.ids, device=ids.device)
     asked = (mask[:, 1:] == 1) & (mask[:, :-1] == 1)
     # Every token but the first of a text is scored once, at the one before it, however many texts it belongs to.
-    steps = [pair for path in places for pair in itertools.pairwise(path)]
+    steps = [pair for path in paths for pair in itertools.pairwise(path)]
     distinct = list(dict.fromkeys(steps))
     before, at = torch.tensor(distinct, device=ids.device).T
-    found, _ = token_log_probs(states[before], live_readout(lm), tokens[at])
-    place = {pair: i for i, pair in enumerate(distinct)}
-    values = found[torch.tensor([place[pair] for pair in steps], device=ids.device)]
-    return torch.zeros(asked.shape, device=found.device).masked_scatter(asked, values)
+    log_probs, _ = token_log_probs(states[before], live_readout(lm), tokens[at])
+    index = {pair: i for i, pair in enumerate(distinct)}
+    values = log_probs[torch.tensor([index[pair] for pair in steps], device=ids.device)]
+    return torch.zeros(asked.shape, device=log_probs.device).masked_scatter(asked, values)
 
 
 def token_log_probs(
@@ -145,6 +144,5 @@ def live_readout(lm: LanguageModel) -> Readout:
 
 def base_of(model: Any) -> PreTrainedModel:
     """The model itself, without the wrapper of its adapter."""
-    found: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    base: PreTrainedModel = found
-    return base
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base  # type: ignore[no-any-return]

@@ -14,22 +14,16 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import (
-    PreTrainedModel,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.progress import progress
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.training.flaws import HeldInDtype, round_to_dtype_
 from classifier_emergence.training.rl.rewards import Reward
 from classifier_emergence.training.rl.rollouts import line_ends
 from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, PolicyTask, Sampling, arguments
-from classifier_emergence.training.run_folder import Bar, last_checkpoint, open_run_folder
-from classifier_emergence.training.supervised import Schedule
+from classifier_emergence.training.run_folder import open_run_folder
+from classifier_emergence.training.supervised import Schedule, check_layer
 
 
 @dataclass(frozen=True)
@@ -117,8 +111,7 @@ def train_grpo(
         raise InputError(f"tasks: {len(tasks)} given, {schedule.steps} steps of {schedule.batch_size} take {needed}")
     if sampling.group < 2:
         raise InputError(f"group: {sampling.group} completion has nothing to be compared with; take 2 or more")
-    if objective.layer is not None and not 0 <= objective.layer < lm.n_layers:
-        raise InputError(f"layer: {objective.layer}: the model has blocks 0 to {lm.n_layers - 1}")
+    check_layer(lm, objective.layer)
     settings = {
         "tasks": hashlib.sha256(json.dumps([asdict(task) for task in tasks]).encode()).hexdigest(),
         "objective": asdict(objective),
@@ -131,28 +124,11 @@ def train_grpo(
     with borrowed(lm, model):
         how = arguments(objective, sampling, schedule, work, checkpoint_every)
         trainer = GrpoWithLens(lm, model, how, tasks, reward, objective, watch)
-        with torch.no_grad():  # the checkpoint is not loaded yet: on resuming, too, this is where the run started
-            before = [] if watch is None else [{"step": 0, **watch()}]
-        with progress(description, total=schedule.steps) as advance:
-            trainer.add_callback(_Steps(advance, {name: STATISTICS[name] for name in ("reward", "kl", "class_loss")}))
-            if dtype != torch.float32:
-                trainer.add_callback(HeldInDtype(dtype))
-            trainer.train(resume_from_checkpoint=last_checkpoint(work))
-        history: list[dict[str, Any]] = trainer.state.log_history
-    steps = [{ours: e[name] for name, ours in STATISTICS.items() if name in e} for e in history if "loss" in e]
-    watched = [{"step": entry["step"], **entry["watched"]} for entry in history if "watched" in entry]
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    model.eval()
-    return GrpoRun(steps, before + watched, trained)
-
-
-class _Steps(Bar):
-    """No checkpoint of the last step: from that, Trainer would take one step more."""
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        super().on_step_end(args, state, control, **kwargs)
-        if state.global_step >= state.max_steps:
-            control.should_save = False
+        if dtype != torch.float32:
+            trainer.add_callback(HeldInDtype(dtype))
+        log, watched, parameters = trainer.run(description)
+    steps = [{ours: entry[name] for name, ours in STATISTICS.items() if name in entry} for entry in log]
+    return GrpoRun(steps, watched, parameters)
 
 
 @contextmanager
