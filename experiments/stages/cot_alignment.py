@@ -19,7 +19,7 @@ from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import word_tokens
-from classifier_emergence.tasks.problems import COT_REPORTED, Problem, Split, sample, split
+from classifier_emergence.tasks.problems import COT_REPORTED, Problem, ProblemSplit, sample, split
 from classifier_emergence.training.evaluation import alignment, generate, parse_number
 from classifier_emergence.training.flaws import forgotten
 from classifier_emergence.training.supervised import QKVO, Adapter, Objective, Schedule, adapted, encode, train
@@ -69,7 +69,7 @@ def run(params: Params, key: str) -> None:
 def one_run(
     lm: LanguageModel,
     name: str,
-    problems: Split,
+    problems: ProblemSplit,
     before: Mapping[str, Any],
     params: Params,
     seed: int,
@@ -98,7 +98,7 @@ def one_run(
 
 
 def measure(
-    lm: LanguageModel, problems: Split, params: Params, before: Mapping[str, Any] | None = None
+    lm: LanguageModel, problems: ProblemSplit, params: Params, before: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Both protocols, on the model as it is now."""
     settings = params.cot_alignment
@@ -194,7 +194,7 @@ def against(chain: Mapping[str, Any], direct: Mapping[str, Any], params: Params)
     }
 
 
-def flaws(lm: LanguageModel, wrapped: PeftModel, problems: Split, params: Params) -> dict[str, Any]:
+def flaws(lm: LanguageModel, wrapped: PeftModel, problems: ProblemSplit, params: Params) -> dict[str, Any]:
     """What two flaws of the originals do: a reloaded adapter that lost modules, and reading at a lone space."""
     settings = params.cot_alignment
     with forgotten(wrapped, FORGETFUL):

@@ -17,7 +17,7 @@ from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import token_text, word_tokens
 from classifier_emergence.results import plain
-from classifier_emergence.tasks.problems import COT_REPORTED, Problem, Split, sample, split
+from classifier_emergence.tasks.problems import COT_REPORTED, Problem, ProblemSplit, sample, split
 from classifier_emergence.training.evaluation import alignment, answers
 from classifier_emergence.training.supervised import MLP, QKVO, Adapter, Objective, Schedule, adapted, encode, train
 from experiments.params import Params
@@ -57,7 +57,7 @@ def run(params: Params, key: str) -> None:
 
 
 def one_run(
-    lm: LanguageModel, problems: Split, before: Mapping[str, Any], params: Params, seed: int, adapters: Path
+    lm: LanguageModel, problems: ProblemSplit, before: Mapping[str, Any], params: Params, seed: int, adapters: Path
 ) -> Callable[[Path], dict[str, Any]]:
     """One seed: the constant learning rate makes the first steps of a long run those of a short one."""
     settings = params.lora_sft
@@ -88,7 +88,7 @@ def one_run(
     return compute
 
 
-def watch(lm: LanguageModel, problems: Split, params: Params) -> dict[str, Any]:
+def watch(lm: LanguageModel, problems: ProblemSplit, params: Params) -> dict[str, Any]:
     """Both metrics on the way, the controlled one on fewer problems."""
     settings = params.lora_sft
     return {
@@ -97,7 +97,7 @@ def watch(lm: LanguageModel, problems: Split, params: Params) -> dict[str, Any]:
     }
 
 
-def measure(lm: LanguageModel, problems: Split, params: Params) -> dict[str, Any]:
+def measure(lm: LanguageModel, problems: ProblemSplit, params: Params) -> dict[str, Any]:
     """Both metrics, on every test problem, and the answers."""
     settings = params.lora_sft
     wanted = [f" {problem.answer}" for problem in problems.test]

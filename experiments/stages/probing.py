@@ -22,7 +22,7 @@ from classifier_emergence.reading.vocabulary import matched_words, row_norms, to
 from classifier_emergence.results import write_result
 from classifier_emergence.statistics import Proportion, expected_max_cosine, permutation_p
 from classifier_emergence.tasks.arithmetic import HELD_OUT, OPERATIONS, REPORTED, STYLES, Prompt, labelled, prompt_bank
-from classifier_emergence.tasks.splits import Split, rotations
+from classifier_emergence.tasks.splits import Rotation, rotations
 from experiments.params import Params
 from experiments.shared.stage import accuracy_curve, main, residuals_path, result_path
 from experiments.stages.residuals import FLAWED_SETS
@@ -171,7 +171,7 @@ def controlled(
     }
 
 
-def _rotation(states: Tensor, y: Tensor, split: Split, settings: Any, *, seed: int) -> tuple[Tensor, int]:
+def _rotation(states: Tensor, y: Tensor, split: Rotation, settings: Any, *, seed: int) -> tuple[Tensor, int]:
     """Correctness on the test part (layers, 1 + shuffles, test), and the first best layer on validation."""
     label_sets = torch.cat([y[None, split.train], shuffled_labels(y[split.train], settings.shuffles, seed=seed)])
     probes = fit_probes(states[:, split.train], label_sets, C=settings.C, standardise=True, tol=TOLERANCE)

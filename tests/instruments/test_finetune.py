@@ -84,7 +84,7 @@ def test_training_goes_on_top_of_an_adapter(outspoken: Path, tmp_path: Path) -> 
     both = open_model(str(outspoken), adapter=[tmp_path / "a", tmp_path / "b"])
     assert both.key == "model+a+b"
     words = [word_tokens(word, both.tokenizer) for word in WORDS]
-    again = finetuning._measure(both, held_out(arithmetic())[1], words, 2)
+    again = finetuning._measure(both, finetuning.PreparedTask(words, *held_out(arithmetic())), 2)
     assert np.allclose(again.alignment, second.after.alignment, rtol=1e-3)
     assert not np.allclose(again.alignment, second.before.alignment, rtol=0.1)
 

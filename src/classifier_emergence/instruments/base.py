@@ -92,9 +92,9 @@ def known_word(word: str, lm: LanguageModel) -> WordTokens:
         InputError: The word is empty, not valid Unicode, or tokenises to nothing.
     """
     check_text(word, f"target word {word!r}")
-    found = word_tokens(word, lm.tokenizer)
+    tokens = word_tokens(word, lm.tokenizer)
     unknown = lm.tokenizer.unk_token_id
-    return replace(found, forms={form: i for form, i in found.forms.items() if i != unknown})
+    return replace(tokens, forms={form: i for form, i in tokens.forms.items() if i != unknown})
 
 
 def readout_of(lm: LanguageModel) -> Readout:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments.base import Reading, check_prompts, known_word, pick_rows, readout_of
+from classifier_emergence.reading.layers import layer_of
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.residuals import residual_stream
@@ -113,13 +114,14 @@ def lens(
         description=f"{lm.key}: lens",
     )
     alignment = scores.log_alignment.double().exp().numpy()
-    own = np.moveaxis(alignment[..., : len(words)], -1, 0)
-    all_labels = lm.layers
-    labels = tuple(all_labels[row] for row in picked)
-    first = 1 if labels[0] == "emb" and len(labels) > 1 else 0
+    of_targets = np.moveaxis(alignment[..., : len(words)], -1, 0)
+    row_labels = lm.layers
+    # A peak is that of a block, unless the embedding is all that was asked for.
+    first = 1 if layer_of(picked[0]) < 0 and len(picked) > 1 else 0
+    labels = tuple(row_labels[row] for row in picked)
     starts = np.cumsum([len(words), *map(len, nulls)])
     null_peaks = [alignment[first:, :, a:b].max(0) for a, b in pairwise(starts)]
-    peak = own[:, first:].max(1)
+    peak = of_targets[:, first:].max(1)
     tokens = {int(i): token_text(lm.tokenizer, int(i)) for i in scores.top_id.unique()}
     return LensReading(
         model=lm.key,
@@ -129,9 +131,9 @@ def lens(
         top_probability=scores.top_prob.double().numpy(),
         targets=tuple(word.word for word in words),
         forms=tuple(tuple(word.forms) for word in words),
-        alignment=own,
+        alignment=of_targets,
         rank=np.moveaxis(scores.rank[..., : len(words)].numpy(), -1, 0),
-        peak_layer=tuple(tuple(labels[first + int(i)] for i in row) for row in own[:, first:].argmax(1)),
+        peak_layer=tuple(tuple(labels[first + int(i)] for i in row) for row in of_targets[:, first:].argmax(1)),
         peak_alignment=peak,
         null_words=tuple(map(len, nulls)),
         p=tuple(
@@ -147,11 +149,11 @@ def single_token(word: str, lm: LanguageModel) -> WordTokens:
     Raises:
         InputError: It has none; the message shows its pieces.
     """
-    found = known_word(word, lm)
-    if not found.forms:
-        pieces = " + ".join(repr(piece) for piece in found.multi_piece.get(word, [])[:8]) or "unknown to it"
+    tokens = known_word(word, lm)
+    if not tokens.forms:
+        pieces = " + ".join(repr(piece) for piece in tokens.multi_piece.get(word, [])[:8]) or "unknown to it"
         raise InputError(f"target word {word!r}: no single token of {lm.key} in any form ({pieces}); choose another")
-    return found
+    return tokens
 
 
 def _null_of(word: WordTokens, norms: Tensor, lm: LanguageModel, n: int, *, exclude: Sequence[str]) -> list[WordTokens]:

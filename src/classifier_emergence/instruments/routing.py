@@ -156,10 +156,10 @@ def routing_usage(
     ids, routing = _traced(lm, texts)
     shares, of_text = routing.shares(), routing.text.numpy()
     classes = tuple(dict.fromkeys(labels or ()))
-    own = np.array([classes.index(label) for label in labels or ()])
+    class_of = np.array([classes.index(label) for label in labels or ()])
     label = None
     if labels is not None:
-        label = information(shares, own[of_text], shuffles=shuffles, seed=seed, groups=of_text)
+        label = information(shares, class_of[of_text], shuffles=shuffles, seed=seed, groups=of_text)
     again = trace(lm, ids, batch_tokens=REREAD_BATCH_TOKENS)
     try:
         context = context_dependence(
@@ -175,7 +175,7 @@ def routing_usage(
         n_tokens=len(of_text),
         classes=classes,
         usage=usage(routing),
-        class_load=np.array([shares[:, own[of_text] == c].mean(1).double().numpy() for c in range(len(classes))]),
+        class_load=np.array([shares[:, class_of[of_text] == c].mean(1).double().numpy() for c in range(len(classes))]),
         label=label,
         token=information(shares, routing.token.numpy(), shuffles=shuffles, seed=seed),
         context=context,
