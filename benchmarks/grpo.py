@@ -28,8 +28,8 @@ from classifier_emergence.tasks.problems import sample, split
 from classifier_emergence.training.rl import run as grpo
 from classifier_emergence.training.rl import trainer as grpo_trainer
 from classifier_emergence.training.rl.rewards import exact, parse_answer
-from classifier_emergence.training.rl.run import whole
-from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, Sampling, Task
+from classifier_emergence.training.rl.run import all_weights_trainable
+from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, PolicyTask, Sampling
 from classifier_emergence.training.supervised import Schedule
 from experiments.params import load_params
 
@@ -37,7 +37,7 @@ ROUNDS = 2
 
 
 def measure(
-    lm: LanguageModel, tasks: list[Task], sampling: Sampling, schedule: Schedule, kl_weight: float, kind: str
+    lm: LanguageModel, tasks: list[PolicyTask], sampling: Sampling, schedule: Schedule, kl_weight: float, kind: str
 ) -> tuple[list[float], list[str]]:
     """Seconds of every iteration of a fresh run, and the completions of the first."""
     drawn: list[str] = []
@@ -46,12 +46,12 @@ def measure(
         drawn.extend(completions)
         return exact(parse_answer)(prompts, completions, answers)
 
-    with tempfile.TemporaryDirectory() as work, whole(lm.model) as model, grpo.borrowed(model, lm.tokenizer):
+    with tempfile.TemporaryDirectory() as work, all_weights_trainable(lm) as model, grpo.borrowed(lm, model):
         dataset = Dataset.from_list([asdict(task) for task in tasks])
         if kind == "ours":
             objective = PolicyObjective(kl_weight)
             settings = grpo_trainer.arguments(objective, sampling, schedule, Path(work))
-            trainer: Any = GrpoWithLens(model, settings, tasks, reward, objective, lm.tokenizer)
+            trainer: Any = GrpoWithLens(lm, model, settings, tasks, reward, objective)
         else:
             settings = GRPOConfig(
                 output_dir=work,
@@ -95,7 +95,7 @@ def main() -> None:
     problems = split(settings.operands, dict.fromkeys(settings.operands, settings.test_problems), seed=0)
     shots = "".join(f"{line}\n" for line in settings.shots)
     n = arguments.steps * settings.prompts
-    tasks = [Task(shots + p.symbol, p.answer, 0) for p in sample(problems.train, n, seed=0)]
+    tasks = [PolicyTask(shots + p.symbol, p.answer, 0) for p in sample(problems.train, n, seed=0)]
     sampling = Sampling(settings.group, settings.temperature, settings.new_tokens)
     schedule = Schedule(arguments.steps, settings.prompts, settings.learning_rate, 0, arguments.steps + 1)
     seconds: dict[str, list[float]] = {"defaults": [], "float32": [], "ours": []}

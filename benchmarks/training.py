@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from classifier_emergence.models.loading import load
 from classifier_emergence.reading.layers import layer_at, layer_row
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import decoder_blocks, find_readout
+from classifier_emergence.reading.readout import find_readout
 from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.tasks.arithmetic import OPERATIONS
 from classifier_emergence.tasks.problems import sample, split
@@ -87,10 +87,10 @@ def measure(
     lm: LanguageModel, settings: DualReward, examples: list[Example], steps: int, *, plain: bool
 ) -> tuple[list[float], list[float]]:
     """Seconds and losses of every step of a fresh run."""
-    layer = layer_at(settings.depth, len(decoder_blocks(lm.model)))
+    layer = layer_at(settings.depth, lm.n_layers)
     objective = Objective(settings.class_weight, layer)
     place = Adapter(VO, settings.rank, settings.scale, tuple(range(layer)))
-    with tempfile.TemporaryDirectory() as work, adapted(lm.model, place, seed=0) as wrapped:
+    with tempfile.TemporaryDirectory() as work, adapted(lm, place, seed=0) as wrapped:
         arguments = TrainingArguments(
             output_dir=work,
             max_steps=steps,
@@ -113,7 +113,7 @@ def measure(
             trainer = PlainTrainer(wrapped, arguments, plain_batch, examples)
             trainer.objective = objective
         else:
-            trainer = LensTrainer(wrapped, arguments, examples, objective, None)
+            trainer = LensTrainer(lm, wrapped, arguments, examples, objective, None)
         clock = Clock()
         trainer.add_callback(clock)
         trainer.remove_callback(PrinterCallback)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from classifier_emergence.mixtures.nulls import (
     WordEvidence,
@@ -22,6 +22,7 @@ from classifier_emergence.mixtures.nulls import (
 from classifier_emergence.mixtures.projection import controlled, project_routers, random_routers, reported
 from classifier_emergence.mixtures.routers import RouterWeights
 from classifier_emergence.mixtures.routing import Routing, context_dependence, information, trace, usage
+from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.vocabulary import WordTokens, token_text, word_tokens
 from classifier_emergence.statistics import expected_max_cosine, permutation_p
 from classifier_emergence.tasks.arithmetic import N_TEMPLATES, OPERATIONS, STYLES
@@ -35,7 +36,7 @@ TRUTH = (
 )  # fmt: skip
 """The originals' words for true and false."""
 DOMAINS = (*OPERATIONS, "text")
-AGAIN = 256  # tokens a batch when texts are read again: other batches, other rounding
+REREAD_BATCH_TOKENS = 256  # tokens a batch when texts are read again: other batches, other rounding
 READ = ("symbol", "word")
 """Styles in which lens and probes read the operation."""
 
@@ -175,11 +176,11 @@ class Data:
 # --- Routing in use ---
 
 
-def in_use(model: PreTrainedModel, data: Data, params: Params, experts: Sequence[str] = ()) -> dict[str, Any]:
+def in_use(lm: LanguageModel, data: Data, params: Params, experts: Sequence[str] = ()) -> dict[str, Any]:
     """Load, what experts share with operation, domain and token, and context dependence.
 
     Args:
-        model: A mixture of experts.
+        lm: A mixture of experts.
         data: Its test part is read.
         params: For shuffles, intervals and seeds.
         experts: The domain that each expert was trained on, if known.
@@ -187,12 +188,12 @@ def in_use(model: PreTrainedModel, data: Data, params: Params, experts: Sequence
     settings = params.moe_routers
     texts = [ids for domain in DOMAINS for ids in data.test[domain]]
     domain = np.repeat(np.arange(len(DOMAINS)), [len(data.test[name]) for name in DOMAINS])
-    everything = trace(model, texts)
+    everything = trace(lm, texts)
     shares, of_token = everything.shares(), domain[everything.text.numpy()]
     told = {"shuffles": settings.shuffles, "seed": settings.seed}
     context = context_dependence(
         everything,
-        trace(model, texts, batch_tokens=AGAIN),
+        trace(lm, texts, batch_tokens=REREAD_BATCH_TOKENS),
         pairs_per_token=settings.pairs_per_token,
         confidence=params.confidence,
         resamples=settings.resamples,
@@ -209,7 +210,7 @@ def in_use(model: PreTrainedModel, data: Data, params: Params, experts: Sequence
         "prompts": {},
     }
     for style in READ:
-        routing = trace(model, [data.tokenizer(prompt)["input_ids"] for prompt in data.prompts(style)])
+        routing = trace(lm, [data.tokenizer(prompt)["input_ids"] for prompt in data.prompts(style)])
         at_end = routing.shares()[:, routing.last]
         result["prompts"][style] = {"operation": information(at_end, data.own, **told)}
         if experts:

@@ -18,15 +18,15 @@ import torch
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.models.loading import load
-from classifier_emergence.reading.layers import layer_labels, layer_row
+from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.reading.vocabulary import WordTokens, token_text
 from classifier_emergence.results import write_result
 from classifier_emergence.tasks.arithmetic import LENS, labelled
 from classifier_emergence.tasks.problems import Problem
 from classifier_emergence.training.evaluation import Alignment, alignment
 from classifier_emergence.training.rl.rewards import exact, parse_answer, parse_reported
-from classifier_emergence.training.rl.run import train_grpo, whole
-from classifier_emergence.training.rl.trainer import PolicyObjective, Sampling, Task
+from classifier_emergence.training.rl.run import all_weights_trainable, train_grpo
+from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask, Sampling
 from classifier_emergence.training.supervised import VO, Adapter, Schedule, adapted
 from experiments.params import Params
 from experiments.shared.runs import Runs, over_seeds, share_of, summary_over_seeds
@@ -84,7 +84,7 @@ class Study(GrpoStudy):
         """The lens at the classifier layer."""
         own = [CLASSES.index(problem.operation) for problem in problems]
         row = layer_row(self.layer)
-        return alignment(self.lm.model, self.lm.tokenizer, prompts, own, self.words, rows=[row])
+        return alignment(self.lm, prompts, own, self.words, rows=[row])
 
     def classes(self, problems: Sequence[Problem], prompt: Callable[[Problem], str]) -> dict[str, Any]:
         """Which class the lens gives to problems, put as prompts: its spread and whether it is right."""
@@ -100,7 +100,7 @@ class Study(GrpoStudy):
             "collapsed": bool(shares.max() >= settings.modal_share),
             # As many problems of each class: accuracy is balanced accuracy, and a constant answer scores 1/3.
             "balanced_accuracy": share_of(choice == own, self.params),
-            "alignment": found.own[0].mean(),
+            "alignment": found.own_word[0].mean(),
         }
 
 
@@ -121,7 +121,7 @@ def run(params: Params, key: str) -> None:
     }
     result = {
         "model": key,
-        "layer": layer_labels(study.n_layers)[layer_row(study.layer)],
+        "layer": study.lm.layers[layer_row(study.layer)],
         "classes": CLASSES,
         "before": before,
         "arms": arms,
@@ -195,7 +195,7 @@ def trained(study: Study, name: str, arm: Arm, seed: int) -> Callable[[Path], di
 
         with prepared(study, arm, seed) as model:
             found = train_grpo(
-                model, lm.tokenizer, tasks(study, arm, seed), reward, objective, how, schedule, work=work, watch=watch,
+                lm, model, tasks(study, arm, seed), reward, objective, how, schedule, work=work, watch=watch,
                 checkpoint_every=settings.checkpoint_every, dtype=dtype,
                 description=f"collapse of {lm.key}: {name.replace('_', ' ')}, seed {seed}",
             )  # fmt: skip
@@ -208,10 +208,10 @@ def trained(study: Study, name: str, arm: Arm, seed: int) -> Callable[[Path], di
 def prepared(study: Study, arm: Arm, seed: int) -> AbstractContextManager[Any]:
     """The model as the arm trains it."""
     if not arm.vo:
-        return whole(study.lm.model)
+        return all_weights_trainable(study.lm)
     settings = study.params.collapse
     place = Adapter(VO, settings.rank, settings.scale, tuple(range(study.layer)))
-    return adapted(study.lm.model, place, seed=seed)
+    return adapted(study.lm, place, seed=seed)
 
 
 def prompts(study: Study, arm: Arm) -> int:
@@ -220,7 +220,7 @@ def prompts(study: Study, arm: Arm) -> int:
     return settings.reported_prompts if arm.reported else settings.prompts
 
 
-def tasks(study: Study, arm: Arm, seed: int) -> list[Task]:
+def tasks(study: Study, arm: Arm, seed: int) -> list[PolicyTask]:
     """Problems in the order in which they are trained on, with the class that each is told to name."""
     size = prompts(study, arm)
     n = arm.steps * size
@@ -239,7 +239,7 @@ def tasks(study: Study, arm: Arm, seed: int) -> list[Task]:
         for name, problem in zip(names, problems, strict=True):
             prompt = reported_prompt(problem) if arm.reported else study.prompt(problem)
             target = study.target_ids[names[0] if arm.shared_target else name]
-            found.append(Task(prompt, problem.answer, target))
+            found.append(PolicyTask(prompt, problem.answer, target))
     return found
 
 
@@ -257,7 +257,7 @@ def measure(study: Study) -> dict[str, Any]:
                     "prompt": problem.symbol,
                     "top_token": token_text(study.lm.tokenizer, int(found.top_id[0, i])),
                     "top_probability": found.top_probability[0, i],
-                    "own_probability": found.own[0, i],
+                    "own_probability": found.own_word[0, i],
                 }
                 for i, problem in enumerate(problems)
             ],

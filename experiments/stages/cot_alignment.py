@@ -17,10 +17,9 @@ from classifier_emergence.models.loading import load
 from classifier_emergence.reading.layers import layer_at, layer_labels, layer_row
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import decoder_blocks, find_readout
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import word_tokens
-from classifier_emergence.tasks.problems import COT_REPORTED, Problem, Split, sample, split
+from classifier_emergence.tasks.problems import COT_REPORTED, Problem, ProblemSplit, sample, split
 from classifier_emergence.training.evaluation import alignment, generate, parse_number
 from classifier_emergence.training.flaws import forgotten
 from classifier_emergence.training.supervised import QKVO, Adapter, Objective, Schedule, adapted, encode, train
@@ -58,7 +57,7 @@ def run(params: Params, key: str) -> None:
     after = {name: {**summary(seeds), "by_seed": seeds} for name, seeds in runs.by_arm(jobs).items()}
     result = {
         "model": key,
-        "layers": layer_labels(len(decoder_blocks(lm.model))),
+        "layers": lm.layers,
         "steps": settings.steps,
         "before": before,
         **after,
@@ -70,7 +69,7 @@ def run(params: Params, key: str) -> None:
 def one_run(
     lm: LanguageModel,
     name: str,
-    problems: Split,
+    problems: ProblemSplit,
     before: Mapping[str, Any],
     params: Params,
     seed: int,
@@ -82,11 +81,11 @@ def one_run(
     def compute(work: Path) -> dict[str, Any]:
         trained_on = sample(problems.train, settings.samples, seed=seed)
         data = [encode(lm.tokenizer, problem.symbol, FORMATS[name](problem)) for problem in trained_on]
-        place = Adapter(QKVO, settings.rank, settings.scale, tuple(range(len(decoder_blocks(lm.model)))))
+        place = Adapter(QKVO, settings.rank, settings.scale, tuple(range(lm.n_layers)))
         schedule = Schedule(settings.steps, settings.batch_size, settings.learning_rate, seed, settings.every)
         title = f"fine-tuning of {lm.key}: {name.replace('_', ' ')}, seed {seed}"
-        with adapted(lm.model, place, seed=seed) as wrapped:
-            trained = train(wrapped, data, Objective(0.0), schedule, work=work, description=title)
+        with adapted(lm, place, seed=seed) as wrapped:
+            trained = train(lm, wrapped, data, Objective(0.0), schedule, work=work, description=title)
             wrapped.save_pretrained(str(adapters / f"{name}-{seed}"))
             return {
                 "parameters": trained.parameters,
@@ -99,17 +98,17 @@ def one_run(
 
 
 def measure(
-    lm: LanguageModel, problems: Split, params: Params, before: Mapping[str, Any] | None = None
+    lm: LanguageModel, problems: ProblemSplit, params: Params, before: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Both protocols, on the model as it is now."""
     settings = params.cot_alignment
     words = [word_tokens(operation, lm.tokenizer) for operation in OPERATIONS]
     own = [OPERATIONS.index(problem.operation) for problem in problems.test]
     prompts = [problem.symbol for problem in problems.test]
-    scores = alignment(lm.model, lm.tokenizer, prompts, own, words)
-    means = scores.own.mean(-1)
+    scores = alignment(lm, prompts, own, words)
+    means = scores.own_word.mean(-1)
     inner = 1 + int(means[1:-1].argmax())  # the last layer is the model's own output
-    texts = generate(lm.model, lm.tokenizer, prompts, new_tokens=settings.new_tokens)
+    texts = generate(lm, prompts, new_tokens=settings.new_tokens)
     right = [parse_number(text) == problem.answer for text, problem in zip(texts, problems.test, strict=True)]
     writes = [text.strip().lower().startswith(p.operation) for text, p in zip(texts, problems.test, strict=True)]
     early = (means >= 0.5).nonzero()[:, 0].tolist()
@@ -133,14 +132,16 @@ def measure(
         "answers": answers,
         "writes_word": share_of(writes, params),
         "alignment": {
-            "by_layer": mean_of(scores.own, params, settings.resamples),
+            "by_layer": mean_of(scores.own_word, params, settings.resamples),
             "top_by_layer": scores.is_top.double().mean(-1),
-            "inner_peak": mean_of(scores.own[inner], params, settings.resamples),
+            "inner_peak": mean_of(scores.own_word[inner], params, settings.resamples),
             "inner_peak_layer": labels[inner],
-            "last": mean_of(scores.own[-1], params, settings.resamples),
+            "last": mean_of(scores.own_word[-1], params, settings.resamples),
             "last_top": share_of(scores.is_top[-1], params),
             "at_classifier": mean_of(
-                scores.own[layer_row(layer_at(params.logit_lens.depth, len(means) - 1))], params, settings.resamples
+                scores.own_word[layer_row(layer_at(params.logit_lens.depth, len(means) - 1))],
+                params,
+                settings.resamples,
             ),
             "first_layer_above_half": labels[early[0]] if early else None,
         },
@@ -157,11 +158,11 @@ def reported(lm: LanguageModel, params: Params) -> dict[str, Any]:
     settings = params.cot_alignment
     problems = [Problem.parse(text) for text in COT_REPORTED]
     prompts = [f"{problem.symbol} " for problem in problems]
-    texts = generate(lm.model, lm.tokenizer, prompts, new_tokens=20)
-    states = residual_stream(lm.model, lm.tokenizer, prompts)
+    texts = generate(lm, prompts, new_tokens=20)
+    states = residual_stream(lm, prompts)
     ids = {op: sorted({i for word in words for i in lm.tokenizer.encode(word)}) for op, words in SCORED.items()}
     every = sorted({i for group in ids.values() for i in group})
-    scores = lens_scores(states, find_readout(lm.model), [[i] for i in every], ranked=[[0]] * len(prompts))
+    scores = lens_scores(states, lm.readout, [[i] for i in every], ranked=[[0]] * len(prompts))
     largest = torch.stack(
         [
             scores.log_alignment[:, k, [every.index(i) for i in ids[problem.operation]]].amax(-1).exp()
@@ -193,19 +194,19 @@ def against(chain: Mapping[str, Any], direct: Mapping[str, Any], params: Params)
     }
 
 
-def flaws(lm: LanguageModel, wrapped: PeftModel, problems: Split, params: Params) -> dict[str, Any]:
+def flaws(lm: LanguageModel, wrapped: PeftModel, problems: ProblemSplit, params: Params) -> dict[str, Any]:
     """What two flaws of the originals do: a reloaded adapter that lost modules, and reading at a lone space."""
     settings = params.cot_alignment
     with forgotten(wrapped, FORGETFUL):
         prompts = [problem.symbol for problem in problems.test]
-        texts = generate(lm.model, lm.tokenizer, prompts, new_tokens=settings.new_tokens)
+        texts = generate(lm, prompts, new_tokens=settings.new_tokens)
         right = [parse_number(text) == problem.answer for text, problem in zip(texts, problems.test, strict=True)]
         reloaded = {"reported": reported(lm, params), "exact": share_of(right, params)}
     words = [word_tokens(operation, lm.tokenizer) for operation in OPERATIONS]
     own = [OPERATIONS.index(problem.operation) for problem in problems.test]
     prompts = [f"{problem.symbol} " for problem in problems.test]
-    last = [layer_row(len(decoder_blocks(lm.model)) - 1)]
-    spaced = alignment(lm.model, lm.tokenizer, prompts, own, words, rows=last)
+    last = [layer_row(lm.n_layers - 1)]
+    spaced = alignment(lm, prompts, own, words, rows=last)
     return {"reloaded_q_and_v": reloaded, "lone_space": {"last_top": share_of(spaced.is_top[0], params)}}
 
 

@@ -17,9 +17,8 @@ from peft import PeftModel
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.models.loading import load
-from classifier_emergence.reading.layers import layer_at, layer_labels, layer_row
+from classifier_emergence.reading.layers import layer_at, layer_row
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import decoder_blocks, find_readout
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import WordTokens, token_text, word_tokens
 from classifier_emergence.tasks.arithmetic import LENS, OPERATIONS, STYLES, labelled
@@ -31,7 +30,7 @@ from classifier_emergence.training.evaluation import (
     answers,
     divergence,
     random_basis,
-    removed,
+    subspace_removed,
     word_basis,
 )
 from classifier_emergence.training.flaws import forgotten
@@ -81,7 +80,7 @@ class Study:
 
     def __post_init__(self) -> None:
         self.settings = self.params.dual_reward
-        self.n_layers = len(decoder_blocks(self.lm.model))
+        self.n_layers = self.lm.n_layers
         self.layer = layer_at(self.settings.depth, self.n_layers)
         self.words = [word_tokens(operation, self.lm.tokenizer) for operation in OPERATIONS]
         reserved = [Problem.parse(text) for text in labelled(LENS)[0]]
@@ -99,12 +98,12 @@ class Study:
     def read(self, style: str, rows: Sequence[int] | None, words: list[WordTokens] | None = None) -> Alignment:
         """The lens on the test problems."""
         lm = self.lm
-        return alignment(lm.model, lm.tokenizer, self.prompts(style), self.own, words or self.words, rows=rows)
+        return alignment(lm, self.prompts(style), self.own, words or self.words, rows=rows)
 
     def answer(self) -> Answers:
         """Answers to the test problems."""
         wanted = [f" {problem.answer}" for problem in self.problems.test]
-        return answers(self.lm.model, self.lm.tokenizer, self.prompts("symbol"), wanted)
+        return answers(self.lm, self.prompts("symbol"), wanted)
 
     @cached_property
     def base_answers(self) -> Answers:
@@ -130,8 +129,8 @@ def run(params: Params, key: str) -> None:
     arms = {name: summary(seeds) for name, seeds in found.items()}
     result = {
         "model": key,
-        "layers": layer_labels(study.n_layers),
-        "layer": layer_labels(study.n_layers)[layer_row(study.layer)],
+        "layers": study.lm.layers,
+        "layer": study.lm.layers[layer_row(study.layer)],
         "n_trained_on": {operation: len(found) for operation, found in study.problems.train.items()},
         "before": before,
         "steps": {"main": settings.steps, "arms": settings.arm_steps, "further": settings.further_steps},
@@ -170,7 +169,7 @@ def main_arm(study: Study, seed: int, folder: Path) -> Callable[[Path], dict[str
     def compute(work: Path) -> dict[str, Any]:
         settings, layer = study.settings, study.layer
         data = examples(study, Arm(), seed)
-        with adapted(study.lm.model, adapter(study, Arm()), seed=seed) as wrapped:
+        with adapted(study.lm, adapter(study, Arm()), seed=seed) as wrapped:
             text = f"main, seed {seed}"
             trained = fit(study, wrapped, data, Arm(), seed, settings.steps, work / "main", text, by_layer=True)
             wrapped.save_pretrained(str(folder))
@@ -197,7 +196,7 @@ def short_arm(study: Study, name: str, arm: Arm, seed: int) -> Callable[[Path], 
         layer = layer_of(study, arm)
         classes = len(OPERATIONS) if arm.head else None
         words = arbitrary(study) if arm.targets == "arbitrary" else study.words
-        with adapted(study.lm.model, adapter(study, arm), seed=seed, classes=classes) as wrapped:
+        with adapted(study.lm, adapter(study, arm), seed=seed, classes=classes) as wrapped:
             text = f"{name.replace('_', ' ')}, seed {seed}"
             trained = fit(study, wrapped, examples(study, arm, seed), arm, seed, study.settings.arm_steps, work, text)
             result = {**curve(trained, study.settings.threshold), **measure(study, wrapped, layer, words, full=False)}
@@ -280,12 +279,12 @@ def fit(
     row = layer_row(layer_of(study, arm))
 
     def watch() -> dict[str, Any]:
-        scores = alignment(study.lm.model, study.lm.tokenizer, prompts, own, words, rows=None if by_layer else [row])
-        means = scores.own.mean(-1).tolist()
+        scores = alignment(study.lm, prompts, own, words, rows=None if by_layer else [row])
+        means = scores.own_word.mean(-1).tolist()
         return {"alignment": means[row], "by_layer": means} if by_layer else {"alignment": means[0]}
 
     title = f"dual reward of {study.lm.key}: {text}"
-    return train(wrapped, data, objective, schedule, work=work, watch=watch, description=title)
+    return train(study.lm, wrapped, data, objective, schedule, work=work, watch=watch, description=title)
 
 
 def curve(trained: Trained, threshold: float) -> dict[str, Any]:
@@ -311,12 +310,12 @@ def measure(
         scores = study.read(style, None if full else [row], words)
         at = row if full else 0
         result[style] = {
-            "alignment": mean_of(scores.own[at], params, resamples),
+            "alignment": mean_of(scores.own_word[at], params, resamples),
             "top": share_of(scores.is_top[at], params),
             "choice": share_of(scores.choice[at] == torch.tensor(study.own), params),
         }
         if full:
-            result[style]["by_layer"] = mean_of(scores.own, params, resamples)
+            result[style]["by_layer"] = mean_of(scores.own_word, params, resamples)
     found = study.answer()
     result["answers"] = {
         "exact": share_of(found.exact, params),
@@ -328,7 +327,7 @@ def measure(
     }
     if wrapped is not None:
         result["answers"]["change"] = mean_of(found.log_prob - study.base_answers.log_prob, params, resamples)
-        result["kl"] = mean_of(divergence(wrapped, study.lm.tokenizer, NEUTRAL), params, resamples)
+        result["kl"] = mean_of(divergence(study.lm, wrapped, NEUTRAL), params, resamples)
     return result
 
 
@@ -336,13 +335,13 @@ def reported(study: Study, row: int, words: list[WordTokens], *, ending: str = "
     """The originals' table: eight prompts, top token over the full vocabulary at one layer."""
     prompts, own = labelled(LENS)
     texts = [prompt + ending for prompt in prompts]
-    scores = alignment(study.lm.model, study.lm.tokenizer, texts, own, words, rows=[row])
+    scores = alignment(study.lm, texts, own, words, rows=[row])
     shown = [token_text(study.lm.tokenizer, int(i)) for i in scores.top_id[0]]
     table = [
         {"prompt": prompt, "top_token": top, "top_probability": p, "own_probability": q}
-        for prompt, top, p, q in zip(prompts, shown, scores.top_probability[0], scores.own[0], strict=True)
+        for prompt, top, p, q in zip(prompts, shown, scores.top_probability[0], scores.own_word[0], strict=True)
     ]
-    probabilities = scores.own[0]
+    probabilities = scores.own_word[0]
     return {
         "prompts": table,
         "top": share_of(scores.is_top[0], study.params),
@@ -365,10 +364,10 @@ def without_o(study: Study, wrapped: PeftModel, layer: int) -> dict[str, Any]:
 def head_accuracy(study: Study, wrapped: PeftModel, layer: int) -> dict[str, Any]:
     """How often the linear head names the operation, at the classifier layer."""
     head = wrapped.get_base_model().get_submodule(HEAD)
-    norm = find_readout(study.lm.model).norm
+    norm = study.lm.readout.norm
     found = {}
     for style in STYLES[:2]:
-        states = residual_stream(study.lm.model, study.lm.tokenizer, study.prompts(style))[layer_row(layer)]
+        states = residual_stream(study.lm, study.prompts(style))[layer_row(layer)]
         with torch.no_grad():
             guess = head(norm(states)).argmax(-1)
         found[style] = share_of(guess == torch.tensor(study.own), study.params)
@@ -381,14 +380,13 @@ def reading(study: Study, layer: int) -> dict[str, Any]:
     The random direction takes away a vector of equal norm. Changes are paired by problem.
     """
     params, settings = study.params, study.settings
-    model = study.lm.model
-    basis = word_basis(study.words, find_readout(model))
+    basis = word_basis(study.words, study.lm.readout)
     whole = study.answer().log_prob
-    with removed(model, layer, basis):
+    with subspace_removed(study.lm, layer, basis):
         no_words = study.answer().log_prob - whole
     random = []
     for draw in range(settings.random_removals):
-        with removed(model, layer, basis, random_basis(basis, seed=draw)):
+        with subspace_removed(study.lm, layer, basis, random_basis(basis, seed=draw)):
             random.append(study.answer().log_prob - whole)
     null = torch.stack(random)
     return {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from classifier_emergence.models.loading import load
-from classifier_emergence.reading.layers import layer_labels, layer_row
+from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.results import read_result
 from experiments.params import Params
 from experiments.shared.runs import Runs, summary_over_seeds
@@ -28,8 +28,8 @@ def run(params: Params, key: str) -> None:
     more = runs.all({f"main-{seed}": main_arm(study, seed, runs.adapters / f"seed-{seed}") for seed in seeds})
     result = {
         "model": key,
-        "layers": layer_labels(study.n_layers),
-        "layer": layer_labels(study.n_layers)[layer_row(study.layer)],
+        "layers": study.lm.layers,
+        "layer": study.lm.layers[layer_row(study.layer)],
         "steps": params.dual_reward.steps,
         "reading_before": before,
         "main": over_all([first["main"], *more.values()]),

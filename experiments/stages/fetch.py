@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 from classifier_emergence.models.loading import load
 from classifier_emergence.models.sources import fetch, provenance
 from classifier_emergence.reading.lens import check_lens
-from classifier_emergence.reading.readout import decoder_blocks, find_readout
 from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.results import write_result
 from classifier_emergence.tasks.arithmetic import OPERATIONS, SYMBOLS, SYNONYMS
@@ -24,20 +23,20 @@ def run(params: Params, key: str) -> None:
     source = params.registry[key]
     fetch(key, source, verify=True)
     lm = load(key, params.registry)
-    readout = find_readout(lm.model)
+    readout = lm.readout
     vocabulary, d_model = readout.weight.shape
     result = {
         "model": key,
         "source": provenance(source),
         "architecture": type(lm.model).__name__,
-        "n_layers": len(decoder_blocks(lm.model)),
+        "n_layers": lm.n_layers,
         "d_model": d_model,
         "vocabulary": vocabulary,
         "parameters": sum(parameter.numel() for parameter in lm.model.parameters()),
         "tied_embeddings": lm.model.get_input_embeddings().weight is lm.model.get_output_embeddings().weight,
         "adds_bos": lm.tokenizer("=")["input_ids"][:1] == [lm.tokenizer.bos_token_id],
         # The lens at the last layer against the model's own output; rounding, if the readout is right.
-        "lens_log_gap": check_lens(lm.model, lm.tokenizer),
+        "lens_log_gap": check_lens(lm),
         "words": {operation: words(operation, lm.tokenizer) for operation in OPERATIONS},
     }
     write_result(result_path("fetch", key), result)

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from classifier_emergence.models.loading import load
 from classifier_emergence.reading.directions import project
-from classifier_emergence.reading.layers import layer_at, layer_labels, layer_row
+from classifier_emergence.reading.layers import layer_at, layer_row
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.probes import fit_probes, shuffled_labels, stratified_folds
-from classifier_emergence.reading.readout import decoder_blocks, find_readout
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import WordTokens, token_text, word_tokens
 from classifier_emergence.results import write_result
@@ -32,12 +31,11 @@ from classifier_emergence.tasks.arithmetic import LENS, SIGNS, labelled, prompt_
 from classifier_emergence.tasks.problems import Problem, sample, split
 from classifier_emergence.tasks.splits import rotations
 from classifier_emergence.training.evaluation import Answers, answers
-from classifier_emergence.training.flaws import hold
+from classifier_emergence.training.flaws import round_to_dtype_
 from classifier_emergence.training.rl.rewards import exact, parse_answer, parse_reported
-from classifier_emergence.training.rl.rollouts import line_ends
-from classifier_emergence.training.rl.rollouts import sample as draw
-from classifier_emergence.training.rl.run import Grpo, train_grpo, whole
-from classifier_emergence.training.rl.trainer import PolicyObjective, Sampling, Task
+from classifier_emergence.training.rl.rollouts import draw_completions, line_ends
+from classifier_emergence.training.rl.run import GrpoRun, all_weights_trainable, train_grpo
+from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask, Sampling
 from classifier_emergence.training.supervised import Schedule
 from experiments.params import Params
 from experiments.shared.runs import Runs, mean_of, over_seeds, share_of, summary_over_seeds
@@ -81,7 +79,7 @@ class Study:
 
     def __post_init__(self) -> None:
         self.settings = self.params.grpo
-        self.n_layers = len(decoder_blocks(self.lm.model))
+        self.n_layers = self.lm.n_layers
         self.layer = layer_at(self.settings.depth, self.n_layers)
         self.probe_layer = layer_at(self.settings.probe_depth, self.n_layers)
         self.operations = list(self.settings.operands)
@@ -100,7 +98,7 @@ class Study:
         """Answers to the test problems."""
         test = self.problems.test
         wanted = [f" {problem.answer}" for problem in test]
-        return answers(self.lm.model, self.lm.tokenizer, [self.prompt(problem) for problem in test], wanted)
+        return answers(self.lm, [self.prompt(problem) for problem in test], wanted)
 
     @cached_property
     def base_answers(self) -> Answers:
@@ -110,7 +108,7 @@ class Study:
     @cached_property
     def null(self) -> dict[str, list[WordTokens]]:
         """Words like the operation words, for the null; chosen by the unembedding before training."""
-        return null_words(self.lm, find_readout(self.lm.model), self.targets, self.params)
+        return null_words(self.lm, self.lm.readout, self.targets, self.params)
 
 
 def run(params: Params, key: str) -> None:
@@ -129,7 +127,7 @@ def run(params: Params, key: str) -> None:
     }
     result = {
         "model": key,
-        "layers": layer_labels(study.n_layers),
+        "layers": study.lm.layers,
         "layer": f"L{study.layer}",
         "probe_layer": f"L{study.probe_layer}",
         "n_trained_on": {operation: len(found) for operation, found in study.problems.train.items()},
@@ -153,11 +151,11 @@ def trained(study: Study, name: str, arm: Arm, seed: int) -> Callable[[Path], di
         tasks = (reported_tasks if arm.reported else controlled_tasks)(study, seed)
         text = f"GRPO of {study.lm.key}: {name.replace('_', ' ')}, seed {seed}"
         dtype = torch.bfloat16 if arm.flaws else torch.float32
-        with whole(study.lm.model) as model:
-            hold(model.parameters(), dtype)
+        with all_weights_trainable(study.lm) as model:
+            round_to_dtype_(model.parameters(), dtype)
             start = [parameter.detach().clone() for parameter in model.parameters()]
-            found: Grpo = train_grpo(
-                model, study.lm.tokenizer, tasks, reward, objective, sampling(study), schedule, work=work,
+            found: GrpoRun = train_grpo(
+                study.lm, model, tasks, reward, objective, sampling(study), schedule, work=work,
                 dtype=dtype, description=text,
             )  # fmt: skip
             moved = sum(int((p != q).sum()) for p, q in zip(model.parameters(), start, strict=True))
@@ -180,20 +178,20 @@ def sampling(study: Study) -> Sampling:
     return Sampling(settings.group, settings.temperature, settings.new_tokens)
 
 
-def controlled_tasks(study: Study, seed: int) -> list[Task]:
+def controlled_tasks(study: Study, seed: int) -> list[PolicyTask]:
     """Problems whose operands are not tested; operations uniform."""
     n = study.settings.steps * study.settings.prompts
     return [
-        Task(study.prompt(problem), problem.answer, study.targets[problem.operation].strict_id)
+        PolicyTask(study.prompt(problem), problem.answer, study.targets[problem.operation].strict_id)
         for problem in sample(study.problems.train, n, seed=seed)
     ]
 
 
-def reported_tasks(study: Study, seed: int) -> list[Task]:
+def reported_tasks(study: Study, seed: int) -> list[PolicyTask]:
     """The originals' prompts; differences may be negative."""
     n = study.settings.steps * study.settings.prompts
     return [
-        Task(reported_prompt(problem), problem.answer, study.targets[problem.operation].strict_id)
+        PolicyTask(reported_prompt(problem), problem.answer, study.targets[problem.operation].strict_id)
         for problem in reported_problems(n, seed)
     ]
 
@@ -237,8 +235,8 @@ def alignment_now(study: Study) -> dict[str, Any]:
     """The lens at every layer, against its null."""
     lm, params = study.lm, study.params
     bank = [prompt.text for prompt in prompt_bank("symbol", params.bank)]
-    states = residual_stream(lm.model, lm.tokenizer, bank)
-    lens = alignment_of_bank(lm, find_readout(lm.model), states, "symbol", study.targets, study.null, params)
+    states = residual_stream(lm, bank)
+    lens = alignment_of_bank(lm, lm.readout, states, "symbol", study.targets, study.null, params)
     return {"n": lens["n"], **{key: lens["word"][key] for key in LENS_NUMBERS}}
 
 
@@ -270,7 +268,7 @@ def sampled_reward(study: Study, test: Sequence[Problem]) -> dict[str, Any]:
     for start in range(0, len(test), DRAWN_TOGETHER):
         part = encoded[start : start + DRAWN_TOGETHER]
         rows = [i for i in range(len(part)) for _ in range(how.group)]
-        ids = draw(lm.model, part, rows, new_tokens=how.new_tokens, temperature=how.temperature, stop=stop)
+        ids = draw_completions(lm, part, rows, new_tokens=how.new_tokens, temperature=how.temperature, stop=stop)
         texts = lm.tokenizer.batch_decode(ids, skip_special_tokens=True)
         wanted = [test[start + row].answer for row in rows]
         hits += exact(parse_answer)(texts, texts, wanted)
@@ -300,7 +298,7 @@ def statements(study: Study) -> dict[str, Any]:
             labels.append(label)
             groups.append(tuple(sorted(problem.operands)))
     y = torch.tensor(labels)
-    states = residual_stream(study.lm.model, study.lm.tokenizer, texts)
+    states = residual_stream(study.lm, texts)
     probing = params.probing
     correct = torch.zeros(len(states), 1 + probing.shuffles, len(y), dtype=torch.bool)
     selected, chosen = torch.zeros(len(y), dtype=torch.bool), []
@@ -312,7 +310,7 @@ def statements(study: Study) -> dict[str, Any]:
         layer = int(validation.double().mean(-1).argmax())
         correct[:, :, part.test] = probes.predict(states[:, part.test]) == y[part.test]
         selected[part.test] = correct[layer, 0, part.test]
-        chosen.append(layer_labels(study.n_layers)[layer])
+        chosen.append(study.lm.layers[layer])
     return {
         **accuracy_curve(correct[:, 0], params.confidence),
         "shuffled_peak_accuracy_95": torch.quantile(correct[:, 1:].double().mean(-1).amax(0), 0.95),
@@ -330,7 +328,7 @@ def reported(study: Study) -> dict[str, Any]:
         for label, problem in zip(y.tolist(), reported_problems(settings.statements, trial), strict=True):
             gap = int(random.choice([gap for gap in range(-10, 11) if gap]))
             texts.append(f"{problem.symbol} {int(problem.answer) + (0 if label else gap)}")
-    states = residual_stream(study.lm.model, study.lm.tokenizer, texts).unflatten(1, (settings.trials, -1))
+    states = residual_stream(study.lm, texts).unflatten(1, (settings.trials, -1))
     accuracy = torch.stack([cross_validated(states[:, trial], y) for trial in range(settings.trials)])
     row = layer_row(study.probe_layer)
     problems = [p for trial in range(settings.trials) for p in reported_problems(settings.statements, trial)]
@@ -357,7 +355,7 @@ def cross_validated(x: Tensor, y: Tensor) -> Tensor:
 
 def truth_direction(study: Study, x: Tensor, y: Tensor) -> dict[str, Any]:
     """Where the probe's direction points in the vocabulary, as the originals looked, and by cosine with its null."""
-    tokenizer, readout = study.lm.tokenizer, find_readout(study.lm.model)
+    tokenizer, readout = study.lm.tokenizer, study.lm.readout
     probes = fit_probes(x[None], y)
     direction = probes.coef[0, 1] - probes.coef[0, 0]
     words = [word_tokens(word, tokenizer) for word in TRUTH_WORDS]
@@ -396,10 +394,10 @@ def first_token(study: Study, problems: Sequence[Problem]) -> dict[str, Any]:
         full = lm.tokenizer(f"{prompt}{problem.answer}")["input_ids"]
         # Where the answer changes how the prompt is split (its lone space), the changed token is the answer's first.
         found.append(full[next((i for i, (a, b) in enumerate(zip(ids, full, strict=False)) if a != b), len(ids))])
-    states = residual_stream(lm.model, lm.tokenizer, prompts)[-1:]
+    states = residual_stream(lm, prompts)[-1:]
     tokens, column = torch.tensor(found).unique(return_inverse=True)
     scores = lens_scores(
-        states, find_readout(lm.model), [[int(i)] for i in tokens], ranked=[[int(c)] for c in column]
+        states, lm.readout, [[int(i)] for i in tokens], ranked=[[int(c)] for c in column]
     )  # fmt: skip
     probability = scores.log_alignment[0].gather(1, column[:, None])[:, 0].exp()
     return {

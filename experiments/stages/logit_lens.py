@@ -15,7 +15,7 @@ from classifier_emergence.models.loading import load
 from classifier_emergence.reading.layers import layer_at, layer_labels, layer_row
 from classifier_emergence.reading.lens import LensScores, lens_scores
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import Readout, find_readout
+from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.vocabulary import WordTokens, matched_words, row_norms, token_text, word_tokens
 from classifier_emergence.results import write_result
 from classifier_emergence.statistics import Proportion, bootstrap_mean, permutation_p
@@ -29,7 +29,7 @@ KINDS = ("word", "synonyms", "symbols")
 def run(params: Params, key: str) -> None:
     """Score every layer and write one result."""
     lm = load(key, params.registry)
-    readout = find_readout(lm.model)
+    readout = lm.readout
     states = load_file(residuals_path(key))
     targets = {operation: word_tokens(operation, lm.tokenizer) for operation in OPERATIONS}
     null = null_words(lm, readout, targets, params)

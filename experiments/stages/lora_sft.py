@@ -14,11 +14,10 @@ import torch
 from classifier_emergence.models.loading import load
 from classifier_emergence.reading.layers import layer_labels
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import decoder_blocks, find_readout
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import token_text, word_tokens
 from classifier_emergence.results import plain
-from classifier_emergence.tasks.problems import COT_REPORTED, Problem, Split, sample, split
+from classifier_emergence.tasks.problems import COT_REPORTED, Problem, ProblemSplit, sample, split
 from classifier_emergence.training.evaluation import alignment, answers
 from classifier_emergence.training.supervised import MLP, QKVO, Adapter, Objective, Schedule, adapted, encode, train
 from experiments.params import Params
@@ -47,7 +46,7 @@ def run(params: Params, key: str) -> None:
     seeds = list(runs.all(jobs).values())
     result = {
         "model": key,
-        "layers": layer_labels(len(decoder_blocks(lm.model))),
+        "layers": lm.layers,
         "parameters": seeds[0]["parameters"],
         "before": before,
         "by_step": [by_step([seed["watched"][i] for seed in seeds]) for i in range(len(seeds[0]["watched"]))],
@@ -58,21 +57,21 @@ def run(params: Params, key: str) -> None:
 
 
 def one_run(
-    lm: LanguageModel, problems: Split, before: Mapping[str, Any], params: Params, seed: int, adapters: Path
+    lm: LanguageModel, problems: ProblemSplit, before: Mapping[str, Any], params: Params, seed: int, adapters: Path
 ) -> Callable[[Path], dict[str, Any]]:
     """One seed: the constant learning rate makes the first steps of a long run those of a short one."""
     settings = params.lora_sft
 
     def compute(work: Path) -> dict[str, Any]:
-        n_layers = len(decoder_blocks(lm.model))
+        n_layers = lm.n_layers
         trained_on = sample(problems.train, settings.samples, seed=seed)
         data = [encode(lm.tokenizer, problem.symbol, f" {problem.answer}") for problem in trained_on]
         place = Adapter((*QKVO, *MLP), settings.rank, settings.scale, tuple(range(n_layers)))
         schedule = Schedule(settings.steps, settings.batch_size, settings.learning_rate, seed, settings.every)
         title = f"plain LoRA of {lm.key}: seed {seed}"
-        with adapted(lm.model, place, seed=seed) as wrapped:
+        with adapted(lm, place, seed=seed) as wrapped:
             trained = train(
-                wrapped, data, Objective(0.0), schedule, work=work, description=title,
+                lm, wrapped, data, Objective(0.0), schedule, work=work, description=title,
                 watch=lambda: plain(watch(lm, problems, params)),
             )  # fmt: skip
             wrapped.save_pretrained(str(adapters / f"seed-{seed}"))
@@ -89,7 +88,7 @@ def one_run(
     return compute
 
 
-def watch(lm: LanguageModel, problems: Split, params: Params) -> dict[str, Any]:
+def watch(lm: LanguageModel, problems: ProblemSplit, params: Params) -> dict[str, Any]:
     """Both metrics on the way, the controlled one on fewer problems."""
     settings = params.lora_sft
     return {
@@ -98,11 +97,11 @@ def watch(lm: LanguageModel, problems: Split, params: Params) -> dict[str, Any]:
     }
 
 
-def measure(lm: LanguageModel, problems: Split, params: Params) -> dict[str, Any]:
+def measure(lm: LanguageModel, problems: ProblemSplit, params: Params) -> dict[str, Any]:
     """Both metrics, on every test problem, and the answers."""
     settings = params.lora_sft
     wanted = [f" {problem.answer}" for problem in problems.test]
-    found = answers(lm.model, lm.tokenizer, [problem.symbol for problem in problems.test], wanted)
+    found = answers(lm, [problem.symbol for problem in problems.test], wanted)
     return {
         "reported": reported(lm, settings.top),
         "symbol": read(lm, "symbol", problems.test, params),
@@ -124,12 +123,12 @@ def read(lm: LanguageModel, style: str, problems: Sequence[Problem], params: Par
         problem.symbol if style == "symbol" else problem.prompt(style, i // len(operations))
         for i, problem in enumerate(problems)
     ]
-    scores = alignment(lm.model, lm.tokenizer, prompts, own, words)
-    means = scores.own.mean(-1)
+    scores = alignment(lm, prompts, own, words)
+    means = scores.own_word.mean(-1)
     peak = 1 + int(means[1:].argmax())
     return {
         "by_layer": means,
-        "peak": mean_of(scores.own[peak], params, params.lora_sft.resamples),
+        "peak": mean_of(scores.own_word[peak], params, params.lora_sft.resamples),
         "peak_layer": layer_labels(len(means) - 1)[peak],
         "peak_top": share_of(scores.is_top[peak], params),
     }
@@ -163,8 +162,8 @@ def reported(lm: LanguageModel, top: int) -> dict[str, Any]:
     ``control`` is the same score with the words and signs of the two other operations, averaged.
     """
     problems = [Problem.parse(text) for text in PROMPTS]
-    states = residual_stream(lm.model, lm.tokenizer, [f"{problem.symbol} " for problem in problems])
-    readout = find_readout(lm.model)
+    states = residual_stream(lm, [f"{problem.symbol} " for problem in problems])
+    readout = lm.readout
     best: dict[tuple[int, str], tuple[float, str, str]] = {}
     for label, rows in zip(layer_labels(len(states) - 1)[1:], states[1:], strict=True):
         probabilities, ids = readout.logits(rows).softmax(-1).topk(top)

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from classifier_emergence.mixtures.routers import has_routers, load_routers
 from classifier_emergence.mixtures.upcycling import (
     Joint,
-    join,
-    merge,
+    join_experts,
+    merge_adapter,
     save_routers,
     self_generated,
     text_losses,
@@ -36,7 +36,6 @@ from classifier_emergence.reading.layers import layer_at, layer_labels, layer_ro
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.probes import fit_probes
-from classifier_emergence.reading.readout import decoder_blocks, find_readout
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.results import plain, write_result
@@ -73,7 +72,7 @@ def run(params: Params, key: str) -> None:
     else:
         lm = load(key, params.registry)
         data = Data(lm.tokenizer, params.moe_routers, list(NEUTRAL))
-        result["routing"] = in_use(lm.model, data, params)
+        result["routing"] = in_use(lm, data, params)
     result = plain(result)
     result["summary"] = summary([result])
     (ADAPTERS / "moe_routers" / key).mkdir(parents=True, exist_ok=True)  # the pipeline wants it of every model
@@ -92,13 +91,13 @@ def upcycle(lm: LanguageModel, params: Params) -> None:
         "text",
         lambda _: {
             "texts": self_generated(
-                lm.model, lm.tokenizer, openings, settings.texts, new_tokens=settings.new_tokens, seed=settings.seed,
+                lm, openings, settings.texts, new_tokens=settings.new_tokens, seed=settings.seed,
                 description=f"texts written by {key}",
             )
         },
     )  # fmt: skip
     data = Data(lm.tokenizer, settings, written["texts"])
-    base = runs.once("base", lambda _: measure(lm.model, data, params))
+    base = runs.once("base", lambda _: measure(lm, data, params))
     experts = {of: runs.once(f"expert_{of}", partial(branch, lm, data, (of,), runs, params)) for of in DOMAINS}
     branched = runs.once("expert_all", partial(branch, lm, data, DOMAINS, runs, params))
     mixtures = [runs.once(f"mixture_{n}", partial(mixture, lm, data, n, runs, params)) for n in settings.seeds]
@@ -108,8 +107,8 @@ def upcycle(lm: LanguageModel, params: Params) -> None:
     result: dict[str, Any] = {
         "model": key,
         "kind": "upcycled",
-        "layers": layer_labels(len(decoder_blocks(lm.model))),
-        "depth_layer": f"L{layer_at(settings.depth, len(decoder_blocks(lm.model)))}",
+        "layers": lm.layers,
+        "depth_layer": f"L{layer_at(settings.depth, lm.n_layers)}",
         "experts": list(DOMAINS),
         "base": _public(base),
         "branches": {**experts, "all": branched},
@@ -138,68 +137,64 @@ def branch(
     With n domains there are n times as many steps: the twin sees as much text as all experts together.
     """
     settings, name = params.moe_routers, domains[0] if len(domains) == 1 else "all"
-    blocks = range(settings.sparse_step - 1, len(decoder_blocks(lm.model)), settings.sparse_step)
+    blocks = range(settings.sparse_step - 1, lm.n_layers, settings.sparse_step)
     place = Adapter(MLP, settings.rank, settings.scale, tuple(blocks))
     schedule = Schedule(
         settings.expert_steps * len(domains), settings.batch_size, settings.expert_learning_rate, settings.seed,
         settings.every,
     )  # fmt: skip
     curve = train_expert(
-        lm.model, [data.train[domain] for domain in domains], place, schedule, runs.adapters / name,
+        lm, [data.train[domain] for domain in domains], place, schedule, runs.adapters / name,
         description=f"expert of {lm.key} for {name}",
     )  # fmt: skip
-    branched = merge(lm.model, runs.adapters / name)
+    branched = merge_adapter(lm, runs.adapters / name)
     return {"curve": curve, "test_losses": {d: text_losses(branched, data.test[d]).mean() for d in DOMAINS}}
 
 
 def mixture(lm: LanguageModel, data: Data, seed: int, runs: Runs, params: Params, _: Path) -> dict[str, Any]:
     """Join the experts under a fresh router, train it, and measure before and after."""
-    model = join(lm.model, [runs.adapters / domain for domain in DOMAINS], top_k=params.moe_routers.top_k, seed=seed)
-    before = of_mixture(model, lm.tokenizer, data, params)
+    model = join_experts(lm, [runs.adapters / domain for domain in DOMAINS], top_k=params.moe_routers.top_k, seed=seed)
+    before = of_mixture(model, data, params)
     curve = jointly(model, data, seed, params, f"mixture of {lm.key}: seed {seed}")
     save_file(trained_tensors(model), runs.adapters / f"mixture-{seed}.safetensors")
-    return {"seed": seed, "curve": curve, "before": before, "after": of_mixture(model, lm.tokenizer, data, params)}
+    return {"seed": seed, "curve": curve, "before": before, "after": of_mixture(model, data, params)}
 
 
 def twin(lm: LanguageModel, data: Data, seed: int, runs: Runs, params: Params, _: Path) -> dict[str, Any]:
     """The dense model with all text in one update of its MLPs, and the same further steps on its norm gains."""
-    model = merge(lm.model, runs.adapters / "all")
+    model = merge_adapter(lm, runs.adapters / "all")
     curve = jointly(model, data, seed, params, f"dense twin of {lm.key}: seed {seed}")
     save_file(trained_tensors(model), runs.adapters / f"twin-{seed}.safetensors")
     return {"seed": seed, "curve": curve, "after": measure(model, data, params)}
 
 
-def jointly(model: PreTrainedModel, data: Data, seed: int, params: Params, text: str) -> list[dict[str, Any]]:
+def jointly(lm: LanguageModel, data: Data, seed: int, params: Params, text: str) -> list[dict[str, Any]]:
     """The joint phase on texts of all domains, as many of each in every batch."""
     settings = params.moe_routers
     schedule = Schedule(settings.joint_steps, settings.batch_size, settings.learning_rate, seed, settings.every)
     joint = Joint(settings.router_learning_rate, settings.balance)
-    return train_jointly(model, [data.train[domain] for domain in DOMAINS], schedule, joint, description=text)
+    return train_jointly(lm, [data.train[domain] for domain in DOMAINS], schedule, joint, description=text)
 
 
-def of_mixture(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Data, params: Params
-) -> dict[str, Any]:
+def of_mixture(lm: LanguageModel, data: Data, params: Params) -> dict[str, Any]:
     """All measures of a mixture: as of a dense model, routing in use, and rows of routers against the vocabulary."""
     with tempfile.TemporaryDirectory() as folder:
-        rows = projection(load_routers(save_routers(model, Path(folder))), tokenizer, params.moe_routers)
-    return {**measure(model, data, params), "routing": in_use(model, data, params, DOMAINS), "projection": rows}
+        rows = projection(load_routers(save_routers(lm, Path(folder))), lm.tokenizer, params.moe_routers)
+    return {**measure(lm, data, params), "routing": in_use(lm, data, params, DOMAINS), "projection": rows}
 
 
-def measure(model: PreTrainedModel, data: Data, params: Params) -> dict[str, Any]:
+def measure(lm: LanguageModel, data: Data, params: Params) -> dict[str, Any]:
     """Losses on held-out texts, answers, the lens and probes at the last prompt token; of dense models and mixtures."""
     settings = params.moe_routers
-    found = answers(
-        model, data.tokenizer, data.prompts("symbol"), [f" {problem.answer}" for problem in data.problems.test]
-    )
+    found = answers(lm, data.prompts("symbol"), [f" {problem.answer}" for problem in data.problems.test])
     lens, probe = {}, {}
     for style in READ:
-        states = residual_stream(model, data.tokenizer, data.prompts(style))
-        lens[style] = lens_of(model, states, data, params)
+        states = residual_stream(lm, data.prompts(style))
+        lens[style] = lens_of(lm, states, data, params)
         probe[style] = probe_of(states, data, params)
     return {
         "losses": {
-            domain: mean_of(text_losses(model, data.test[domain]), params, settings.resamples) for domain in DOMAINS
+            domain: mean_of(text_losses(lm, data.test[domain]), params, settings.resamples) for domain in DOMAINS
         },
         "answers": share_of(found.exact, params),
         "lens": lens,
@@ -207,10 +202,10 @@ def measure(model: PreTrainedModel, data: Data, params: Params) -> dict[str, Any
     }
 
 
-def lens_of(model: PreTrainedModel, states: torch.Tensor, data: Data, params: Params) -> dict[str, Any]:
+def lens_of(lm: LanguageModel, states: torch.Tensor, data: Data, params: Params) -> dict[str, Any]:
     """Alignment of the own operation word at every layer, and at the one chosen beforehand."""
     words = [word_tokens(operation, data.tokenizer).ids for operation in OPERATIONS]
-    scores = lens_scores(states, find_readout(model), words, ranked=[[own] for own in data.own])
+    scores = lens_scores(states, lm.readout, words, ranked=[[own] for own in data.own])
     at = torch.arange(len(data.own))
     own = scores.log_alignment[:, at, torch.tensor(data.own)].exp()
     row = layer_row(layer_at(params.moe_routers.depth, len(states) - 1))

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.models.loading import load
-from classifier_emergence.reading.layers import layer_at, layer_labels, layer_row
+from classifier_emergence.reading.layers import layer_at, layer_row
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.probes import fit_probes, shuffled_labels
-from classifier_emergence.reading.readout import decoder_blocks, find_readout
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import WordTokens, matched_words, row_norms, word_tokens
 from classifier_emergence.statistics import bootstrap_mean, permutation_p
@@ -55,7 +54,7 @@ class Study:
 
     def __post_init__(self) -> None:
         self.settings = self.params.other_tasks
-        self.n_layers = len(decoder_blocks(self.lm.model))
+        self.n_layers = self.lm.n_layers
         self.layer = layer_at(self.settings.depth, self.n_layers)
         self.words = [word_tokens(word, self.lm.tokenizer) for word in self.task.words]
         items, folds = self.task.items, self.settings.folds
@@ -74,8 +73,7 @@ class Study:
         """Answers to the test items of each part."""
         lm = self.lm
         return {
-            part: answers(lm.model, lm.tokenizer, prompts(items), [str(item.answer) for item in items])
-            for part, items in self.test.items()
+            part: answers(lm, prompts(items), [str(item.answer) for item in items]) for part, items in self.test.items()
         }
 
     @cached_property
@@ -92,8 +90,8 @@ def run(params: Params, key: str) -> None:
     first = studies[NAMES[0]]
     result = {
         "model": key,
-        "layers": layer_labels(first.n_layers),
-        "layer": layer_labels(first.n_layers)[layer_row(first.layer)],
+        "layers": first.lm.layers,
+        "layer": first.lm.layers[layer_row(first.layer)],
         "steps": params.other_tasks.steps,
         **{name: whole(study, runs) for name, study in studies.items()},
     }
@@ -124,7 +122,7 @@ def untrained(study: Study) -> dict[str, Any]:
     """Probes and lens at every layer, and what is measured again after training."""
     items = balanced(study.task.items, study.settings.items, seed=0)
     text = f"{study.task.name} on {study.lm.key}: residuals of {len(items)} prompts"
-    states = residual_stream(study.lm.model, study.lm.tokenizer, prompts(items), description=text)
+    states = residual_stream(study.lm, prompts(items), description=text)
     return {
         "probing": {
             "held_out_groups": probing(study, items, states, [item.group for item in items]),
@@ -154,7 +152,7 @@ def probing(study: Study, items: Sequence[Item], states: Tensor, groups: Sequenc
         layer = int((probes.predict(states[:, validation])[:, 0] == y[validation]).double().mean(-1).argmax())
         correct[:, :, test] = probes.predict(states[:, test]) == y[test]
         selected[:, test] = correct[layer][:, test]
-        chosen.append(layer_labels(study.n_layers)[layer])
+        chosen.append(study.lm.layers[layer])
         of_tokens[test] = fit_probes(tokens[:, fit], y[fit], C=settings.C).predict(tokens[:, test])[0] == y[test]
     score = share_of(selected[0], params)
     shuffled = selected[1:].double().mean()
@@ -188,7 +186,7 @@ def lens(study: Study, items: Sequence[Item], states: Tensor) -> dict[str, Any]:
     highest alignment of any layer, its null the highest of any layer for the other words.
     """
     params, settings = study.params, study.settings
-    readout, own = find_readout(study.lm.model), torch.tensor(labels(items))
+    readout, own = study.lm.readout, torch.tensor(labels(items))
     n, norms = len(study.words), row_norms(readout.weight, readout.gain)
     null = [
         matched_words(word, norms, study.lm.tokenizer, settings.null_words, exclude=study.task.words)
@@ -218,7 +216,7 @@ def lens(study: Study, items: Sequence[Item], states: Tensor) -> dict[str, Any]:
             "contrast_p": permutation_p(contrasts[:, 0], contrasts[:, 1:]),
         },
         "largest": {
-            "layer": layer_labels(study.n_layers)[best],
+            "layer": study.lm.layers[best],
             "alignment": aligned[best],
             "null_95": np.quantile(others[blocks].max(0), 0.95),
             "p": permutation_p(aligned[best], others[blocks].max(0)),
@@ -239,8 +237,8 @@ def trained(study: Study, arm: str, seed: int, folder: Path) -> Callable[[Path],
         schedule = Schedule(settings.steps, settings.batch_size, settings.learning_rate, seed, settings.every)
         data = examples(study, words, seed, shuffled=arm == "shuffled_targets")
         text = f"{study.task.name} on {lm.key}: {arm.replace('_', ' ')}, seed {seed}"
-        with adapted(lm.model, where, seed=seed) as wrapped:
-            done = train(wrapped, data, objective, schedule, work=work, description=text)
+        with adapted(lm, where, seed=seed) as wrapped:
+            done = train(lm, wrapped, data, objective, schedule, work=work, description=text)
             if (arm, seed) == (ARMS[0], settings.seeds[0]):
                 wrapped.save_pretrained(str(folder))
             after = measure(study, words, study.answer())
@@ -271,11 +269,11 @@ def measure(study: Study, words: list[WordTokens], found: dict[str, Answers]) ->
     result = {}
     for part, items in study.test.items():
         own = labels(items)
-        scores = alignment(lm.model, lm.tokenizer, prompts(items), own, words, rows=[row])
+        scores = alignment(lm, prompts(items), own, words, rows=[row])
         log_prob = found[part].log_prob
         change = log_prob - study.base_answers[part].log_prob
         result[part] = {
-            "alignment": mean_over_groups(scores.own[0], items, study),
+            "alignment": mean_over_groups(scores.own_word[0], items, study),
             "top": share_of(scores.is_top[0], params),
             "choice": share_of(scores.choice[0] == torch.tensor(own), params),
             "answers_exact": share_of(found[part].exact, params),

@@ -17,12 +17,12 @@ from classifier_emergence.reading.directions import project
 from classifier_emergence.reading.layers import layer_at, layer_labels, layer_row
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.probes import fit_probes, shuffled_labels, stratified_folds
-from classifier_emergence.reading.readout import Readout, find_readout
+from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.vocabulary import matched_words, row_norms, token_text, word_tokens
 from classifier_emergence.results import write_result
 from classifier_emergence.statistics import Proportion, expected_max_cosine, permutation_p
 from classifier_emergence.tasks.arithmetic import HELD_OUT, OPERATIONS, REPORTED, STYLES, Prompt, labelled, prompt_bank
-from classifier_emergence.tasks.splits import Split, rotations
+from classifier_emergence.tasks.splits import Rotation, rotations
 from experiments.params import Params
 from experiments.shared.stage import accuracy_curve, main, residuals_path, result_path
 from experiments.stages.residuals import FLAWED_SETS
@@ -57,7 +57,7 @@ def run(params: Params, key: str) -> None:
             f"held_out_{name}": controlled(states[f"bank/{style}"], bank, groups[name], lm, params) for name in groups
         }
 
-    result["directions"] = directions(lm, find_readout(lm.model), states, params)
+    result["directions"] = directions(lm, lm.readout, states, params)
     write_result(result_path("probing", key), result)
 
 
@@ -171,7 +171,7 @@ def controlled(
     }
 
 
-def _rotation(states: Tensor, y: Tensor, split: Split, settings: Any, *, seed: int) -> tuple[Tensor, int]:
+def _rotation(states: Tensor, y: Tensor, split: Rotation, settings: Any, *, seed: int) -> tuple[Tensor, int]:
     """Correctness on the test part (layers, 1 + shuffles, test), and the first best layer on validation."""
     label_sets = torch.cat([y[None, split.train], shuffled_labels(y[split.train], settings.shuffles, seed=seed)])
     probes = fit_probes(states[:, split.train], label_sets, C=settings.C, standardise=True, tol=TOLERANCE)

@@ -25,16 +25,16 @@ def run(params: Params, key: str) -> None:
     for style in STYLES:
         prompts = [prompt.text for prompt in prompt_bank(style, params.bank)]
         text = f"residuals of {key}: {len(prompts)} {style} prompts"
-        states[f"bank/{style}"] = residual_stream(lm.model, lm.tokenizer, prompts, description=text)
+        states[f"bank/{style}"] = residual_stream(lm, prompts, description=text)
 
     for name, table in {**REPORTED, "held_out": HELD_OUT, "lens": LENS}.items():
-        states[f"reported/{name}"] = residual_stream(lm.model, lm.tokenizer, labelled(table)[0])
+        states[f"reported/{name}"] = residual_stream(lm, labelled(table)[0])
 
     for name in FLAWED_SETS:
         prompts = labelled(REPORTED[name])[0]
-        states[f"no_causal_mask/{name}"] = residual_stream(lm.model, lm.tokenizer, prompts, causal=False)
-        with scaled_attention(lm.model, params.probing.attention_scale):
-            states[f"scaled_attention/{name}"] = residual_stream(lm.model, lm.tokenizer, prompts)
+        states[f"no_causal_mask/{name}"] = residual_stream(lm, prompts, causal=False)
+        with scaled_attention(lm, params.probing.attention_scale):
+            states[f"scaled_attention/{name}"] = residual_stream(lm, prompts)
 
     path = residuals_path(key)
     path.parent.mkdir(parents=True, exist_ok=True)

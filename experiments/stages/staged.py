@@ -12,12 +12,12 @@ from typing import Any
 from peft import PeftModel
 
 from classifier_emergence.models.loading import load
-from classifier_emergence.reading.layers import layer_labels, layer_row
+from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.results import write_result
 from classifier_emergence.tasks.problems import sample
 from classifier_emergence.training.rl.rewards import exact, parse_answer
 from classifier_emergence.training.rl.run import train_grpo
-from classifier_emergence.training.rl.trainer import PolicyObjective, Task
+from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask
 from classifier_emergence.training.supervised import VO, Adapter, Objective, Schedule, adapted, encode, train
 from experiments.params import Params
 from experiments.shared.runs import Runs, mean_of, over_seeds, share_of, summary_over_seeds
@@ -43,8 +43,8 @@ def run(params: Params, key: str) -> None:
     orders = {name: {"runs": found, "summary": summary(found, before)} for name, found in runs.by_arm(jobs).items()}
     result = {
         "model": key,
-        "layers": layer_labels(study.n_layers),
-        "layer": layer_labels(study.n_layers)[layer_row(study.layer)],
+        "layers": study.lm.layers,
+        "layer": study.lm.layers[layer_row(study.layer)],
         "before": before,
         "orders": orders,
     }
@@ -59,7 +59,7 @@ def trained(study: Study, rewards: Sequence[str], seed: int) -> Callable[[Path],
         settings = study.params.dual_reward
         place = Adapter(VO, settings.rank, settings.scale, tuple(range(study.layer)))
         stages = []
-        with adapted(study.lm.model, place, seed=seed) as wrapped:
+        with adapted(study.lm, place, seed=seed) as wrapped:
             for reward in rewards:
                 curves = (dual if reward == "dual" else reinforced)(study, wrapped, reward, seed, work / reward)
                 stages.append({"reward": reward, **curves, **measure(study)})
@@ -78,7 +78,7 @@ def dual(study: Study, wrapped: PeftModel, reward: str, seed: int, work: Path) -
     ]
     objective = Objective(settings.class_weight, study.layer)
     text = f"staged training of {study.lm.key}: {reward} reward, seed {seed}"
-    found = train(wrapped, examples, objective, schedule, work=work, description=text)
+    found = train(study.lm, wrapped, examples, objective, schedule, work=work, description=text)
     return {"losses": found.losses}
 
 
@@ -93,10 +93,10 @@ def reinforced(study: Study, wrapped: PeftModel, reward: str, seed: int, work: P
     schedule = Schedule(settings.steps, settings.prompts, settings.vo_learning_rate, seed, settings.every)
     # Drawn apart from those of the other reward.
     problems = sample(study.problems.train, settings.steps * settings.prompts, seed=1000 + seed)
-    tasks = [Task(study.prompt(p), p.answer, study.target_ids[p.operation]) for p in problems]
+    tasks = [PolicyTask(study.prompt(p), p.answer, study.target_ids[p.operation]) for p in problems]
     text = f"staged training of {study.lm.key}: GRPO ({reward}), seed {seed}"
     found = train_grpo(
-        wrapped, study.lm.tokenizer, tasks, exact(parse_answer), objective, sampling(study), schedule, work=work,
+        study.lm, wrapped, tasks, exact(parse_answer), objective, sampling(study), schedule, work=work,
         checkpoint_every=settings.checkpoint_every, description=text,
     )  # fmt: skip
     return {"steps": found.steps}
@@ -108,7 +108,7 @@ def measure(study: Study) -> dict[str, Any]:
     found = study.read(problems, [study.prompt(problem) for problem in problems])
     return {
         "lens": {
-            "alignment": mean_of(found.own[0], study.params, study.settings.resamples),
+            "alignment": mean_of(found.own_word[0], study.params, study.settings.resamples),
             "top": share_of(found.is_top[0], study.params),
         },
         **behaviour(study),

@@ -72,8 +72,8 @@ def test_the_lens_names_the_class_after_dual_reward_and_the_adapter_keeps_it(out
     again = open_model(str(outspoken), adapter=tmp_path / "adapter")
     items = held_out(arithmetic())[1]
     words = [word_tokens(word, llama.tokenizer) for word in WORDS]
-    scores = alignment(again.model, again.tokenizer, [i.prompt for i in items], [i.label for i in items], words)
-    assert np.allclose(scores.own.double().mean(-1).numpy(), taught.after.alignment, rtol=1e-4)
+    scores = alignment(again, [i.prompt for i in items], [i.label for i in items], words)
+    assert np.allclose(scores.own_word.double().mean(-1).numpy(), taught.after.alignment, rtol=1e-4)
 
 
 def test_training_goes_on_top_of_an_adapter(outspoken: Path, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_training_goes_on_top_of_an_adapter(outspoken: Path, tmp_path: Path) -> 
     both = open_model(str(outspoken), adapter=[tmp_path / "a", tmp_path / "b"])
     assert both.key == "model+a+b"
     words = [word_tokens(word, both.tokenizer) for word in WORDS]
-    again = finetuning._measure(both, held_out(arithmetic())[1], words, 2)
+    again = finetuning._measure(both, finetuning.PreparedTask(words, *held_out(arithmetic())), 2)
     assert np.allclose(again.alignment, second.after.alignment, rtol=1e-3)
     assert not np.allclose(again.alignment, second.before.alignment, rtol=0.1)
 

@@ -30,7 +30,7 @@ def moe(mixture: Path) -> LanguageModel:
 
 def test_both_readings_are_those_of_the_trace(moe: LanguageModel) -> None:
     ids = [list(moe.tokenizer(text)["input_ids"]) for text in TEXTS]
-    routing = trace(moe.model, ids)
+    routing = trace(moe, ids)
     reading = trace_texts(moe, TEXTS, layers=["L1"])
     assert reading.layers == ("L1",)
     at = 0

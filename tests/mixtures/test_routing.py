@@ -38,13 +38,17 @@ def routing_of(experts: Tensor, token: list[int], text: list[int], *, weights: T
     )
 
 
+def mixture(family: str) -> LanguageModel:
+    return LanguageModel(family, model_of(family).eval(), None)
+
+
 # --- Trace ---
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_traced_experts_are_those_of_the_routers_own_formula(family: str) -> None:
-    model = model_of(family).eval()
-    routing = trace(model, TEXTS, batch_tokens=9)
+    lm = mixture(family)
+    model, routing = lm.model, trace(lm, TEXTS, batch_tokens=9)
     assert routing.layers == tuple(i for i, _, _ in routers_of(model))
     assert routing.n_experts == E
     assert routing.experts.shape == (len(routing.layers), sum(map(len, TEXTS)), K)
@@ -80,26 +84,26 @@ def test_shares_put_the_weights_where_the_experts_are() -> None:
 
 
 def test_last_tokens_of_texts_are_found() -> None:
-    routing = trace(model_of("Mixtral"), TEXTS)
+    routing = trace(mixture("Mixtral"), TEXTS)
     assert routing.token[routing.last].tolist() == [text[-1] for text in TEXTS]
 
 
 def test_hooks_are_taken_off_and_gradients_pass() -> None:
-    model = model_of("Mixtral")
-    with hooked(model) as seen:
-        model(input_ids=torch.tensor([[1, 2, 3]]))
+    lm = mixture("Mixtral")
+    with hooked(lm) as seen:
+        lm.model(input_ids=torch.tensor([[1, 2, 3]]))
     assert set(seen) == {0, 1}
     seen[0][0].sum().backward()
-    assert routers(model)[0].weight.grad is not None
-    assert not any(router._forward_hooks for router in routers(model).values())
+    assert routers(lm)[0].weight.grad is not None
+    assert not any(router._forward_hooks for router in routers(lm).values())
 
 
 def test_a_dense_model_and_texts_without_tokens_are_refused(lm: LanguageModel) -> None:
     with pytest.raises(InputError, match="no module named"):
-        trace(lm.model, TEXTS)
+        trace(lm, TEXTS)
     for texts in ([], [[1], []]):
         with pytest.raises(InputError, match="texts: none, or one without tokens"):
-            trace(model_of("Mixtral"), texts)
+            trace(mixture("Mixtral"), texts)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +116,7 @@ def test_a_dense_model_and_texts_without_tokens_are_refused(lm: LanguageModel) -
     ],
 )
 def test_a_router_that_gives_something_else_is_refused(flaw: Any) -> None:
-    model = model_of("Mixtral")
+    lm = mixture("Mixtral")
 
     class Other(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -123,12 +127,12 @@ def test_a_router_that_gives_something_else_is_refused(flaw: Any) -> None:
             return flaw(self.inner(states))
 
     Other.__name__ = "OtherTopKRouter"
-    block = model.model.layers[0].mlp
+    block = lm.blocks[0].mlp
     inner = block.gate
     inner.__class__ = type("Inner", (type(inner),), {})
     block.gate = Other(inner)
     with pytest.raises(InputError, match=r"router OtherTopKRouter: gives no \(logits, weights, experts\)"):
-        trace(model, TEXTS)
+        trace(lm, TEXTS)
 
 
 def test_experts_that_differ_by_a_rounding_error_may_be_chosen_either_way() -> None:
@@ -136,13 +140,13 @@ def test_experts_that_differ_by_a_rounding_error_may_be_chosen_either_way() -> N
         def forward(self, gap: float) -> tuple[Tensor, Tensor, Tensor]:
             return torch.tensor([[2.0, 2.0 + gap, -1.0]]), torch.ones(1, 1), torch.tensor([[0]])
 
-    model = model_of("Mixtral")
+    lm = mixture("Mixtral")
     Near.__name__ = "NearTopKRouter"
-    near = model.model.layers[0].mlp.gate = Near()
-    with hooked(model) as seen:
+    near = lm.blocks[0].mlp.gate = Near()
+    with hooked(lm) as seen:
         near(5e-7)
     assert seen[0][2].item() == 0
-    with hooked(model), pytest.raises(InputError, match="gives no"):
+    with hooked(lm), pytest.raises(InputError, match="gives no"):
         near(1e-3)
 
 
@@ -244,10 +248,10 @@ def test_half_of_two_experts_changed_counts_one_half() -> None:
 
 
 def test_real_routers_are_functions_of_the_context() -> None:
-    model = model_of("Olmoe").eval()
+    lm = mixture("Olmoe")
     generator = torch.Generator().manual_seed(0)
     texts = [torch.randint(3, V, (12,), generator=generator).tolist() for _ in range(20)]
-    found = dependence(trace(model, texts), trace(model, texts, batch_tokens=1))
+    found = dependence(trace(lm, texts), trace(lm, texts, batch_tokens=1))
     np.testing.assert_allclose(found.repeated, 0, atol=0.01)
     assert (found.change < found.other_tokens).all()
     assert found.interval.shape == (2, 2)
@@ -256,7 +260,7 @@ def test_real_routers_are_functions_of_the_context() -> None:
 def test_texts_that_do_not_fit_are_refused() -> None:
     routing = many_texts("token")
     with pytest.raises(InputError, match="repeated: is of other texts"):
-        dependence(routing, trace(model_of("Mixtral"), TEXTS))
+        dependence(routing, trace(mixture("Mixtral"), TEXTS))
     alone = routing_of(torch.zeros(1, 4, 1, dtype=torch.int64), [1, 2, 3, 4], [0, 0, 1, 1])
     alike = routing_of(torch.zeros(1, 4, 1, dtype=torch.int64), [1, 2, 1, 2], [0, 0, 1, 1])
     for texts in (alone, alike):  # after the same beginning a token is in no other context

@@ -5,7 +5,6 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.reading.directions import project
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import find_readout
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import row_norms
 
@@ -13,8 +12,8 @@ WORDS = [[3], [5, 6, 7], [0, 800]]
 
 
 def test_scores_equal_the_plain_computation(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    states = residual_stream(lm.model, lm.tokenizer, ["7 * 8 =", "12 + 4 =", "Find 3 times 9"])
-    readout = find_readout(lm.model)
+    states = residual_stream(lm, ["7 * 8 =", "12 + 4 =", "Find 3 times 9"])
+    readout = lm.readout
     monkeypatch.setattr("classifier_emergence.reading.lens.CHUNK_ROWS", 4)
     monkeypatch.setattr("classifier_emergence.reading.lens.CHUNK_TOKENS", 160)  # leaves an incomplete last block
     scores = lens_scores(states, readout, WORDS)
@@ -29,26 +28,26 @@ def test_scores_equal_the_plain_computation(lm: LanguageModel, monkeypatch: pyte
 
 
 def test_ranks_of_chosen_words_follow_their_prompt(lm: LanguageModel) -> None:
-    states = residual_stream(lm.model, lm.tokenizer, ["7 * 8 =", "12 + 4 ="])
-    every = lens_scores(states, find_readout(lm.model), WORDS)
-    some = lens_scores(states, find_readout(lm.model), WORDS, ranked=[[2], [1]])
+    states = residual_stream(lm, ["7 * 8 =", "12 + 4 ="])
+    every = lens_scores(states, lm.readout, WORDS)
+    some = lens_scores(states, lm.readout, WORDS, ranked=[[2], [1]])
     assert torch.equal(some.rank[:, 0, 0], every.rank[:, 0, 2])
     assert torch.equal(some.rank[:, 1, 0], every.rank[:, 1, 1])
 
 
 def test_alignment_survives_tiny_probabilities(lm: LanguageModel) -> None:
-    states = 1e4 * residual_stream(lm.model, lm.tokenizer, ["7 * 8 ="])
-    assert lens_scores(states, find_readout(lm.model), WORDS).log_alignment.isfinite().all()
+    states = 1e4 * residual_stream(lm, ["7 * 8 ="])
+    assert lens_scores(states, lm.readout, WORDS).log_alignment.isfinite().all()
 
 
 def test_a_word_without_tokens_is_refused(lm: LanguageModel) -> None:
-    states = residual_stream(lm.model, lm.tokenizer, ["7 * 8 ="])
+    states = residual_stream(lm, ["7 * 8 ="])
     with pytest.raises(InputError, match="word 1: no single-token form"):
-        lens_scores(states, find_readout(lm.model), [[3], []])
+        lens_scores(states, lm.readout, [[3], []])
 
 
 def test_a_planted_word_is_found_and_a_random_direction_is_not(lm: LanguageModel, seeded) -> None:
-    readout = find_readout(lm.model)
+    readout = lm.readout
     planted = (readout.weight[7] * readout.gain)[None]
     found = project(planted, readout, [[7], [9]], cosine=True)
     assert found.rank[0, 0] == 1
@@ -60,7 +59,7 @@ def test_a_planted_word_is_found_and_a_random_direction_is_not(lm: LanguageModel
 
 def test_projection_equals_the_plain_computation(lm: LanguageModel, seeded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("classifier_emergence.reading.directions.CHUNK_ROWS", 100)
-    readout, directions = find_readout(lm.model), seeded(3, find_readout(lm.model).weight.shape[1])
+    readout, directions = lm.readout, seeded(3, lm.readout.weight.shape[1])
     dot = project(directions, readout, WORDS, cosine=False)
     plain = directions @ readout.weight.T
     for w, ids in enumerate(WORDS):
@@ -72,7 +71,7 @@ def test_projection_equals_the_plain_computation(lm: LanguageModel, seeded, monk
 
 
 def test_the_gain_is_what_the_norm_multiplies_by(lm: LanguageModel, seeded) -> None:
-    readout = find_readout(lm.model)
+    readout = lm.readout
     state = seeded(1, readout.weight.shape[1])
     rms = state.pow(2).mean().sqrt()
     torch.testing.assert_close(readout.norm(state), state / rms * readout.gain, atol=1e-4, rtol=1e-4)

@@ -5,7 +5,6 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.reading.layers import layer_at, layer_labels, layer_row
 from classifier_emergence.reading.lens import check_lens
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import decoder_blocks, find_readout
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.training.flaws import scaled_attention
 
@@ -17,33 +16,33 @@ PROMPTS = [
 
 
 def test_the_lens_at_the_last_layer_is_the_models_own_output(lm: LanguageModel) -> None:
-    assert check_lens(lm.model, lm.tokenizer) < 1e-4
+    assert check_lens(lm) < 1e-4
 
 
 def test_a_second_norm_is_noticed(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     import classifier_emergence.reading.lens as lens
 
     honest = residual_stream
-    norm = find_readout(lm.model).norm
+    norm = lm.readout.norm
     monkeypatch.setattr(lens, "residual_stream", lambda *args: norm(honest(*args)))
     with pytest.raises(InputError, match="misses the model's own log-probabilities"):
-        check_lens(lm.model, lm.tokenizer)
+        check_lens(lm)
 
 
 def test_rows_are_hidden_states_before_the_final_norm(lm: LanguageModel) -> None:
-    states = residual_stream(lm.model, lm.tokenizer, PROMPTS[:1])
+    states = residual_stream(lm, PROMPTS[:1])
     ids = torch.tensor([lm.tokenizer(PROMPTS[0])["input_ids"]])
     hidden = lm.model(input_ids=ids, output_hidden_states=True).hidden_states
-    assert len(states) == len(hidden) == len(decoder_blocks(lm.model)) + 1
+    assert len(states) == len(hidden) == lm.n_layers + 1
     for row in range(len(states) - 1):
         torch.testing.assert_close(states[row, 0], hidden[row][0, -1])
-    torch.testing.assert_close(find_readout(lm.model).norm(states[-1])[0], hidden[-1][0, -1])
+    torch.testing.assert_close(lm.readout.norm(states[-1])[0], hidden[-1][0, -1])
 
 
 def test_batching_changes_nothing(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    together = residual_stream(lm.model, lm.tokenizer, PROMPTS)
+    together = residual_stream(lm, PROMPTS)
     monkeypatch.setattr("classifier_emergence.reading.tree.BATCH_TOKENS", 1)
-    torch.testing.assert_close(together, residual_stream(lm.model, lm.tokenizer, PROMPTS), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(together, residual_stream(lm, PROMPTS), atol=1e-5, rtol=1e-4)
 
 
 def test_what_prompts_begin_with_passes_once_and_changes_nothing(
@@ -52,23 +51,20 @@ def test_what_prompts_begin_with_passes_once_and_changes_nothing(
     prompts = [f"4 * 6 = 24\n15 - 6 = 9\n{prompt}" for prompt in PROMPTS]
     passed: list[int] = []
     handle = lm.model.get_input_embeddings().register_forward_hook(lambda _, args, __: passed.append(args[0].numel()))
-    together = residual_stream(lm.model, lm.tokenizer, prompts)
+    together = residual_stream(lm, prompts)
     handle.remove()
     assert sum(passed) < sum(len(ids) for ids in lm.tokenizer(prompts)["input_ids"])
     monkeypatch.setattr("classifier_emergence.reading.tree.LARGEST_TREE", 0)
-    torch.testing.assert_close(together, residual_stream(lm.model, lm.tokenizer, prompts), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(together, residual_stream(lm, prompts), atol=1e-5, rtol=1e-4)
 
 
 def test_chosen_rows_need_no_later_block(lm: LanguageModel) -> None:
-    whole = residual_stream(lm.model, lm.tokenizer, PROMPTS)
+    whole = residual_stream(lm, PROMPTS)
     ran: list[int] = []
-    handles = [
-        block.register_forward_hook(lambda _, __, ___, i=i: ran.append(i))
-        for i, block in enumerate(decoder_blocks(lm.model))
-    ]
+    handles = [block.register_forward_hook(lambda _, __, ___, i=i: ran.append(i)) for i, block in enumerate(lm.blocks)]
     for rows in ([2], [0], [3, 0]):
         ran.clear()
-        assert torch.equal(residual_stream(lm.model, lm.tokenizer, PROMPTS, rows=rows), whole[rows])
+        assert torch.equal(residual_stream(lm, PROMPTS, rows=rows), whole[rows])
         assert max(ran) == max(*rows, 1) - 1
     for handle in handles:
         handle.remove()
@@ -76,34 +72,34 @@ def test_chosen_rows_need_no_later_block(lm: LanguageModel) -> None:
 
 def test_without_the_causal_mask_earlier_positions_see_later_ones(lm: LanguageModel) -> None:
     # The last position sees everything either way; what reaches it changes through the earlier ones, after a block.
-    causal = residual_stream(lm.model, lm.tokenizer, PROMPTS)
-    flawed = residual_stream(lm.model, lm.tokenizer, PROMPTS, causal=False)
+    causal = residual_stream(lm, PROMPTS)
+    flawed = residual_stream(lm, PROMPTS, causal=False)
     torch.testing.assert_close(causal[:2], flawed[:2], atol=1e-5, rtol=1e-4)
     assert (causal[2:] - flawed[2:]).abs().max() > 1e-3
 
 
 def test_without_the_causal_mask_other_texts_stay_hidden(lm: LanguageModel) -> None:
-    together = residual_stream(lm.model, lm.tokenizer, PROMPTS, causal=False)
-    alone = residual_stream(lm.model, lm.tokenizer, PROMPTS[:1], causal=False)
+    together = residual_stream(lm, PROMPTS, causal=False)
+    alone = residual_stream(lm, PROMPTS[:1], causal=False)
     torch.testing.assert_close(together[:, :1], alone, atol=1e-5, rtol=1e-4)
 
 
 def test_attention_scaled_to_nothing_leaves_the_last_token_alone(lm: LanguageModel) -> None:
-    with scaled_attention(lm.model, 0.0):
-        states = residual_stream(lm.model, lm.tokenizer, ["7 * 8 =", "12 + 5 ="])
+    with scaled_attention(lm, 0.0):
+        states = residual_stream(lm, ["7 * 8 =", "12 + 5 ="])
     torch.testing.assert_close(states[:, 0], states[:, 1])
-    assert not torch.equal(*residual_stream(lm.model, lm.tokenizer, ["7 * 8 =", "12 + 5 ="])[-1])
+    assert not torch.equal(*residual_stream(lm, ["7 * 8 =", "12 + 5 ="])[-1])
 
 
 def test_attention_scaled_by_one_changes_nothing(lm: LanguageModel) -> None:
-    with scaled_attention(lm.model, 1.0):
-        scaled = residual_stream(lm.model, lm.tokenizer, PROMPTS)
-    assert torch.equal(scaled, residual_stream(lm.model, lm.tokenizer, PROMPTS))
+    with scaled_attention(lm, 1.0):
+        scaled = residual_stream(lm, PROMPTS)
+    assert torch.equal(scaled, residual_stream(lm, PROMPTS))
 
 
 def test_no_hook_outlives_a_failure(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def hooks() -> int:  # transformers keeps some of its own
-        return sum(len(block._forward_hooks) + len(block._forward_pre_hooks) for block in decoder_blocks(lm.model))
+        return sum(len(block._forward_hooks) + len(block._forward_pre_hooks) for block in lm.blocks)
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -111,19 +107,19 @@ def test_no_hook_outlives_a_failure(lm: LanguageModel, monkeypatch: pytest.Monke
     before = hooks()
     monkeypatch.setattr(type(lm.model.get_decoder()), "forward", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        residual_stream(lm.model, lm.tokenizer, PROMPTS)
+        residual_stream(lm, PROMPTS)
     assert hooks() == before
 
 
 @pytest.mark.parametrize("prompts", [[""], ["7 * 8 =", ""]])
 def test_a_prompt_without_tokens_is_refused_by_name(lm: LanguageModel, prompts: list[str]) -> None:
     with pytest.raises(InputError, match=r"prompt '': tokenises to nothing"):
-        residual_stream(lm.model, lm.tokenizer, prompts)
+        residual_stream(lm, prompts)
 
 
 def test_no_prompts_are_refused(lm: LanguageModel) -> None:
     with pytest.raises(InputError, match="none given"):
-        residual_stream(lm.model, lm.tokenizer, [])
+        residual_stream(lm, [])
 
 
 @pytest.mark.parametrize("part", ["norm", "lm_head"])
@@ -133,7 +129,7 @@ def test_a_model_without_a_known_readout_is_refused_by_name(lm: LanguageModel, p
     try:
         delattr(holder, part)
         with pytest.raises((InputError, AttributeError), match=type(lm.model).__name__):
-            find_readout(lm.model)
+            _ = lm.readout
     finally:
         setattr(holder, part, taken)
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.tree import Tree, batches, one_pass
+from classifier_emergence.reading.tree import Tree, batches, last_states, one_pass
 
 TEXTS = ["4 * 6 = 24", "4 * 6 =", "4 * 6 = 25", "17 + 3 = 20", "4 * 6 = 24"]
 
@@ -18,7 +18,7 @@ def test_a_tree_gives_every_text_the_states_that_it_has_alone(lm: LanguageModel)
     texts = lm.tokenizer(TEXTS)["input_ids"]
     tree = Tree(texts)
     assert len(tree.ids) < sum(map(len, texts[2:]))
-    states = tree.states(lm.model)
+    states = last_states(tree.inputs(lm.model), lm.model)
     for text, path in zip(texts, tree.paths, strict=True):
         assert [tree.ids[node] for node in path] == text
         torch.testing.assert_close(states[path], alone(lm, text), atol=1e-5, rtol=1e-4)

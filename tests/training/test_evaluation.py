@@ -12,12 +12,18 @@ from torch.nn import functional
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import decoder_blocks, find_readout
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import WordTokens, word_tokens
 from classifier_emergence.tasks.arithmetic import OPERATIONS
 from classifier_emergence.tasks.problems import NEUTRAL
-from classifier_emergence.training.evaluation import alignment, answers, divergence, random_basis, removed, word_basis
+from classifier_emergence.training.evaluation import (
+    alignment,
+    answers,
+    divergence,
+    random_basis,
+    subspace_removed,
+    word_basis,
+)
 from classifier_emergence.training.supervised import VO, Adapter, adapted
 
 PROMPTS = ["7 * 8 =", "What is 12 plus 5?", "(89 - 34) =", "If you divide 81 by 9, you get", "6 * 7 ="]
@@ -45,7 +51,7 @@ def generated(lm: LanguageModel, prompt: str, n: int) -> list[int]:
 
 @pytest.fixture
 def wrapped(lm: LanguageModel) -> Iterator[PeftModel]:
-    with adapted(lm.model, Adapter(VO, rank=4, scale=2.0, layers=(1, 2)), seed=0) as wrapped:
+    with adapted(lm, Adapter(VO, rank=4, scale=2.0, layers=(1, 2)), seed=0) as wrapped:
         yield wrapped
 
 
@@ -60,7 +66,7 @@ def shake(wrapped: PeftModel, size: float) -> None:
 
 
 def test_answers_are_as_probable_as_in_the_full_logits(lm: LanguageModel) -> None:
-    found = answers(lm.model, lm.tokenizer, PROMPTS, WANTED)
+    found = answers(lm, PROMPTS, WANTED)
     for i, (prompt, wanted) in enumerate(zip(PROMPTS, WANTED, strict=True)):
         ids, start = lm.tokenizer(prompt + wanted)["input_ids"], len(lm.tokenizer(prompt)["input_ids"])
         log_p = logits(lm, prompt + wanted).log_softmax(-1)
@@ -85,23 +91,23 @@ def test_an_answer_is_exact_if_greedy_decoding_gives_it(lm: LanguageModel) -> No
         *said, after = generated(lm, prompt, len(ids) + 1)
         truth.append(said == ids and not lm.tokenizer.decode([after])[:1].isdigit())
     assert len(set(truth)) == 2
-    assert answers(lm.model, lm.tokenizer, prompts, wanted).exact.tolist() == truth
+    assert answers(lm, prompts, wanted).exact.tolist() == truth
 
 
 def test_a_longer_number_is_no_exact_answer(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = PROMPTS[0]
     said = lm.tokenizer.decode(generated(lm, prompt, 1))
-    assert answers(lm.model, lm.tokenizer, [prompt], [said]).exact.item()
+    assert answers(lm, [prompt], [said]).exact.item()
     after = generated(lm, prompt, 2)[1]
     monkeypatch.setattr(type(lm.tokenizer), "decode", lambda _, ids, **__: "5" if ids == [after] else "")
-    assert not answers(lm.model, lm.tokenizer, [prompt], [said]).exact.item()
+    assert not answers(lm, [prompt], [said]).exact.item()
 
 
 def test_answers_follow_the_order_of_their_prompts(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     order = [3, 0, 4, 2, 1]
-    whole = answers(lm.model, lm.tokenizer, PROMPTS, WANTED)
+    whole = answers(lm, PROMPTS, WANTED)
     monkeypatch.setattr("classifier_emergence.reading.tree.BATCH_TOKENS", 20)  # several batches
-    permuted = answers(lm.model, lm.tokenizer, [PROMPTS[i] for i in order], [WANTED[i] for i in order])
+    permuted = answers(lm, [PROMPTS[i] for i in order], [WANTED[i] for i in order])
     torch.testing.assert_close(permuted.log_prob, whole.log_prob[order], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(permuted.per_token, whole.per_token[order], atol=1e-5, rtol=1e-4)
     assert torch.equal(permuted.exact, whole.exact[order])
@@ -114,28 +120,28 @@ def test_answers_behind_shared_tokens_are_those_of_each_prompt(
         [f"4 * 6 = 24\n15 - 6 = 9\n{p}" for p in ("7 * 8 =", "12 + 35 =", "6 - 5 =")],
         [" 56", " 47", " 1"],
     )
-    together = answers(lm.model, lm.tokenizer, prompts, wanted)
+    together = answers(lm, prompts, wanted)
     monkeypatch.setattr("classifier_emergence.reading.tree.LARGEST_TREE", 0)
-    apart = answers(lm.model, lm.tokenizer, prompts, wanted)
+    apart = answers(lm, prompts, wanted)
     torch.testing.assert_close(together.log_prob, apart.log_prob, atol=1e-4, rtol=1e-4)
     assert torch.equal(together.exact, apart.exact)
 
 
 def test_a_prompt_that_its_answer_runs_into_is_refused(lm: LanguageModel) -> None:
     with pytest.raises(InputError, match="'What is 12 tim': the tokenizer splits it"):
-        answers(lm.model, lm.tokenizer, ["What is 12 tim"], ["es"])
+        answers(lm, ["What is 12 tim"], ["es"])
 
 
 # --- Divergence ---
 
 
 def test_a_fresh_adapter_does_not_diverge(lm: LanguageModel, wrapped: PeftModel) -> None:
-    assert divergence(wrapped, lm.tokenizer, NEUTRAL[:3]).tolist() == [0, 0, 0]
+    assert divergence(lm, wrapped, NEUTRAL[:3]).tolist() == [0, 0, 0]
 
 
 def test_divergence_is_torchs_on_full_logits(lm: LanguageModel, wrapped: PeftModel) -> None:
     shake(wrapped, 0.5)
-    found = divergence(wrapped, lm.tokenizer, NEUTRAL[:3])
+    found = divergence(lm, wrapped, NEUTRAL[:3])
     assert (found > 1e-4).all()
     for value, text in zip(found, NEUTRAL, strict=False):
         new = logits(lm, text).log_softmax(-1)
@@ -149,19 +155,19 @@ def test_divergence_is_torchs_on_full_logits(lm: LanguageModel, wrapped: PeftMod
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
 def test_divergence_is_never_negative(lm: LanguageModel, wrapped: PeftModel, size: float) -> None:
     shake(wrapped, size)
-    assert (divergence(wrapped, lm.tokenizer, NEUTRAL[:2]) >= 0).all()
+    assert (divergence(lm, wrapped, NEUTRAL[:2]) >= 0).all()
 
 
 # --- Alignment ---
 
 
 def test_alignment_is_a_sum_of_the_lens_probabilities(lm: LanguageModel) -> None:
-    found = alignment(lm.model, lm.tokenizer, PROMPTS, OWN, words(lm))
-    states = residual_stream(lm.model, lm.tokenizer, PROMPTS)
-    probability = torch.stack([find_readout(lm.model).logits(layer) for layer in states]).softmax(-1)
+    found = alignment(lm, PROMPTS, OWN, words(lm))
+    states = residual_stream(lm, PROMPTS)
+    probability = torch.stack([lm.readout.logits(layer) for layer in states]).softmax(-1)
     every = torch.stack([probability[..., word.ids].sum(-1) for word in words(lm)], dim=-1)
     for prompt, k in enumerate(OWN):
-        torch.testing.assert_close(found.own[:, prompt], every[:, prompt, k])
+        torch.testing.assert_close(found.own_word[:, prompt], every[:, prompt, k])
         torch.testing.assert_close(found.strict[:, prompt], probability[:, prompt, words(lm)[k].strict_id])
     assert torch.equal(found.choice, every.argmax(-1))
     assert torch.equal(found.top_id, probability.argmax(-1))
@@ -169,29 +175,29 @@ def test_alignment_is_a_sum_of_the_lens_probabilities(lm: LanguageModel) -> None
 
 
 def test_the_top_token_counts_if_it_is_any_form_of_the_own_word(lm: LanguageModel) -> None:
-    states = residual_stream(lm.model, lm.tokenizer, PROMPTS[:1])
-    top = int(find_readout(lm.model).logits(states[2]).argmax())
+    states = residual_stream(lm, PROMPTS[:1])
+    top = int(lm.readout.logits(states[2]).argmax())
     other = WordTokens("other", {"other": 5}, {}, 5)
     said = WordTokens("said", {"a": 6, "b": top}, {}, 6)
-    found = alignment(lm.model, lm.tokenizer, [PROMPTS[0]] * 2, [0, 1], [other, said])
+    found = alignment(lm, [PROMPTS[0]] * 2, [0, 1], [other, said])
     assert found.is_top[2].tolist() == [False, True]
     assert torch.equal(found.is_top[:, 1], (found.top_id[:, 1] == top) | (found.top_id[:, 1] == 6))
 
 
 def test_alignment_follows_the_order_of_the_prompts(lm: LanguageModel) -> None:
     order = [3, 0, 4, 2, 1]
-    whole = alignment(lm.model, lm.tokenizer, PROMPTS, OWN, words(lm))
-    permuted = alignment(lm.model, lm.tokenizer, [PROMPTS[i] for i in order], [OWN[i] for i in order], words(lm))
-    torch.testing.assert_close(permuted.own, whole.own[:, order], atol=1e-6, rtol=1e-4)
+    whole = alignment(lm, PROMPTS, OWN, words(lm))
+    permuted = alignment(lm, [PROMPTS[i] for i in order], [OWN[i] for i in order], words(lm))
+    torch.testing.assert_close(permuted.own_word, whole.own_word[:, order], atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(permuted.strict, whole.strict[:, order], atol=1e-6, rtol=1e-4)
     assert torch.equal(permuted.top_id, whole.top_id[:, order])
     assert torch.equal(permuted.choice, whole.choice[:, order])
 
 
 def test_chosen_rows_are_those_of_all(lm: LanguageModel) -> None:
-    whole = alignment(lm.model, lm.tokenizer, PROMPTS, OWN, words(lm))
-    some = alignment(lm.model, lm.tokenizer, PROMPTS, OWN, words(lm), rows=[3, 1])
-    torch.testing.assert_close(some.own, whole.own[[3, 1]])
+    whole = alignment(lm, PROMPTS, OWN, words(lm))
+    some = alignment(lm, PROMPTS, OWN, words(lm), rows=[3, 1])
+    torch.testing.assert_close(some.own_word, whole.own_word[[3, 1]])
     assert torch.equal(some.is_top, whole.is_top[[3, 1]])
 
 
@@ -201,7 +207,7 @@ def test_chosen_rows_are_those_of_all(lm: LanguageModel) -> None:
 def after_block(lm: LanguageModel, layer: int) -> Tensor:
     """(positions, d); what the next block reads."""
     kept: list[Tensor] = []
-    handle = decoder_blocks(lm.model)[layer + 1].register_forward_pre_hook(lambda _, args: kept.append(args[0][0]))
+    handle = lm.blocks[layer + 1].register_forward_pre_hook(lambda _, args: kept.append(args[0][0]))
     try:
         logits(lm, PROMPTS[1])
     finally:
@@ -210,7 +216,7 @@ def after_block(lm: LanguageModel, layer: int) -> Tensor:
 
 
 def test_the_word_basis_is_orthonormal_and_holds_the_words_directions(lm: LanguageModel) -> None:
-    readout = find_readout(lm.model)
+    readout = lm.readout
     basis = word_basis(words(lm), readout)
     torch.testing.assert_close(basis @ basis.T, torch.eye(len(basis)), atol=1e-5, rtol=0)
     rows = readout.weight[[i for word in words(lm) for i in word.ids]] * readout.gain
@@ -218,10 +224,10 @@ def test_the_word_basis_is_orthonormal_and_holds_the_words_directions(lm: Langua
 
 
 def test_a_removed_word_cannot_be_read_at_any_position(lm: LanguageModel) -> None:
-    readout = find_readout(lm.model)
+    readout = lm.readout
     basis = word_basis(words(lm), readout)
     before = after_block(lm, 1)
-    with removed(lm.model, 1, basis):
+    with subspace_removed(lm, 1, basis):
         states = after_block(lm, 1)
     assert (before @ basis.T).abs().amin(-1).max() > 1e-4
     torch.testing.assert_close(states @ basis.T, torch.zeros(len(states), len(basis)), atol=1e-5, rtol=0)
@@ -232,13 +238,13 @@ def test_a_removed_word_cannot_be_read_at_any_position(lm: LanguageModel) -> Non
 
 
 def test_a_control_takes_out_as_much_in_other_directions(lm: LanguageModel) -> None:
-    basis = word_basis(words(lm), find_readout(lm.model))
+    basis = word_basis(words(lm), lm.readout)
     along = random_basis(basis, seed=0)
     torch.testing.assert_close(along @ along.T, torch.eye(len(along)), atol=1e-5, rtol=0)
     before = after_block(lm, 1)
-    with removed(lm.model, 1, basis):
+    with subspace_removed(lm, 1, basis):
         change = after_block(lm, 1) - before
-    with removed(lm.model, 1, basis, along):
+    with subspace_removed(lm, 1, basis, along):
         control = after_block(lm, 1) - before
     torch.testing.assert_close(control.norm(dim=-1), change.norm(dim=-1), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(control @ along.T @ along, control, atol=1e-5, rtol=1e-4)
@@ -252,15 +258,15 @@ def test_random_directions_follow_their_seed(seeded) -> None:
 
 
 def test_nothing_stays_removed(lm: LanguageModel) -> None:
-    basis = word_basis(words(lm), find_readout(lm.model))
-    before, hooks = logits(lm, PROMPTS[0]), len(decoder_blocks(lm.model)[1]._forward_hooks)
+    basis = word_basis(words(lm), lm.readout)
+    before, hooks = logits(lm, PROMPTS[0]), len(lm.blocks[1]._forward_hooks)
 
     def break_off() -> None:
-        with removed(lm.model, 1, basis):
+        with subspace_removed(lm, 1, basis):
             assert not torch.equal(logits(lm, PROMPTS[0]), before)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         break_off()
     assert torch.equal(logits(lm, PROMPTS[0]), before)
-    assert len(decoder_blocks(lm.model)[1]._forward_hooks) == hooks
+    assert len(lm.blocks[1]._forward_hooks) == hooks

@@ -24,7 +24,7 @@ from transformers import Trainer, TrainingArguments
 from classifier_emergence.errors import InputError
 from classifier_emergence.models.loading import load
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import Readout, find_readout
+from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.tasks.arithmetic import OPERATIONS
 from classifier_emergence.training import cross_entropy as cross_entropy_module
@@ -112,9 +112,9 @@ def run(
     leave_out: int = 0,
 ) -> tuple[Trained, dict[str, Tensor]]:
     """A run from a fresh adapter, as a new process would start it."""
-    with adapted(lm.model, ADAPTER, seed=seed, classes=objective.classes) as wrapped:
+    with adapted(lm, ADAPTER, seed=seed, classes=objective.classes) as wrapped:
         texts = examples(lm, objective)[leave_out:]
-        trained = train(wrapped, texts, objective, schedule, work=work, watch=watch or Watch(lm))
+        trained = train(lm, wrapped, texts, objective, schedule, work=work, watch=watch or Watch(lm))
         return trained, trained_weights(wrapped)
 
 
@@ -128,9 +128,9 @@ def assert_same(run: tuple[Trained, dict[str, Tensor]], other: tuple[Trained, di
     assert all(torch.equal(run[1][name], other[1][name]) for name in run[1] | other[1])
 
 
-def batch_loss(wrapped: PeftModel, lm: LanguageModel, batch: list[Example], objective: Objective) -> Tensor:
+def batch_loss(lm: LanguageModel, wrapped: PeftModel, batch: list[Example], objective: Objective) -> Tensor:
     arguments = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
-    trainer = LensTrainer(wrapped, arguments, batch, objective, None)
+    trainer = LensTrainer(lm, wrapped, arguments, batch, objective, None)
     return trainer.compute_loss(wrapped, collate(batch, objective, lm.model))
 
 
@@ -139,7 +139,7 @@ def batch_loss(wrapped: PeftModel, lm: LanguageModel, batch: list[Example], obje
 
 def test_a_fresh_adapter_changes_nothing(lm: LanguageModel) -> None:
     base = logits(lm)
-    with adapted(lm.model, ADAPTER, seed=0, classes=4):
+    with adapted(lm, ADAPTER, seed=0, classes=4):
         assert torch.equal(logits(lm), base)
 
 
@@ -148,7 +148,7 @@ def test_what_training_did_is_gone_afterwards(lm: LanguageModel, classes: int | 
     base, before = logits(lm), {name: value.clone() for name, value in lm.model.state_dict().items()}
 
     def use() -> None:
-        with adapted(lm.model, ADAPTER, seed=0, classes=classes) as wrapped:
+        with adapted(lm, ADAPTER, seed=0, classes=classes) as wrapped:
             shake(wrapped.train())
             assert not torch.equal(logits(lm), base)
             raise KeyboardInterrupt
@@ -165,7 +165,7 @@ def test_what_training_did_is_gone_afterwards(lm: LanguageModel, classes: int | 
 
 def test_a_trained_adapter_can_be_switched_off(lm: LanguageModel) -> None:
     base = logits(lm)
-    with adapted(lm.model, ADAPTER, seed=0) as wrapped:
+    with adapted(lm, ADAPTER, seed=0) as wrapped:
         shake(wrapped)
         with wrapped.disable_adapter():
             assert torch.equal(logits(lm), base)
@@ -173,7 +173,7 @@ def test_a_trained_adapter_can_be_switched_off(lm: LanguageModel) -> None:
 
 
 def test_only_the_named_maps_of_the_named_layers_are_trained(lm: LanguageModel) -> None:
-    with adapted(lm.model, Adapter(VO, rank=4, scale=2.0, layers=(1, 3)), seed=0) as wrapped:
+    with adapted(lm, Adapter(VO, rank=4, scale=2.0, layers=(1, 3)), seed=0) as wrapped:
         trained = {".".join(name.split(".")[-6:-2]) for name in trained_weights(wrapped)}
     assert trained == {
         f"{layer}.self_attn.{name}.{ab}" for layer in (1, 3) for name in VO for ab in ("lora_A", "lora_B")
@@ -182,7 +182,7 @@ def test_only_the_named_maps_of_the_named_layers_are_trained(lm: LanguageModel) 
 
 def test_the_seed_sets_the_adapter(lm: LanguageModel) -> None:
     def start(seed: int) -> list[Tensor]:
-        with adapted(lm.model, ADAPTER, seed=seed) as wrapped:
+        with adapted(lm, ADAPTER, seed=seed) as wrapped:
             return list(trained_weights(wrapped).values())
 
     assert all(map(torch.equal, start(1), start(1)))
@@ -191,7 +191,7 @@ def test_the_seed_sets_the_adapter(lm: LanguageModel) -> None:
 
 def test_a_saved_adapter_loads_with_peft(lm: LanguageModel, tmp_path: Path) -> None:
     base = logits(lm)
-    with adapted(lm.model, ADAPTER, seed=0) as wrapped:
+    with adapted(lm, ADAPTER, seed=0) as wrapped:
         shake(wrapped)
         changed = logits(lm)
         wrapped.save_pretrained(tmp_path)
@@ -219,7 +219,7 @@ def test_an_adapter_that_does_not_fit_is_refused(
     before = list(lm.model.state_dict())
     with (
         pytest.raises(InputError, match=message),
-        adapted(lm.model, Adapter(modules, 4, 2.0, layers), seed=0, classes=4),
+        adapted(lm, Adapter(modules, 4, 2.0, layers), seed=0, classes=4),
     ):
         pass
     assert list(lm.model.state_dict()) == before
@@ -318,11 +318,11 @@ def test_passing_together_cannot_change_the_loss(lm: LanguageModel, objective: O
     assert len(batch[0].ids) != len(batch[1].ids)
     # A batch's loss is the mean over its answers' tokens or over its classes.
     sizes = [1 if objective.class_weight else len(example.ids) - example.prompt_length for example in batch]
-    with adapted(lm.model, ADAPTER, seed=0, classes=objective.classes) as wrapped:
+    with adapted(lm, ADAPTER, seed=0, classes=objective.classes) as wrapped:
         shake(wrapped)
-        alone = [batch_loss(wrapped, lm, [example], objective) for example in batch]
+        alone = [batch_loss(lm, wrapped, [example], objective) for example in batch]
         mean = sum(size * loss for size, loss in zip(sizes, alone, strict=True)) / sum(sizes)
-        torch.testing.assert_close(batch_loss(wrapped, lm, batch, objective), mean)
+        torch.testing.assert_close(batch_loss(lm, wrapped, batch, objective), mean)
 
 
 @pytest.mark.parametrize("read", ["prompt", "answer"])
@@ -331,15 +331,15 @@ def test_the_loss_is_what_the_definition_says(lm: LanguageModel, read: Any, shif
     example = examples(lm)[1]
     objective = Objective(0.4, 2, answer_shifted=shifted, read=read)
     start, ids = example.prompt_length, torch.tensor([example.ids])
-    with adapted(lm.model, ADAPTER, seed=0) as wrapped:
+    with adapted(lm, ADAPTER, seed=0) as wrapped:
         shake(wrapped)
-        loss = batch_loss(wrapped, lm, [example], objective)
+        loss = batch_loss(lm, wrapped, [example], objective)
         loss.backward()
         gradients = [p.grad.clone() for p in wrapped.parameters() if p.requires_grad]
         wrapped.zero_grad()
         output = wrapped(input_ids=ids, output_hidden_states=True)
         position = start - 1 if read == "prompt" else len(example.ids) - 2
-        lens = find_readout(lm.model).logits(output.hidden_states[3][0, position][None])
+        lens = lm.readout.logits(output.hidden_states[3][0, position][None])
         answer = output.logits[0, start - 1 : -1] if shifted else output.logits[0, start:]
         plain = 0.4 * functional.cross_entropy(lens, torch.tensor([example.target]))
         plain = plain + 0.6 * functional.cross_entropy(answer, ids[0, start:])
@@ -379,7 +379,7 @@ def test_plain_fine_tuning_is_that_of_the_trainer(lm: LanguageModel, tmp_path: P
         disable_tqdm=True,
         report_to="none",
     )
-    with adapted(lm.model, ADAPTER, seed=0) as wrapped:
+    with adapted(lm, ADAPTER, seed=0) as wrapped:
         trainer = Trainer(wrapped, arguments, labelled, examples(lm))
         trainer.train()
         theirs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -418,8 +418,8 @@ def test_a_lens_without_a_layer_is_refused() -> None:
 def test_an_objective_that_does_not_fit_the_model_is_refused(
     lm: LanguageModel, objective: Objective, message: str, tmp_path: Path
 ) -> None:
-    with adapted(lm.model, ADAPTER, seed=0) as wrapped, pytest.raises(InputError, match=message):
-        train(wrapped, examples(lm), objective, SCHEDULE, work=tmp_path)
+    with adapted(lm, ADAPTER, seed=0) as wrapped, pytest.raises(InputError, match=message):
+        train(lm, wrapped, examples(lm), objective, SCHEDULE, work=tmp_path)
 
 
 def test_a_prompt_that_its_answer_runs_into_is_refused(lm: LanguageModel) -> None:
@@ -433,11 +433,11 @@ def test_a_prompt_that_its_answer_runs_into_is_refused(lm: LanguageModel) -> Non
 @pytest.fixture
 def outspoken(lm: LanguageModel) -> LanguageModel:
     """A copy with a larger gain before the unembedding; the tiny models themselves cannot be sure of any token."""
-    model = copy.deepcopy(lm.model)
-    norm = find_readout(model).norm
+    louder = replace(lm, model=copy.deepcopy(lm.model))
+    norm = louder.readout.norm
     offset = 1.0 if lm.key == "tiny-gemma" else 0.0  # Gemma stores the gain less one
     norm.weight.data = 15 * (norm.weight.data + offset) - offset
-    return replace(lm, model=model)
+    return louder
 
 
 def test_dual_reward_makes_the_lens_say_the_word(outspoken: LanguageModel, tmp_path: Path) -> None:
@@ -446,12 +446,12 @@ def test_dual_reward_makes_the_lens_say_the_word(outspoken: LanguageModel, tmp_p
     prompts, own = [TEXTS[i][0] for i in ONE_OF_EACH], range(len(OPERATIONS))
 
     def at_layer() -> Tensor:
-        return alignment(lm.model, lm.tokenizer, prompts, own, words, rows=[3]).own[0]
+        return alignment(lm, prompts, own, words, rows=[3]).own_word[0]
 
     assert (at_layer() < 0.1).all()
-    with adapted(lm.model, Adapter(VO, rank=16, scale=2.0, layers=(0, 1, 2)), seed=0) as wrapped:
+    with adapted(lm, Adapter(VO, rank=16, scale=2.0, layers=(0, 1, 2)), seed=0) as wrapped:
         schedule = Schedule(steps=240, batch_size=4, learning_rate=1e-2, seed=0, every=240)
-        train(wrapped, [examples(lm)[i] for i in ONE_OF_EACH], DUAL, schedule, work=tmp_path)
+        train(lm, wrapped, [examples(lm)[i] for i in ONE_OF_EACH], DUAL, schedule, work=tmp_path)
         assert at_layer().mean() > 0.2
     assert (at_layer() < 0.1).all()
 
@@ -465,8 +465,8 @@ def test_a_head_alone_learns_the_classes(lm: LanguageModel, tmp_path: Path) -> N
 
 def test_a_fresh_head_guesses_evenly(lm: LanguageModel) -> None:
     objective = Objective(1.0, 2, classes=4)
-    with adapted(lm.model, ADAPTER, seed=0, classes=4) as wrapped:
-        loss = batch_loss(wrapped, lm, examples(lm, objective), objective)
+    with adapted(lm, ADAPTER, seed=0, classes=4) as wrapped:
+        loss = batch_loss(lm, wrapped, examples(lm, objective), objective)
     assert loss.item() == pytest.approx(math.log(4))
 
 
@@ -491,9 +491,9 @@ def test_a_killed_run_ends_as_an_unbroken_one(lm: LanguageModel, objective: Obje
 @ONE_MODEL
 def test_further_training_starts_from_the_adapter_as_it_is(lm: LanguageModel, tmp_path: Path) -> None:
     def both(stop: int | None = None) -> tuple[Trained, Trained]:
-        with adapted(lm.model, ADAPTER, seed=0) as wrapped:
+        with adapted(lm, ADAPTER, seed=0) as wrapped:
             runs = [
-                train(wrapped, examples(lm), objective, SCHEDULE, work=tmp_path / name, watch=watch)
+                train(lm, wrapped, examples(lm), objective, SCHEDULE, work=tmp_path / name, watch=watch)
                 for name, objective, watch in [("first", DUAL, Watch(lm)), ("then", PLAIN, Watch(lm, stop))]
             ]
         return runs[0], runs[1]
@@ -565,7 +565,7 @@ def elsewhere(tiny_models: Path) -> Callable[[Path], Trained]:
     """``run`` with its defaults in a new process."""
 
     def start(work: Path) -> Trained:
-        command = [sys.executable, "-m", "tests.test_training", str(tiny_models / "tiny-llama"), str(work)]
+        command = [sys.executable, "-m", "tests.training.test_supervised", str(tiny_models / "tiny-llama"), str(work)]
         env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
         return Trained(**json.loads(done.stdout))

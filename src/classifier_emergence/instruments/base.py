@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.reading.layers import layer_labels
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import Readout, decoder_blocks, find_readout
+from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.vocabulary import WordTokens, word_tokens
 from classifier_emergence.results import plain
 
@@ -93,14 +92,14 @@ def known_word(word: str, lm: LanguageModel) -> WordTokens:
         InputError: The word is empty, not valid Unicode, or tokenises to nothing.
     """
     check_text(word, f"target word {word!r}")
-    found = word_tokens(word, lm.tokenizer)
+    tokens = word_tokens(word, lm.tokenizer)
     unknown = lm.tokenizer.unk_token_id
-    return replace(found, forms={form: i for form, i in found.forms.items() if i != unknown})
+    return replace(tokens, forms={form: i for form, i in tokens.forms.items() if i != unknown})
 
 
 def readout_of(lm: LanguageModel) -> Readout:
     """The readout in float32 on the CPU, where residual streams arrive; shares memory where the model is so already."""
-    readout = find_readout(lm.model)
+    readout = lm.readout
     if readout.weight.device.type == "cpu" and readout.weight.element_size() == 4:
         return readout
     return replace(
@@ -117,7 +116,7 @@ def pick_rows(lm: LanguageModel, layers: Sequence[str | int] | None) -> list[int
     Raises:
         InputError: The model has no such layer.
     """
-    labels = layer_labels(len(decoder_blocks(lm.model)))
+    labels = lm.layers
     if layers is None:
         return list(range(len(labels)))
     rows = []

@@ -11,10 +11,9 @@ from classifier_emergence.instruments.base import Reading, check_prompts, known_
 from classifier_emergence.instruments.probe import SHUFFLES, encode_labels, fit, folds_of
 from classifier_emergence.progress import progress
 from classifier_emergence.reading.directions import project
-from classifier_emergence.reading.layers import layer_at, layer_labels
+from classifier_emergence.reading.layers import layer_at
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.probes import shuffled_labels
-from classifier_emergence.reading.readout import decoder_blocks
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import token_text
 from classifier_emergence.statistics import permutation_p
@@ -117,17 +116,17 @@ def direction(
     if words is not None and len(words) != len(classes):
         raise InputError(f"words: {len(words)} for {len(classes)} classes; give each class one")
     folds_of(y, classes, None, limit=2)  # refuses a class with one example
-    n_layers = len(decoder_blocks(lm.model))
-    picked = pick_rows(lm, [layer_at(DEPTH, n_layers)] if layers is None else layers)
+    picked = pick_rows(lm, [layer_at(DEPTH, lm.n_layers)] if layers is None else layers)
+    row_labels = lm.layers
     ids = [known_word(word, lm).ids for word in words or classes]
-    known = [c for c, found in enumerate(ids) if found]
+    known = [c for c, forms in enumerate(ids) if forms]
     readout = readout_of(lm)
-    states = residual_stream(lm.model, lm.tokenizer, prompts, description=f"{lm.key}: residual streams")
+    states = residual_stream(lm, prompts, description=f"{lm.key}: residual streams")
     sets = torch.cat([y[None], shuffled_labels(y, shuffles, seed=seed)])
-    found: list[ClassDirection] = []
+    directions: list[ClassDirection] = []
     with progress(f"{lm.key}: directions", total=len(picked)) as advance:
         for row in picked:
-            label = layer_labels(n_layers)[row]
+            label = row_labels[row]
             x = states[row : row + 1]
             if float((x - x[:, :1]).abs().max()) <= 1e-6 * float(x.abs().max()):
                 raise InputError(f"layer {label}: all prompts have the same state there (they end in the same token)")
@@ -137,30 +136,24 @@ def direction(
             largest = seen.top_scores[:, 0].view(len(sets), -1)
             score = seen.score.view(len(sets), len(classes), -1)
             for c, name in enumerate(classes):
-                k = known.index(c) if c in known else None
-                found.append(
-                    ClassDirection(
-                        layer=label,
-                        label=name,
-                        top_tokens=tuple(token_text(lm.tokenizer, int(i)) for i in seen.top_ids[c]),
-                        top_cosines=tuple(seen.top_scores[c].tolist()),
-                        p_top=float(permutation_p(largest[0, c].item(), largest[1:].flatten().numpy())),
-                        word_cosine=None if k is None else float(score[0, c, k]),
-                        word_rank=None if k is None else int(seen.rank[c, k]),
-                        p_word=None
-                        if k is None
-                        else float(permutation_p(score[0, c, k].item(), score[1:, :, k].flatten().numpy())),
-                    )
-                )
+                word: tuple[float | None, int | None, float | None] = (None, None, None)
+                if c in known:
+                    k = known.index(c)
+                    p_word = float(permutation_p(score[0, c, k].item(), score[1:, :, k].flatten().numpy()))
+                    word = float(score[0, c, k]), int(seen.rank[c, k]), p_word
+                tokens = tuple(token_text(lm.tokenizer, int(i)) for i in seen.top_ids[c])
+                p_top = float(permutation_p(largest[0, c].item(), largest[1:].flatten().numpy()))
+                cosines = tuple(seen.top_scores[c].tolist())
+                directions.append(ClassDirection(label, name, tokens, cosines, p_top, *word))
             advance(1)
     return DirectionReading(
         model=lm.key,
-        layers=tuple(layer_labels(n_layers)[row] for row in picked),
+        layers=tuple(row_labels[row] for row in picked),
         classes=classes,
         n=len(y),
         C=C,
         shuffles=shuffles,
         seed=seed,
         vocabulary=len(readout.weight),
-        directions=tuple(found),
+        directions=tuple(directions),
     )

@@ -1,11 +1,11 @@
 """Fine-tuning for anyone's task: dual reward (the lens should name the class) and plain LoRA on answers.
 
-Every way of training, ``instrument_grpo`` among them, trains an adapter on part of a task's items and measures on the
+Every way of training, ``instruments.grpo`` among them, trains an adapter on part of a task's items and measures on the
 rest, held out with their groups, before and after.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,8 @@ from safetensors import SafetensorError
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments.base import Reading, check_prompts, known_word, pick_rows
 from classifier_emergence.instruments.probe import folds_of
-from classifier_emergence.reading.layers import layer_at, layer_labels, layer_row
+from classifier_emergence.reading.layers import layer_at, layer_of, layer_row
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import decoder_blocks
 from classifier_emergence.reading.vocabulary import WordTokens
 from classifier_emergence.statistics import Proportion
 from classifier_emergence.tasks.classification import Item, Task
@@ -52,7 +51,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class HeldOutScores:
     """The model on the held-out items."""
 
     alignment: NDArray[np.float64]
@@ -81,8 +80,8 @@ class FineTuned(Reading):
     parameters: int
     """Trained parameters."""
     losses: tuple[dict[str, float], ...]
-    before: Measured
-    after: Measured
+    before: HeldOutScores
+    after: HeldOutScores
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a layer: mean alignment of the own word before and after."""
@@ -143,11 +142,12 @@ def dual_reward(
     if not 0 < class_weight <= 1:
         raise InputError(f"class_weight: {class_weight} is not within (0, 1]; for answers alone use sft")
     block = classifier_block(lm, layer)
-    place = Adapter(VO, rank, 2.0, tuple(range(block)))
     if block < 1:
         raise InputError(f"layer: L{block} has no block below it to train; choose a later one")
+    adapter = Adapter(VO, rank, 2.0, tuple(range(block)))
     schedule = Schedule(steps, batch_size, learning_rate, seed, min(20, steps))
-    return _supervised(lm, task, output, "dual reward", place, Objective(class_weight, block), schedule, block)
+    recipe = Recipe("dual reward", adapter, schedule, block, {"class_weight": class_weight})
+    return _supervised(lm, task, output, recipe, Objective(class_weight, block))
 
 
 def sft(
@@ -166,39 +166,45 @@ def sft(
 
     Arguments and errors as in ``dual_reward``; every item needs an answer, and ``layer`` is only read.
     """
-    block = classifier_block(lm, layer)
-    place = everywhere(lm, rank, scale=20.0)
+    adapter = all_linear_maps(lm, rank, scale=20.0)
     schedule = Schedule(steps, batch_size, learning_rate, seed, min(20, steps))
-    return _supervised(lm, task, output, "sft", place, Objective(0.0), schedule, block)
+    recipe = Recipe("sft", adapter, schedule, classifier_block(lm, layer), {"class_weight": 0.0})
+    return _supervised(lm, task, output, recipe, Objective(0.0))
 
 
 def _supervised(
-    lm: LanguageModel,
-    task: Task,
-    output: str | Path | None,
-    method: str,
-    place: Adapter,
-    objective: Objective,
-    schedule: Schedule,
-    block: int,
+    lm: LanguageModel, task: Task, output: str | Path | None, recipe: "Recipe", objective: Objective
 ) -> FineTuned:
-    parts = parts_of(lm, task)
-    examples = [_example(lm, item, parts.words[item.label], objective) for item in parts.train]
+    prepared = prepare(lm, task)
+    examples = [_example(lm, item, prepared.words[item.label], objective) for item in prepared.train]
 
     def run(wrapped: PeftModel, work: Path) -> tuple[int, list[dict[str, float]]]:
-        text = f"{method} of {lm.key}"
-        done = train(wrapped, examples, objective, schedule, work=work, description=text)
+        text = f"{recipe.method} of {lm.key}"
+        done = train(lm, wrapped, examples, objective, recipe.schedule, work=work, description=text)
         return done.parameters, done.losses
 
-    settings = {"class_weight": objective.class_weight}
-    return fine_tune(lm, task, parts, output, method, place, schedule, block, settings, run)
+    return fine_tune(lm, task, prepared, output, recipe, run)
 
 
 # --- What every way of training shares ---
 
 
 @dataclass(frozen=True)
-class Parts:
+class Recipe:
+    """One way of training."""
+
+    method: str
+    """Named in the result."""
+    adapter: Adapter
+    schedule: Schedule
+    block: int
+    """After which the lens is read."""
+    settings: dict[str, Any]
+    """To report beside those of adapter and schedule."""
+
+
+@dataclass(frozen=True)
+class PreparedTask:
     """A task made ready for a model."""
 
     words: list[WordTokens]
@@ -207,7 +213,7 @@ class Parts:
     test: list[Item]
 
 
-def parts_of(lm: LanguageModel, task: Task) -> Parts:
+def prepare(lm: LanguageModel, task: Task) -> PreparedTask:
     """Check a task against a model and hold a part of it out.
 
     Raises:
@@ -219,24 +225,20 @@ def parts_of(lm: LanguageModel, task: Task) -> Parts:
     if lm.tokenizer.eos_token_id is None:
         raise InputError(f"{lm.key}: the tokenizer has no end token, which ends every answer; set one")
     check_prompts(lm, [item.prompt for item in task.items])
-    return Parts([_target_word(word, lm) for word in task.words], *held_out(task))
+    return PreparedTask([_target_word(word, lm) for word in task.words], *held_out(task))
 
 
-def everywhere(lm: LanguageModel, rank: int, *, scale: float) -> Adapter:
+def all_linear_maps(lm: LanguageModel, rank: int, *, scale: float) -> Adapter:
     """An adapter on every linear map of every block."""
-    return Adapter((*QKVO, *MLP), rank, scale, tuple(range(len(decoder_blocks(lm.model)))))
+    return Adapter((*QKVO, *MLP), rank, scale, tuple(range(lm.n_layers)))
 
 
 def fine_tune(
     lm: LanguageModel,
     task: Task,
-    parts: Parts,
+    prepared: PreparedTask,
     output: str | Path | None,
-    method: str,
-    place: Adapter,
-    schedule: Schedule,
-    block: int,
-    settings: dict[str, Any],
+    recipe: Recipe,
     run: Callable[[PeftModel, Path], tuple[int, list[dict[str, float]]]],
 ) -> FineTuned:
     """Train an adapter, write it, and measure the held-out part before and after.
@@ -244,55 +246,50 @@ def fine_tune(
     Args:
         lm: The model; it is left as it was.
         task: What is trained on.
-        parts: From ``parts_of``; prompts may have been changed.
+        prepared: From ``prepare``; prompts may have been changed.
         output: Folder for the adapter; None keeps nothing.
-        method: Named in the result.
-        place: Where the adapter goes.
-        schedule: How long and how fast.
-        block: After which the lens is read.
-        settings: To report beside those of ``place`` and ``schedule``.
+        recipe: What is trained how.
         run: Trains, with a folder for checkpoints; gives the number of trained parameters and the losses by step.
 
     Raises:
         InputError: A setting is out of range, ``output`` exists or is being written, or ``run`` raises.
     """
-    for name, value in (("steps", schedule.steps), ("batch_size", schedule.batch_size), ("rank", place.rank)):
-        if value < 1:
-            raise InputError(f"{name}: {value} is too small; pass at least 1")
+    adapter, schedule, block = recipe.adapter, recipe.schedule, recipe.block
+    check_positive(steps=schedule.steps, batch_size=schedule.batch_size, rank=adapter.rank)
     if not schedule.learning_rate > 0:
         raise InputError(f"learning_rate: {schedule.learning_rate} is not positive; pass for instance 0.0005")
-    with TemporaryDirectory() if output is None else _claimed(Path(output)) as folder:
+    with TemporaryDirectory() if output is None else _output_folder(Path(output)) as folder:
         partial = Path(folder)
-        before = _measure(lm, parts.test, parts.words, block)
-        with adapted(lm.model, place, seed=schedule.seed) as wrapped:
+        before = _measure(lm, prepared, block)
+        with adapted(lm, adapter, seed=schedule.seed) as wrapped:
             parameters, losses = run(wrapped, partial / "work")
-            after = _measure(lm, parts.test, parts.words, block)
+            after = _measure(lm, prepared, block)
             wrapped.save_pretrained(str(partial / "adapter"))
         if output is not None:
             (partial / "adapter").replace(output)
-    labels = layer_labels(len(decoder_blocks(lm.model)))
+    labels = lm.layers
     return FineTuned(
         model=lm.key,
         layers=tuple(labels),
         task=task.name,
-        method=method,
+        method=recipe.method,
         classes=task.classes,
         words=task.words,
         layer=labels[layer_row(block)],
         settings={
             "steps": schedule.steps,
-            "modules": place.modules,
-            "blocks": len(place.layers),
-            "rank": place.rank,
-            "scale": place.scale,
+            "modules": adapter.modules,
+            "blocks": len(adapter.layers),
+            "rank": adapter.rank,
+            "scale": adapter.scale,
             "learning_rate": schedule.learning_rate,
             "batch_size": schedule.batch_size,
             "seed": schedule.seed,
             "confidence": CONFIDENCE,
-            **settings,
+            **recipe.settings,
         },
-        n_train=len(parts.train),
-        n_test=len(parts.test),
+        n_train=len(prepared.train),
+        n_test=len(prepared.test),
         parameters=parameters,
         losses=tuple(losses),
         before=before,
@@ -315,22 +312,32 @@ def held_out(task: Task) -> tuple[list[Item], list[Item]]:
 
 def classifier_block(lm: LanguageModel, layer: str | int | None) -> int:
     """The block after which the lens is read: the one that is named, or the one at 55 % depth."""
-    n_layers = len(decoder_blocks(lm.model))
     if layer is None:
-        return layer_at(0.55, n_layers)
-    row = pick_rows(lm, [layer])[0]
-    if row == 0:
+        return layer_at(0.55, lm.n_layers)
+    block = layer_of(pick_rows(lm, [layer])[0])
+    if block < 0:
         raise InputError("layer: emb is no block; choose L1 or later")
-    return row - layer_row(0)
+    return block
+
+
+def check_positive(**settings: int) -> None:
+    """Refuse settings below 1.
+
+    Raises:
+        InputError: One is; names it.
+    """
+    for name, value in settings.items():
+        if value < 1:
+            raise InputError(f"{name}: {value} is too small; pass at least 1")
 
 
 def _target_word(word: str, lm: LanguageModel) -> WordTokens:
-    found = known_word(word, lm)
-    if f" {word}" not in found.forms:
+    tokens = known_word(word, lm)
+    if f" {word}" not in tokens.forms:
         raise InputError(
             f"target word {word!r}: with a leading space it is no single token of {lm.key}; name the class by another"
         )
-    return found
+    return tokens
 
 
 def _example(lm: LanguageModel, item: Item, word: WordTokens, objective: Objective) -> Example:
@@ -344,27 +351,25 @@ def _example(lm: LanguageModel, item: Item, word: WordTokens, objective: Objecti
     return Example([*ids, int(lm.tokenizer.eos_token_id)], len(ids), target)
 
 
-def _measure(lm: LanguageModel, items: Sequence[Item], words: list[WordTokens], block: int) -> Measured:
-    prompts, own = [item.prompt for item in items], [item.label for item in items]
-    scores = alignment(lm.model, lm.tokenizer, prompts, own, words)
+def _measure(lm: LanguageModel, prepared: PreparedTask, block: int) -> HeldOutScores:
+    prompts, classes = [item.prompt for item in prepared.test], [item.label for item in prepared.test]
+    scores = alignment(lm, prompts, classes, prepared.words)
     row = layer_row(block)
-    wanted = [item.answer for item in items if item.answer is not None]
-    exact = answers(lm.model, lm.tokenizer, prompts, wanted).exact if len(wanted) == len(items) else None
-    return Measured(
-        alignment=scores.own.double().mean(-1).numpy(),
+    wanted = [item.answer for item in prepared.test if item.answer is not None]
+    return HeldOutScores(
+        alignment=scores.own_word.double().mean(-1).numpy(),
         top=_share(scores.is_top[row]),
-        choice=_share(scores.choice[row] == torch.tensor(own)),
-        answers=None if exact is None else _share(exact),
+        choice=_share(scores.choice[row] == torch.tensor(classes)),
+        answers=_share(answers(lm, prompts, wanted).exact) if len(wanted) == len(prompts) else None,
     )
 
 
 def _share(hits: torch.Tensor) -> Proportion:
-    found = hits.numpy()
-    return Proportion.of(found, np.ones_like(found), confidence=CONFIDENCE)
+    return Proportion.of(hits.numpy(), np.ones(len(hits), dtype=bool), confidence=CONFIDENCE)
 
 
 @contextmanager
-def _claimed(output: Path) -> Iterator[Path]:
+def _output_folder(output: Path) -> Iterator[Path]:
     """The working folder of an adapter that is about to be written, for one run at a time; removed on success."""
     if output.exists():
         raise InputError(f"output {output}: exists already; name a new folder, or remove it")

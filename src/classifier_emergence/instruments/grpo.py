@@ -12,11 +12,13 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.extras import missing_extras_named
 from classifier_emergence.instruments.finetune import (
     FineTuned,
-    Parts,
+    PreparedTask,
+    Recipe,
+    all_linear_maps,
+    check_positive,
     classifier_block,
-    everywhere,
     fine_tune,
-    parts_of,
+    prepare,
 )
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.tasks.classification import Item, Task
@@ -45,7 +47,7 @@ def grpo(
 ) -> FineTuned:
     """Train LoRA adapters on all linear maps by reward: the model writes, and what answers rightly becomes likelier.
 
-    The loss is ``(1 - w) * GRPO + w * CE(lens, class word)`` (see ``grpo_trainer.PolicyObjective``). A group of
+    The loss is ``(1 - w) * GRPO + w * CE(lens, class word)`` (see ``training.rl.trainer.PolicyObjective``). A group of
     completions that all get the same reward teaches nothing, so take prompts that the model answers rightly
     *sometimes*; solved items in front (``shots``) help with that. The result's ``losses`` have one entry a step, with
     the mean ``reward`` and the share of groups without variance, ``zero_variance``. Adapter, resuming and what is
@@ -77,31 +79,26 @@ def grpo(
     # Late: trl takes seconds to import, which the other instruments need not wait for.
     with missing_extras_named():
         from classifier_emergence.training.rl.run import train_grpo
-        from classifier_emergence.training.rl.trainer import PolicyObjective, Sampling
-        from classifier_emergence.training.rl.trainer import Task as Prompted
+        from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask, Sampling
 
     block = classifier_block(lm, layer)
-    for name, value in (("new_tokens", new_tokens), ("batch_size", batch_size), ("steps", steps)):
-        if value < 1:
-            raise InputError(f"{name}: {value} is too small; pass at least 1")
+    check_positive(new_tokens=new_tokens, batch_size=batch_size, steps=steps)
     if not temperature > 0:
         raise InputError(f"temperature: {temperature} is not positive; pass for instance 1.0")
     objective = PolicyObjective(kl_weight, class_weight, block)
     sampling = Sampling(group, temperature, new_tokens)
     schedule = Schedule(steps, batch_size, learning_rate, seed, min(20, steps))
-    parts = parts_of(lm, task)
+    prepared = prepare(lm, task)
     if reward is None:
-        _check_answers(lm, [*parts.train, *parts.test], new_tokens)
-    parts = with_shots(parts, shots)
-    items = in_turn(parts.train, steps * batch_size, seed=seed)
-    tasks = [
-        Prompted(item.prompt, item.answer or "", (word := parts.words[item.label]).forms[f" {word.word}"])
-        for item in items
-    ]
+        _check_answers(lm, [*prepared.train, *prepared.test], new_tokens)
+    prepared = with_shots(prepared, shots)
+    targets = [word.forms[f" {word.word}"] for word in prepared.words]
+    items = in_turn(prepared.train, steps * batch_size, seed=seed)
+    tasks = [PolicyTask(item.prompt, item.answer or "", targets[item.label]) for item in items]
 
     def run(wrapped: PeftModel, work: Path) -> tuple[int, list[dict[str, float]]]:
         done = train_grpo(
-            wrapped, lm.tokenizer, tasks, reward or begins_with_answer, objective, sampling, schedule, work=work,
+            lm, wrapped, tasks, reward or begins_with_answer, objective, sampling, schedule, work=work,
             description=f"grpo of {lm.key}",
         )  # fmt: skip
         return done.parameters, [{k: v for k, v in step.items() if v is not None} for step in done.steps]
@@ -114,8 +111,8 @@ def grpo(
         "temperature": temperature,
         "kl_weight": kl_weight,
     }
-    place = everywhere(lm, rank, scale=2.0)
-    return fine_tune(lm, task, parts, output, "grpo", place, schedule, block, settings, run)
+    recipe = Recipe("grpo", all_linear_maps(lm, rank, scale=2.0), schedule, block, settings)
+    return fine_tune(lm, task, prepared, output, recipe, run)
 
 
 def begins_with_answer(prompts: Sequence[str], completions: Sequence[str], answers: Sequence[str]) -> list[float]:
@@ -126,7 +123,7 @@ def begins_with_answer(prompts: Sequence[str], completions: Sequence[str], answe
     ]
 
 
-def with_shots(parts: Parts, n: int) -> Parts:
+def with_shots(prepared: PreparedTask, n: int) -> PreparedTask:
     """Put ``n`` solved training items, the classes in turn, before every prompt; they are not trained on themselves.
 
     Raises:
@@ -134,30 +131,28 @@ def with_shots(parts: Parts, n: int) -> Parts:
     """
     if n < 0:
         raise InputError(f"shots: {n} is negative; pass 0 or more")
-    shown = _turns(parts.train)[:n]
-    rest = [item for item in parts.train if item not in shown]
-    if {item.label for item in rest} != {item.label for item in parts.train}:
+    turns = zip(*_by_label(prepared.train).values(), strict=False)  # as long as all classes have items
+    shown = [item for turn in turns for item in turn][:n]
+    rest = [item for item in prepared.train if item not in shown]
+    if {item.label for item in rest} != {item.label for item in prepared.train}:
         raise InputError(f"shots: {n} leave a class without items to train on; take fewer")
     if any(item.answer is None for item in shown):
         raise InputError("shots: an item without an answer cannot be shown solved; give answers, or take 0")
     lead = "".join(f"{item.prompt}{item.answer}\n" for item in shown)
-    train, test = ([replace(item, prompt=lead + item.prompt) for item in items] for items in (rest, parts.test))
-    return replace(parts, train=train, test=test)
+    train, test = ([replace(item, prompt=lead + item.prompt) for item in items] for items in (rest, prepared.test))
+    return replace(prepared, train=train, test=test)
 
 
 def in_turn(items: Sequence[Item], n: int, *, seed: int) -> list[Item]:
     """``n`` items, the classes in turn, each class's in a random order that starts again when it is used up."""
     random = np.random.default_rng(seed)
-    pools = {label: [item for item in items if item.label == label] for label in sorted({i.label for i in items})}
-    orders = {label: random.permutation(len(pool)) for label, pool in pools.items()}
-    labels = [list(pools)[i % len(pools)] for i in range(n)]
-    return [pools[label][orders[label][(i // len(pools)) % len(pools[label])]] for i, label in enumerate(labels)]
+    pools = [[pool[i] for i in random.permutation(len(pool))] for pool in _by_label(items).values()]
+    turns = ((pools[i % len(pools)], i // len(pools)) for i in range(n))
+    return [pool[turn % len(pool)] for pool, turn in turns]
 
 
-def _turns(items: Sequence[Item]) -> list[Item]:
-    """The classes in turn, as long as all have items."""
-    pools = [[item for item in items if item.label == label] for label in sorted({item.label for item in items})]
-    return [item for row in zip(*pools, strict=False) for item in row]
+def _by_label(items: Sequence[Item]) -> dict[int, list[Item]]:
+    return {label: [item for item in items if item.label == label] for label in sorted({item.label for item in items})}
 
 
 def _check_answers(lm: LanguageModel, items: Sequence[Item], new_tokens: int) -> None:

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments.base import Reading, check_prompts, known_word, pick_rows, readout_of
-from classifier_emergence.reading.layers import layer_labels
+from classifier_emergence.reading.layers import layer_of
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import decoder_blocks
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import WordTokens, matched_words, row_norms, token_text
 from classifier_emergence.statistics import permutation_p
@@ -119,7 +118,7 @@ def lens(
     readout = readout_of(lm)
     norms = row_norms(readout.weight, readout.gain) if words else torch.empty(0)
     nulls = [_null_of(word, norms, lm, null_words, exclude=[w.word for w in words]) for word in words]
-    states = residual_stream(lm.model, lm.tokenizer, prompts, description=f"{lm.key}: residual streams")[picked]
+    states = residual_stream(lm, prompts, description=f"{lm.key}: residual streams")[picked]
     groups = [word.ids for word in words] + [other.ids for null in nulls for other in null]
     # The lens must score something: without targets any token does.
     scores = lens_scores(
@@ -130,13 +129,14 @@ def lens(
         description=f"{lm.key}: lens",
     )
     alignment = scores.log_alignment.double().exp().numpy()
-    own = np.moveaxis(alignment[..., : len(words)], -1, 0)
-    all_labels = layer_labels(len(decoder_blocks(lm.model)))
-    labels = tuple(all_labels[row] for row in picked)
-    first = 1 if labels[0] == "emb" and len(labels) > 1 else 0
+    of_targets = np.moveaxis(alignment[..., : len(words)], -1, 0)
+    row_labels = lm.layers
+    # A peak is that of a block, unless the embedding is all that was asked for.
+    first = 1 if layer_of(picked[0]) < 0 and len(picked) > 1 else 0
+    labels = tuple(row_labels[row] for row in picked)
     starts = np.cumsum([len(words), *map(len, nulls)])
     null_peaks = [alignment[first:, :, a:b].max(0) for a, b in pairwise(starts)]
-    peak = own[:, first:].max(1)
+    peak = of_targets[:, first:].max(1)
     tokens = {int(i): token_text(lm.tokenizer, int(i)) for i in scores.top_id.unique()}
     return LensReading(
         model=lm.key,
@@ -146,9 +146,9 @@ def lens(
         top_probability=scores.top_prob.double().numpy(),
         targets=tuple(word.word for word in words),
         forms=tuple(tuple(word.forms) for word in words),
-        alignment=own,
+        alignment=of_targets,
         rank=np.moveaxis(scores.rank[..., : len(words)].numpy(), -1, 0),
-        peak_layer=tuple(tuple(labels[first + int(i)] for i in row) for row in own[:, first:].argmax(1)),
+        peak_layer=tuple(tuple(labels[first + int(i)] for i in row) for row in of_targets[:, first:].argmax(1)),
         peak_alignment=peak,
         null_words=tuple(map(len, nulls)),
         p=tuple(
@@ -164,11 +164,11 @@ def single_token(word: str, lm: LanguageModel) -> WordTokens:
     Raises:
         InputError: It has none; the message shows its pieces.
     """
-    found = known_word(word, lm)
-    if not found.forms:
-        pieces = " + ".join(repr(piece) for piece in found.multi_piece.get(word, [])[:8]) or "unknown to it"
+    tokens = known_word(word, lm)
+    if not tokens.forms:
+        pieces = " + ".join(repr(piece) for piece in tokens.multi_piece.get(word, [])[:8]) or "unknown to it"
         raise InputError(f"target word {word!r}: no single token of {lm.key} in any form ({pieces}); choose another")
-    return found
+    return tokens
 
 
 def _null_of(word: WordTokens, norms: Tensor, lm: LanguageModel, n: int, *, exclude: Sequence[str]) -> list[WordTokens]:

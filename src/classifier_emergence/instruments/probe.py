@@ -13,7 +13,7 @@ from torch import Tensor
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments.base import Reading, check_prompts, check_text
 from classifier_emergence.progress import progress
-from classifier_emergence.reading.layers import layer_labels, layer_row
+from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.probes import Probes, fit_probes, stratified_folds
 from classifier_emergence.reading.residuals import residual_stream
@@ -142,7 +142,7 @@ def probe(
     if shuffles < 1:
         raise InputError(f"shuffles: {shuffles} permutations are no null; pass at least 20")
     folds = folds_of(y, classes, groups, limit=FOLDS)
-    states = residual_stream(lm.model, lm.tokenizer, [*prompts, *test], description=f"{lm.key}: residual streams")
+    states = residual_stream(lm, [*prompts, *test], description=f"{lm.key}: residual streams")
     x, new = states[:, : len(prompts)], states[:, len(prompts) :]
 
     sets = torch.cat([y[None], _permuted(y, folds, groups, shuffles, seed)])
@@ -159,9 +159,9 @@ def probe(
     best = first + int(scores[first:, 0].argmax())
     null = scores[first:, 1:].max(0)
     p, least_p = permutation_p([scores[best, 0], 1.0], null).tolist()
-    labels_of_rows = tuple(layer_labels(len(x) - 1))
+    row_labels = tuple(lm.layers)
     peak = Peak(
-        layer=labels_of_rows[best],
+        layer=row_labels[best],
         accuracy=curve[best].accuracy,
         interval=curve[best].interval,
         null_95=float(np.quantile(null, 0.95)),
@@ -170,7 +170,7 @@ def probe(
     )
     return ProbeReading(
         model=lm.key,
-        layers=labels_of_rows,
+        layers=row_labels,
         classes=classes,
         n=len(y),
         n_by_class=tuple(torch.bincount(y).tolist()),
@@ -251,17 +251,17 @@ def folds_of(
     """
     if groups is not None and len(groups) != len(y):
         raise InputError(f"groups: {len(groups)} for {len(y)} prompts; give each prompt one")
-    own = list(range(len(y))) if groups is None else list(groups)
-    counts = [len({own[i] for i in (y == c).nonzero()[:, 0].tolist()}) for c in range(len(classes))]
+    group_of = list(range(len(y))) if groups is None else list(groups)
+    counts = [len({group_of[i] for i in (y == c).nonzero()[:, 0].tolist()}) for c in range(len(classes))]
+    names = {group: i for i, group in enumerate(dict.fromkeys(group_of))}
     if min(counts) < 2:
-        what = "example" if len(set(own)) == len(own) else "group of examples"
+        what = "example" if len(names) == len(y) else "group of examples"
         scarce = classes[int(np.argmin(counts))]
         raise InputError(f"class {scarce!r}: one {what}; give at least two, so that one can be held out")
     n = min(limit, *counts)
-    if len(set(own)) == len(own):
+    if len(names) == len(y):
         return stratified_folds(y, n)
-    names = {group: i for i, group in enumerate(dict.fromkeys(own))}
-    numbers = [names[group] for group in own]
+    numbers = [names[group] for group in group_of]
     parts = StratifiedGroupKFold(n).split(np.zeros(len(y)), y.numpy(), numbers)
     folds = [(torch.from_numpy(train), torch.from_numpy(test)) for train, test in parts]
     if any(len(test) == 0 or len(y[train].unique()) < len(counts) for train, test in folds):
@@ -277,9 +277,8 @@ def _permuted(
     What is permuted is a group's label where all of a group share it (and only among groups of equal size), for then
     its examples are no independent evidence; else the examples'.
     """
-    own = list(range(len(y))) if groups is None else list(groups)
     members: dict[Hashable, list[int]] = {}
-    for i, group in enumerate(own):
+    for i, group in enumerate(range(len(y)) if groups is None else groups):
         members.setdefault(group, []).append(i)
     shared = all(len(set(y[ids].tolist())) == 1 for ids in members.values())
     units = [torch.tensor(ids) for ids in members.values()] if shared else [torch.tensor([i]) for i in range(len(y))]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PAIRS = 50
 """Pairs of contexts of one token that are compared, at most."""
 CONFIDENCE, RESAMPLES = 0.95, 1000
-AGAIN = 256  # tokens a batch when texts are read again: other batches, other rounding
+REREAD_BATCH_TOKENS = 256  # tokens a batch when texts are read again: other batches, other rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,18 +175,18 @@ def routing_usage(
     Raises:
         InputError: See ``trace_texts``; labels are too few or all equal, or the texts hold one kind of token only.
     """
-    routers(lm.model)
+    routers(lm)
     check_prompts(lm, texts, what="text")
     if labels is not None and len(labels) != len(texts):
         raise InputError(f"labels: {len(labels)} for {len(texts)} texts; pass one for each")
     ids, routing = _traced(lm, texts)
     shares, of_text = routing.shares(), routing.text.numpy()
     classes = tuple(dict.fromkeys(labels or ()))
-    own = np.array([classes.index(label) for label in labels or ()])
+    class_of = np.array([classes.index(label) for label in labels or ()])
     label = None
     if labels is not None:
-        label = information(shares, own[of_text], shuffles=shuffles, seed=seed, groups=of_text)
-    again = trace(lm.model, ids, batch_tokens=AGAIN)
+        label = information(shares, class_of[of_text], shuffles=shuffles, seed=seed, groups=of_text)
+    again = trace(lm, ids, batch_tokens=REREAD_BATCH_TOKENS)
     try:
         context = context_dependence(
             routing, again, pairs_per_token=PAIRS, confidence=CONFIDENCE, resamples=RESAMPLES, seed=seed
@@ -201,7 +201,7 @@ def routing_usage(
         n_tokens=len(of_text),
         classes=classes,
         usage=usage(routing),
-        class_load=np.array([shares[:, own[of_text] == c].mean(1).double().numpy() for c in range(len(classes))]),
+        class_load=np.array([shares[:, class_of[of_text] == c].mean(1).double().numpy() for c in range(len(classes))]),
         label=label,
         token=information(shares, routing.token.numpy(), shuffles=shuffles, seed=seed),
         context=context,
@@ -212,11 +212,11 @@ def routing_usage(
 
 def _traced(lm: LanguageModel, texts: Sequence[str]) -> tuple[list[list[int]], Routing]:
     ids = [list(lm.tokenizer(text)["input_ids"]) for text in texts]
-    return ids, trace(lm.model, ids, description=f"{lm.key}: routing")
+    return ids, trace(lm, ids, description=f"{lm.key}: routing")
 
 
 def _numbers(lm: LanguageModel, layers: Sequence[str | int] | None) -> list[int]:
-    known = sorted(routers(lm.model))
+    known = sorted(routers(lm))
     if layers is None:
         return known
     by_name = {name: number for number in known for name in (str(number), f"L{number}")}

@@ -3,7 +3,7 @@
 Any direction has a token that it fits best and a list of top tokens that the eye finds a topic in. Four nulls tell
 what that is worth:
 
-* *Random directions* (``router_projection.random_routers``), through the same gains and the same vocabulary: the null
+* *Random directions* (``projection.random_routers``), through the same gains and the same vocabulary: the null
   of a largest score and of the coherence of top tokens. Tokens of one topic have similar rows, so the top tokens of a
   random direction are similar, too.
 * *Permuted tokens*: giving every row of the unembedding to another token changes no score's size, only whose it is.
@@ -178,11 +178,11 @@ def equal_frequency_coherence(
     gram = rows @ rows.T
     k = top_ids.shape[-1]
     at = equal_frequency(top_ids, ids, draws, seed=seed)
-    found = []
+    draws_coherence = []
     for one in at:  # one draw at a time: pairs of all at once would be draws x directions x k x k
         pairs = gram[one[..., :, None], one[..., None, :]]
-        found.append((pairs.sum((-2, -1)) - pairs.diagonal(dim1=-2, dim2=-1).sum(-1)) / (k * (k - 1)))
-    return torch.stack(found)
+        draws_coherence.append((pairs.sum((-2, -1)) - pairs.diagonal(dim1=-2, dim2=-1).sum(-1)) / (k * (k - 1)))
+    return torch.stack(draws_coherence)
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class WordEvidence:
 
 
 def judge_words(
-    found: RouterProjection,
+    projection: RouterProjection,
     directions: Directions,
     words: Sequence[Sequence[int]],
     tokens: TokenRows,
@@ -215,7 +215,7 @@ def judge_words(
     With m token ids a word's best rank is at most r by chance with ``1 - C(V - r, m) / C(V, m)``.
 
     Args:
-        found: Projection of ``directions`` with ``words``.
+        projection: Projection of ``directions`` with ``words``.
         directions: Controlled ones, (layers, experts, d).
         words: Token ids of each word.
         tokens: Of the same projection, with ``pool`` among its ``keep``.
@@ -224,15 +224,15 @@ def judge_words(
         draws: Sets of equally frequent tokens for each word.
         seed: Of the draws.
     """
-    rank = found.rank.double().numpy()
+    rank = projection.rank.double().numpy()
     p = np.stack([rank_p(rank[..., w], len(ids), vocabulary) for w, ids in enumerate(words)], axis=-1)
     numbers = torch.tensor(pool)
     scores = unit(directions.rows.float()) @ tokens.of(numbers, centred=False).T  # (layers, experts, pool)
     matched = []
     for w, ids in enumerate(words):
         at = equal_frequency(torch.tensor(ids), numbers, draws, seed=seed + w)
-        matched.append(permutation_p(found.score[..., w].numpy(), scores[..., at].amax(-1).numpy()))
-    return WordEvidence(found.score.double().numpy(), rank, p, false_discovery(p), np.stack(matched, axis=-1))
+        matched.append(permutation_p(projection.score[..., w].numpy(), scores[..., at].amax(-1).numpy()))
+    return WordEvidence(projection.score.double().numpy(), rank, p, false_discovery(p), np.stack(matched, axis=-1))
 
 
 def rank_p(rank: ArrayLike, tokens: int, vocabulary: int) -> Floats:

@@ -173,8 +173,8 @@ def project_routers(
             advance(len(block))
     if not mean.isfinite().all():
         raise InputError(f"{checkpoint.root}: {weights.unembedding} holds NaN or infinity; download it again")
-    found = [sweep.finish(each.rows.shape[:-1], vocabulary) for each, sweep in zip(sets, sweeps, strict=True)]
-    return found, TokenRows(*kept.of(needed), (mean / vocabulary).float(), weights.final_gain)
+    projections = [sweep.finish(each.rows.shape[:-1], vocabulary) for each, sweep in zip(sets, sweeps, strict=True)]
+    return projections, TokenRows(*kept.of(needed), (mean / vocabulary).float(), weights.final_gain)
 
 
 class _Kept:
@@ -232,14 +232,14 @@ class _Sweep:
             changed = torch.arange(len(scores))
         else:  # the more tokens have been seen, the fewer directions find a better one in a block
             changed = (scores.amax(-1) > self.top_scores[:, -1]).nonzero()[:, 0]
-        found, at = scores[changed].topk(min(self.top, scores.shape[1]), dim=-1)
-        together = torch.cat([self.top_scores[changed], found], -1)
+        best, at = scores[changed].topk(min(self.top, scores.shape[1]), dim=-1)
+        together = torch.cat([self.top_scores[changed], best], -1)
         ids = torch.cat([self.top_ids[changed], at + start], -1)
-        found, kept = together.topk(min(self.top, together.shape[1]), dim=-1)
+        best, kept = together.topk(min(self.top, together.shape[1]), dim=-1)
         if len(changed) == len(scores):
-            self.top_scores, self.top_ids = found, ids.gather(-1, kept)
+            self.top_scores, self.top_ids = best, ids.gather(-1, kept)
         else:
-            self.top_scores[changed], self.top_ids[changed] = found, ids.gather(-1, kept)
+            self.top_scores[changed], self.top_ids[changed] = best, ids.gather(-1, kept)
 
     def finish(self, shape: torch.Size, vocabulary: int) -> RouterProjection:
         """The result, in the shape of the directions."""

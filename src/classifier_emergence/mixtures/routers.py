@@ -64,17 +64,17 @@ def has_routers(checkpoint: Checkpoint) -> bool:
     return any(_ROUTER.fullmatch(name) or _OPENAI_ROUTER.fullmatch(name) for name in checkpoint.names)
 
 
-def load_routers(place: Path | Checkpoint) -> RouterWeights:
+def load_routers(source: Path | Checkpoint) -> RouterWeights:
     """Read the routers and norm gains of a Hugging Face checkpoint, or of OpenAI's own files of GPT-OSS.
 
     Args:
-        place: A folder, or a checkpoint that lies elsewhere (``checkpoint.checkpoint_of``).
+        source: A folder, or a checkpoint that lies elsewhere (``checkpoint.checkpoint_of``).
 
     Raises:
         InputError: Files are missing, truncated, pickled or disagree; the model is dense or of another family; or
             shapes do not fit. One line that names the folder and what to do.
     """
-    checkpoint = place if isinstance(place, Checkpoint) else Checkpoint(place)
+    checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
     config, folder = checkpoint.json("config.json"), checkpoint.root
     names = set(checkpoint.names)
     openai = any(_OPENAI_ROUTER.fullmatch(name) for name in names)
@@ -107,8 +107,8 @@ def load_routers(place: Path | Checkpoint) -> RouterWeights:
     experts, width = shape
 
     def read(name: str, *wanted: int) -> Tensor:
-        if (found := checkpoint.shape(name)) != wanted:
-            raise InputError(f"{folder}: {name} is {list(found)}, not {list(wanted)}; give one model's weights")
+        if (shape := checkpoint.shape(name)) != wanted:
+            raise InputError(f"{folder}: {name} is {list(shape)}, not {list(wanted)}; give one model's weights")
         tensor = checkpoint.read(name)
         if not tensor.isfinite().all():
             raise InputError(f"{folder}: {name} holds NaN or infinity; download it again")

@@ -6,7 +6,7 @@ Qwen3-MoE, Granite-MoE and GPT-OSS are all classes named ``...TopKRouter`` whose
 experts, then the weights and numbers of those chosen; ``trace`` checks this on every batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
-from classifier_emergence.reading.readout import decoder_blocks
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.residuals import removing
 from classifier_emergence.statistics import Floats, bootstrap_mean, permutation_p
 
 Outputs = tuple[Tensor, Tensor, Tensor]
@@ -56,45 +56,46 @@ class Routing:
         return torch.zeros(shape).scatter(-1, self.experts, self.weights / self.weights.sum(-1, keepdim=True))
 
 
-def routers(model: PreTrainedModel) -> dict[int, nn.Module]:
+def routers(lm: LanguageModel) -> dict[int, nn.Module]:
     """Routers of a model by number of their block.
 
     Raises:
         InputError: There are none, or a block has several; names the model class.
     """
-    found: dict[int, nn.Module] = {}
-    for number, block in enumerate(decoder_blocks(model)):
+    by_block: dict[int, nn.Module] = {}
+    for number, block in enumerate(lm.blocks):
         here = [module for module in block.modules() if type(module).__name__.endswith("TopKRouter")]
         if len(here) > 1:
-            raise InputError(f"model {type(model).__name__}: block {number} has {len(here)} routers; one is supported")
+            raise InputError(
+                f"model {type(lm.model).__name__}: block {number} has {len(here)} routers; one is supported"
+            )
         if here:
-            found[number] = here[0]
-    if not found:
-        raise InputError(f"model {type(model).__name__}: no module named ...TopKRouter; give a mixture of experts")
-    return found
+            by_block[number] = here[0]
+    if not by_block:
+        raise InputError(
+            f"{lm.key} ({type(lm.model).__name__}): no module named ...TopKRouter; give a mixture of experts"
+        )
+    return by_block
 
 
 @contextmanager
-def hooked(model: PreTrainedModel) -> Iterator[dict[int, Outputs]]:
+def hooked(lm: LanguageModel) -> Iterator[dict[int, Outputs]]:
     """Logits (tokens, E), weights and experts (tokens, k) of the last forward pass by block, with gradients.
 
     Raises:
         InputError: The model has no routers, or, in a forward pass, one gives something else.
     """
-    kept: dict[int, Outputs] = {}
+    outputs: dict[int, Outputs] = {}
 
-    def keep(number: int) -> Callable[..., None]:
-        def hook(router: nn.Module, _: object, output: object) -> None:
-            kept[number] = _checked(output, type(router).__name__)
+    def keep(number: int, router: nn.Module, output: object) -> None:
+        outputs[number] = _checked(output, type(router).__name__)
 
-        return hook
-
-    handles = [router.register_forward_hook(keep(number)) for number, router in routers(model).items()]
-    try:
-        yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
+    handles = [
+        router.register_forward_hook(lambda module, _, output, number=number: keep(number, module, output))
+        for number, router in routers(lm).items()
+    ]
+    with removing(handles):
+        yield outputs
 
 
 def _checked(output: object, name: str) -> Outputs:
@@ -114,7 +115,7 @@ def _checked(output: object, name: str) -> Outputs:
 
 @torch.no_grad()
 def trace(
-    model: PreTrainedModel,
+    lm: LanguageModel,
     texts: Sequence[Sequence[int]],
     *,
     batch_tokens: int = BATCH_TOKENS,
@@ -123,7 +124,7 @@ def trace(
     """Experts and weights of every token of every text, at every layer with a router.
 
     Args:
-        model: A mixture of experts, in memory.
+        lm: A mixture of experts, in memory.
         texts: Token ids of each text. They are padded on the right, where a causal mask hides the padding.
         batch_tokens: Texts are read together up to so many tokens, padding included; 1 reads them one by one.
         description: Shown with the progress bar.
@@ -136,11 +137,11 @@ def trace(
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     parts: dict[int, tuple[Tensor, Tensor]] = {}  # text -> experts and weights, (L, tokens, k)
     size = 0
-    with progress(description, total=sum(map(len, texts))) as advance, hooked(model) as seen:
+    with progress(description, total=sum(map(len, texts))) as advance, hooked(lm) as seen:
         for batch in _batches(order, texts, batch_tokens):
             width = max(len(texts[i]) for i in batch)
-            ids = torch.tensor([[*texts[i], *[0] * (width - len(texts[i]))] for i in batch], device=model.device)
-            model.get_decoder()(input_ids=ids, use_cache=False)
+            ids = torch.tensor([[*texts[i], *[0] * (width - len(texts[i]))] for i in batch], device=lm.model.device)
+            lm.model.get_decoder()(input_ids=ids, use_cache=False)
             layers = sorted(seen)
             experts = torch.stack([seen[n][2] for n in layers]).unflatten(1, (len(batch), width)).cpu()
             weights = torch.stack([seen[n][1].float() for n in layers]).unflatten(1, (len(batch), width)).cpu()
@@ -239,20 +240,11 @@ def information(
     random = np.random.default_rng(seed)
     of_group = label[first]
     arrangements = [label, *(of_group[random.permutation(len(first))][member] for _ in range(shuffles))]
-    found = np.stack([_mutual_information(shares, torch.from_numpy(each), len(values)) for each in arrangements], -1)
-    bits, null = found[:, 0], found[:, 1:]
-    frequency = np.bincount(label) / n
-    label_bits = float(_entropy(frequency) / np.log(2))
-    mean = null.mean(-1)
-    return Information(
-        bits,
-        mean,
-        np.quantile(null, 0.95, axis=-1),
-        permutation_p(bits, null),
-        (bits - mean) / label_bits,
-        label_bits,
-        n,
-    )
+    every = np.stack([_mutual_information(shares, torch.from_numpy(each), len(values)) for each in arrangements], -1)
+    bits, null = every[:, 0], every[:, 1:]
+    label_bits = float(_entropy(np.bincount(label) / n) / np.log(2))
+    mean, high = null.mean(-1), np.quantile(null, 0.95, axis=-1)
+    return Information(bits, mean, high, permutation_p(bits, null), (bits - mean) / label_bits, label_bits, n)
 
 
 def _mutual_information(shares: Tensor, label: Tensor, n_labels: int) -> Floats:

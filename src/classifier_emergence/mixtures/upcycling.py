@@ -13,7 +13,7 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +22,28 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.mixtures.routing import Outputs, hooked, routers
+from classifier_emergence.mixtures.routing import hooked, routers
 from classifier_emergence.progress import progress
-from classifier_emergence.reading.readout import Readout, decoder_blocks, find_readout
-from classifier_emergence.reading.tree import batches
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import Readout
+from classifier_emergence.reading.tree import batches, last_states
 from classifier_emergence.results import write_text_atomic
 from classifier_emergence.training.cross_entropy import cross_entropy
+from classifier_emergence.training.evaluation import generated_ids
 from classifier_emergence.training.supervised import EXPLODED, MLP, Adapter, Schedule, adapted
 
 GENERATED_TOGETHER = 40
-EVEN = 0.1
+ROUTER_INIT_SCALE = 0.1
 _ROUTER = re.compile(r"model\.layers\.\d+\.mlp\.gate\.weight")
 _GAIN = re.compile(r"model\.layers\.\d+\.(input|post_attention)_layernorm\.weight")
 
 
 @torch.no_grad()
 def self_generated(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    lm: LanguageModel,
     openings: Sequence[str],
     n: int,
     *,
@@ -61,34 +62,24 @@ def self_generated(
         raise InputError("openings: none; give the model something to go on from")
     starts = [openings[i % len(openings)] for i in range(n)]
     texts: list[str] = []
-    generator: Any = model
+    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     with progress(description, total=n) as advance, torch.random.fork_rng():
         torch.manual_seed(seed)  # generate() draws from the global generator
         for first in range(0, n, GENERATED_TOGETHER):
-            batch = tokenizer(starts[first : first + GENERATED_TOGETHER], return_tensors="pt", padding=True)
-            ids = generator.generate(
-                input_ids=batch["input_ids"].to(model.device),
-                attention_mask=batch["attention_mask"].to(model.device),
-                max_new_tokens=new_tokens,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-            texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
-            advance(len(batch["input_ids"]))
+            ids, _ = generated_ids(lm, starts[first : first + GENERATED_TOGETHER], new_tokens, **sampling)
+            texts += lm.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            advance(len(ids))
     return texts
 
 
-def join(base: PreTrainedModel, experts: Sequence[Path], *, top_k: int, seed: int) -> PreTrainedModel:
+def join_experts(lm: LanguageModel, experts: Sequence[Path], *, top_k: int, seed: int) -> LanguageModel:
     """A Mixtral-class model with the base model's attention, norms and embeddings, and the experts' MLPs.
 
     A block whose MLP no adapter changes stays dense. With experts that are all the base model's own MLPs, it computes
     what the base model does.
 
     Args:
-        base: Of the Llama class, frozen; unchanged at the end.
+        lm: Of the Llama class, frozen; unchanged at the end.
         experts: Folders of PEFT adapters of its MLPs, of some blocks or all, one folder an expert.
         top_k: Experts a token goes to.
         seed: Of the routers' weights, normal with a tenth of the config's ``initializer_range``: so nearly even that no
@@ -98,6 +89,7 @@ def join(base: PreTrainedModel, experts: Sequence[Path], *, top_k: int, seed: in
         InputError: The base model is no Llama or has biases, for which Mixtral has no place; ``top_k`` does not fit the
             number of experts; or an adapter changes something else than MLPs.
     """
+    base = lm.model
     config: Any = base.config
     if config.model_type != "llama" or config.attention_bias or config.mlp_bias:
         raise InputError(
@@ -122,38 +114,39 @@ def join(base: PreTrainedModel, experts: Sequence[Path], *, top_k: int, seed: in
     lost = joined.load_state_dict(shared, strict=False)
     if lost.unexpected_keys or any(".mlp." not in name for name in lost.missing_keys):
         raise InputError(f"model {type(base).__name__}: its weights are not those of Mixtral; choose a plain Llama")
-    blocks: Any = decoder_blocks(joined)
+    mixture = replace(lm, model=joined)
+    blocks: Any = mixture.blocks
     routed: set[int] = set()
     with torch.no_grad():
         for expert, folder in enumerate(experts):
-            for number, (mlp, updated) in enumerate(merged_mlps(base, folder)):
+            for number, (mlp, updated) in enumerate(merged_mlps(lm, folder)):
                 gate, up, down = mlp
                 blocks[number].mlp.experts.gate_up_proj[expert] = torch.cat([gate, up])
                 blocks[number].mlp.experts.down_proj[expert] = down
                 if updated:
                     routed.add(number)
         generator = torch.Generator().manual_seed(seed)
-        for number, (block, own) in enumerate(zip(blocks, decoder_blocks(base), strict=True)):
+        for number, (block, dense) in enumerate(zip(blocks, lm.blocks, strict=True)):
             if number in routed:
-                block.mlp.gate.weight.normal_(0.0, EVEN * config.initializer_range, generator=generator)
+                block.mlp.gate.weight.normal_(0.0, ROUTER_INIT_SCALE * config.initializer_range, generator=generator)
             else:
-                block.mlp = copy.deepcopy(own.mlp)
-    frozen: PreTrainedModel = joined.requires_grad_(False).eval()
-    return frozen
+                block.mlp = copy.deepcopy(dense.mlp)
+    joined.requires_grad_(False).eval()
+    return mixture
 
 
-def merge(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+def merge_adapter(lm: LanguageModel, adapter: Path) -> LanguageModel:
     """A copy of the base model with an adapter of its MLPs merged: the dense twin."""
-    twin = copy.deepcopy(base)
-    blocks: Any = decoder_blocks(twin)
+    twin = replace(lm, model=copy.deepcopy(lm.model))
+    blocks: Any = twin.blocks
     with torch.no_grad():
-        for block, (weights, _) in zip(blocks, merged_mlps(base, adapter), strict=True):
+        for block, (weights, _) in zip(blocks, merged_mlps(lm, adapter), strict=True):
             for name, weight in zip(MLP, weights, strict=True):
                 getattr(block.mlp, name).weight.copy_(weight)
     return twin
 
 
-def merged_mlps(base: PreTrainedModel, adapter: Path) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], bool]]:
+def merged_mlps(lm: LanguageModel, adapter: Path) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], bool]]:
     """Gate, up and down weights of every block, ``W + (alpha / rank) B A``, and whether the adapter updates them.
 
     The base model is left as it was.
@@ -161,19 +154,19 @@ def merged_mlps(base: PreTrainedModel, adapter: Path) -> Iterator[tuple[tuple[Te
     Raises:
         InputError: The adapter changes something else than the MLPs' linear maps.
     """
-    wrapped = PeftModel.from_pretrained(base, str(adapter))
+    wrapped = PeftModel.from_pretrained(lm.model, str(adapter))
     try:
         changed = {name for name, module in wrapped.named_modules() if isinstance(module, LoraLayer)}
         if other := sorted(name for name in changed if name.rpartition(".")[2] not in MLP):
             raise InputError(f"{adapter}: it changes {other[0]}; give an adapter of {', '.join(MLP)} alone")
-        for block in decoder_blocks(base):
+        for block in lm.blocks:
             mlp: Any = block.mlp
             gate, up, down = (getattr(mlp, name) for name in MLP)
             updated = any(isinstance(module, LoraLayer) for module in (gate, up, down))
             yield (_merged(gate), _merged(up), _merged(down)), updated
     finally:
         wrapped.unload()
-        base.requires_grad_(False).eval()
+        lm.model.requires_grad_(False).eval()
 
 
 @torch.no_grad()
@@ -216,9 +209,9 @@ class Joint:
 
 
 def train_expert(
-    base: PreTrainedModel,
+    lm: LanguageModel,
     domains: Sequence[Sequence[Sequence[int]]],
-    place: Adapter,
+    adapter: Adapter,
     schedule: Schedule,
     folder: Path,
     *,
@@ -227,9 +220,9 @@ def train_expert(
     """Train a low-rank update of a dense model's MLPs with the language-modelling loss; write it as a PEFT adapter.
 
     Args:
-        base: Frozen; the update is taken off again at the end.
+        lm: Frozen; the update is taken off again at the end.
         domains: As of ``train_jointly``; one for an expert, all for the dense twin.
-        place: Maps, rank and blocks of the update.
+        adapter: Maps, rank and blocks of the update.
         schedule: Steps, batch size, learning rate, seed.
         folder: For the adapter.
         description: Shown with the progress bar.
@@ -240,16 +233,16 @@ def train_expert(
     Raises:
         InputError: As ``train_jointly``, or the model has no such maps or blocks.
     """
-    with adapted(base, place, seed=schedule.seed) as wrapped:
+    with adapted(lm, adapter, seed=schedule.seed) as wrapped:
         update = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
         groups = [{"params": update, "lr": schedule.learning_rate}]
-        curve = _fit(base, domains, groups, schedule, 0.0, description)
+        curve = _fit(lm, domains, groups, schedule, 0.0, description)
         wrapped.save_pretrained(str(folder))
     return curve
 
 
 def train_jointly(
-    model: PreTrainedModel,
+    lm: LanguageModel,
     domains: Sequence[Sequence[Sequence[int]]],
     schedule: Schedule,
     joint: Joint,
@@ -263,7 +256,7 @@ def train_jointly(
     batch to batch would else be how much there is of each, and routers would follow that.
 
     Args:
-        model: Frozen; changed in place, and frozen again at the end.
+        lm: Frozen; changed in place, and frozen again at the end.
         domains: Token ids of the texts of every domain; every token but the first is predicted. Drawn without
             replacement in an order that the seed sets, and again when all of the domain were seen.
         schedule: Steps, batch size, rate of the gains, seed.
@@ -278,21 +271,21 @@ def train_jointly(
         InputError: The batch size is no multiple of the number of domains; or the loss is not finite or explodes: names
             the step and the likely cause.
     """
-    gates = [p for name, p in model.named_parameters() if _ROUTER.fullmatch(name)]
-    gains = [p for name, p in model.named_parameters() if _GAIN.fullmatch(name)]
+    gates = [p for name, p in lm.model.named_parameters() if _ROUTER.fullmatch(name)]
+    gains = [p for name, p in lm.model.named_parameters() if _GAIN.fullmatch(name)]
     groups = [{"params": gains, "lr": schedule.learning_rate}]
     if gates:
         groups.append({"params": gates, "lr": joint.router_learning_rate})
     try:
         for parameter in (*gains, *gates):
             parameter.requires_grad_(True)
-        return _fit(model, domains, groups, schedule, joint.balance, description)
+        return _fit(lm, domains, groups, schedule, joint.balance, description)
     finally:
-        model.requires_grad_(False)
+        lm.model.requires_grad_(False)
 
 
 def _fit(
-    model: PreTrainedModel,
+    lm: LanguageModel,
     domains: Sequence[Sequence[Sequence[int]]],
     groups: list[dict[str, Any]],
     schedule: Schedule,
@@ -304,13 +297,13 @@ def _fit(
         raise InputError(f"batch_size: {schedule.batch_size} for {len(domains)} domains; choose a multiple")
     trained = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    readout, top_k = find_readout(model), getattr(model.config, "num_experts_per_tok", 0)
+    readout, top_k = lm.readout, getattr(lm.model.config, "num_experts_per_tok", 0)
     limit = EXPLODED * torch.tensor(len(readout.weight)).log().item()
     curve: list[dict[str, Any]] = []
     parts: list[tuple[float, float | None]] = []
     with progress(description, total=schedule.steps) as advance:
         for step, rows in enumerate(_drawn(domains, schedule), start=1):
-            loss, balance = _losses(model, rows, readout, top_k)
+            loss, balance = _losses(lm, rows, readout, top_k)
             total = loss if balance is None else loss + balance_weight * balance
             if not total.isfinite() or loss > limit:
                 rates = "learning_rate, router_learning_rate" if len(groups) > 1 else "learning_rate"
@@ -352,57 +345,55 @@ def _drawn(domains: Sequence[Sequence[Sequence[int]]], schedule: Schedule) -> It
 
 
 def _losses(
-    model: PreTrainedModel, rows: Sequence[Sequence[int]], readout: Readout, top_k: int
+    lm: LanguageModel, rows: Sequence[Sequence[int]], readout: Readout, top_k: int
 ) -> tuple[Tensor, Tensor | None]:
     """Mean language-modelling loss over all predicted tokens, and the mean balance over routers."""
     if not top_k:
-        return _token_losses(model, rows, readout).mean(), None
-    with hooked(model) as seen:
-        losses = _token_losses(model, rows, readout)
-    return losses.mean(), torch.stack([load_balancing(logits, top_k) for logits, _, _ in _in_order(seen)]).mean()
+        return _token_losses(lm, rows, readout).mean(), None
+    with hooked(lm) as outputs:
+        losses = _token_losses(lm, rows, readout)
+    return losses.mean(), torch.stack([load_balancing(logits, top_k) for logits, _, _ in outputs.values()]).mean()
 
 
-def _in_order(seen: dict[int, Outputs]) -> list[Outputs]:
-    return [seen[number] for number in sorted(seen)]
-
-
-def _token_losses(model: PreTrainedModel, rows: Sequence[Sequence[int]], readout: Readout) -> Tensor:
+def _token_losses(lm: LanguageModel, rows: Sequence[Sequence[int]], readout: Readout) -> Tensor:
     """Losses of all predicted tokens, text after text.
 
     Texts stand in one row, without padding: where positions start again at 0, transformers keeps attention apart.
     """
-    ids = torch.tensor([token for row in rows for token in row], device=model.device)
-    positions = torch.cat([torch.arange(len(row), device=model.device) for row in rows])
-    normed = model.get_decoder()(input_ids=ids[None], position_ids=positions[None], use_cache=False).last_hidden_state
+    ids = torch.tensor([token for row in rows for token in row], device=lm.model.device)
+    positions = torch.cat([torch.arange(len(row), device=lm.model.device) for row in rows])
+    normed = last_states({"input_ids": ids[None], "position_ids": positions[None]}, lm.model)
     predicted = positions[1:] > 0
-    return cross_entropy(normed[0, :-1][predicted], readout, ids[1:][predicted])
+    return cross_entropy(normed[:-1][predicted], readout, ids[1:][predicted])
 
 
 @torch.no_grad()
-def text_losses(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Tensor:
+def text_losses(lm: LanguageModel, texts: Sequence[Sequence[int]]) -> Tensor:
     """(texts,) mean loss of each text's tokens but the first, in nats."""
-    readout = find_readout(model)
-    found = torch.empty(len(texts))
+    readout = lm.readout
+    means = torch.empty(len(texts))
     for batch in batches(texts):
-        losses = _token_losses(model, [texts[i] for i in batch], readout)
-        found[batch] = torch.stack([part.mean() for part in losses.split([len(texts[i]) - 1 for i in batch])])
-    return found
+        losses = _token_losses(lm, [texts[i] for i in batch], readout)
+        means[batch] = torch.stack([part.mean() for part in losses.split([len(texts[i]) - 1 for i in batch])])
+    return means
 
 
-def trained_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+def trained_tensors(lm: LanguageModel) -> dict[str, Tensor]:
     """What ``train_jointly`` trains, by name; with the experts' adapters it gives the model back."""
-    state = model.state_dict()
+    state = lm.model.state_dict()
     return {name: t.clone() for name, t in state.items() if _ROUTER.fullmatch(name) or _GAIN.fullmatch(name)}
 
 
-def save_routers(model: PreTrainedModel, folder: Path) -> Path:
+def save_routers(lm: LanguageModel, folder: Path) -> Path:
     """Write only what ``routers.load_routers`` reads, in its layout: routers, gains and the unembedding."""
-    tensors = {name: t for name, t in model.state_dict().items() if _ROUTER.fullmatch(name) or _GAIN.fullmatch(name)}
-    readout = find_readout(model)
-    tensors |= {"model.norm.weight": readout.norm.get_parameter("weight"), "lm_head.weight": readout.weight}
+    readout = lm.readout
+    tensors = trained_tensors(lm) | {
+        "model.norm.weight": readout.norm.get_parameter("weight"),
+        "lm_head.weight": readout.weight,
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    config: Any = model.config
-    size, sparse = config.num_hidden_layers, routers(model)
+    config: Any = lm.model.config
+    size, sparse = config.num_hidden_layers, routers(lm)
     dense = [number for number in range(size) if number not in sparse]  # the key by which Qwen's configs tell
     facts = {"model_type": config.model_type, "num_hidden_layers": size, "mlp_only_layers": dense}
     write_text_atomic(folder / "config.json", json.dumps(facts))

@@ -1,4 +1,4 @@
-"""Router rows as words: the projection of ``router_projection`` with tokens spelt out, beside random rows."""
+"""Router rows as words: the projection of ``projection`` with tokens spelt out, beside random rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ def project_checkpoint(
     top: int = 10,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Cosines of every router row of a checkpoint with the vocabulary; see ``router_projection.project_routers``.
+    """Cosines of every router row of a checkpoint with the vocabulary; see ``projection.project_routers``.
 
     Args:
         key: The model's key, for messages.
@@ -53,9 +53,9 @@ def project_checkpoint(
         raise InputError(f"{name}: no tokenizer can be read ({reason}); put it beside the weights") from error
     ids = []
     for word in words:
-        if not (found := word_tokens(word, tokenizer).ids):
+        if not (forms := word_tokens(word, tokenizer).ids):
             raise InputError(f"word {word!r}: no single token of this vocabulary in any form; choose another")
-        ids.append(found)
+        ids.append(forms)
     directions = controlled if gains else reported
     chance = random_routers(weights, weights.weight.shape[1], seed=seed)
     (seen, null), _ = project_routers(weights, [directions(weights), directions(chance)], top=top, words=ids)

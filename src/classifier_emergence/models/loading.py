@@ -52,8 +52,9 @@ def load(name: str, registry: dict[str, ModelSource]) -> LanguageModel:
         if tokenizer.eos_token is None:
             raise InputError(f"{key}: the tokenizer has neither a padding nor an end token; set one in {folder}")
         tokenizer.pad_token = tokenizer.eos_token
-    check_lens(model, tokenizer)
-    return LanguageModel(key, model, tokenizer)
+    lm = LanguageModel(key, model, tokenizer)
+    check_lens(lm)
+    return lm
 
 
 def _model(key: str, folder: Path) -> PreTrainedModel:

@@ -167,25 +167,25 @@ def _adapted(lm: "LanguageModel", folder: Path) -> "LanguageModel":
     if model is None:
         raise InputError(f"adapter {folder}: its tensors do not fit {lm.key}; give a LoRA adapter trained on it")
     model.requires_grad_(False).eval()
-    check_lens(model, lm.tokenizer)
-    return replace(lm, model=model, key=f"{lm.key}+{folder.resolve().name}")
+    adapted = replace(lm, model=model, key=f"{lm.key}+{folder.resolve().name}")
+    check_lens(adapted)
+    return adapted
 
 
 def describe(lm: "LanguageModel") -> dict[str, Any]:
     """What one should know of a loaded model before measuring it; ``lens_log_gap`` as ``lens.check_lens`` gives it."""
     from classifier_emergence.reading.lens import check_lens
-    from classifier_emergence.reading.readout import decoder_blocks, find_readout
 
-    vocabulary, width = find_readout(lm.model).weight.shape
+    vocabulary, width = lm.readout.weight.shape
     return {
         "model": lm.key,
         "architecture": type(lm.model).__name__,
-        "n_layers": len(decoder_blocks(lm.model)),
+        "n_layers": lm.n_layers,
         "d_model": width,
         "vocabulary": vocabulary,
         "tokenizer_vocabulary": len(lm.tokenizer),
         "parameters": sum(parameter.numel() for parameter in lm.model.parameters()),
         "tied_embeddings": lm.model.get_input_embeddings().weight is lm.model.get_output_embeddings().weight,
         "adds_bos": lm.tokenizer("=")["input_ids"][:1] == [lm.tokenizer.bos_token_id],
-        "lens_log_gap": check_lens(lm.model, lm.tokenizer),
+        "lens_log_gap": check_lens(lm),
     }

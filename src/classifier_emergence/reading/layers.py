@@ -11,8 +11,13 @@ def layer_labels(n_layers: int) -> list[str]:
 
 
 def layer_row(layer: int) -> int:
-    """Row of the state after block ``layer`` (0-based). The only place that adds 1."""
+    """Row of the state after block ``layer`` (0-based). Here alone 1 is added."""
     return layer + 1
+
+
+def layer_of(row: int) -> int:
+    """Block (0-based) whose output a row is, the inverse of ``layer_row``; -1 for the embedding."""
+    return row - 1
 
 
 def layer_at(depth: float, n_layers: int) -> int:

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
-from classifier_emergence.reading.readout import Readout, find_readout
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.residuals import residual_stream
 
 CHUNK_ROWS = 1024
@@ -132,7 +133,7 @@ def _reduce_words(values: Tensor, owner: Tensor, n_words: int, reduce: str) -> T
 
 
 @torch.no_grad()
-def check_lens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, tolerance: float = 1e-3) -> float:
+def check_lens(lm: LanguageModel, *, tolerance: float = 1e-3) -> float:
     """Largest absolute gap between lens log-probabilities at the last layer and the model's own, in nats.
 
     The lens at the last block is the model's output by definition; a gap means a wrong norm, a norm applied twice, a
@@ -142,10 +143,11 @@ def check_lens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, to
         InputError: The gap exceeds ``tolerance``; names the model class.
     """
     prompts = ["7 * 8 =", "7 * 5 + 3 =", "12 - 4 ="]
-    ids = torch.tensor([tokenizer(prompts[0])["input_ids"]], device=model.device)
-    own = model(input_ids=ids, use_cache=False).logits[0, -1].float().cpu().log_softmax(-1)
-    last = residual_stream(model, tokenizer, prompts)[-1, :1]
-    gap = float((own - find_readout(model).logits(last)[0].log_softmax(-1)).abs().max())
+    ids = torch.tensor([lm.tokenizer(prompts[0])["input_ids"]], device=lm.model.device)
+    model: Any = lm.model
+    expected = model(input_ids=ids, use_cache=False).logits[0, -1].float().cpu().log_softmax(-1)
+    last = residual_stream(lm, prompts)[-1, :1]
+    gap = float((expected - lm.readout.logits(last)[0].log_softmax(-1)).abs().max())
     if not gap <= tolerance:
         raise InputError(
             f"model {type(model).__name__}: the lens at the last layer misses the model's own log-probabilities by "

@@ -1,14 +1,47 @@
-"""A causal language model in memory, with what its readings need."""
+"""A causal language model in memory, with the parts that every reading needs."""
 
 from dataclasses import dataclass
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from classifier_emergence.reading.layers import layer_labels
+from classifier_emergence.reading.readout import Readout, decoder_blocks, find_readout
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A causal language model, its tokenizer and the name that results carry."""
+    """A causal language model of transformers, its tokenizer and the name that results carry.
+
+    The parts are looked up when they are asked for, so that they are those of the model as it is now: with the adapter
+    that it carries, if any, and with the weights that training has put into it.
+
+    Example:
+        >>> lm = LanguageModel("mine", model, tokenizer)
+        >>> lm.layers[:2], lm.readout.weight.shape
+        (['emb', 'L0'], torch.Size([49152, 576]))
+    """
 
     key: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, in order; see ``readout.decoder_blocks`` for what is refused."""
+        return decoder_blocks(self.model)
+
+    @property
+    def readout(self) -> Readout:
+        """Final norm and unembedding; see ``readout.find_readout`` for what is refused."""
+        return find_readout(self.model)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks; a residual stream has one row more."""
+        return len(self.blocks)
+
+    @property
+    def layers(self) -> list[str]:
+        """Labels of the rows of a residual stream: ``emb``, ``L0`` ... ``L{n_layers - 1}``."""
+        return layer_labels(self.n_layers)

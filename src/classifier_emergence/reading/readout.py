@@ -43,7 +43,9 @@ class Readout:
             logits += self.bias[tokens]
         if self.divisor != 1.0:
             logits /= self.divisor
-        if self.softcap is not None:
+        if self.softcap is not None and logits.requires_grad:  # the gradient needs the tanh
+            logits = self.softcap * (logits / self.softcap).tanh()
+        elif self.softcap is not None:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
 
@@ -93,4 +95,4 @@ def find_readout(model: PreTrainedModel) -> Readout:
 
 
 def _attribute(module: nn.Module, names: tuple[str, ...]) -> object:
-    return next((found for name in names if (found := getattr(module, name, None)) is not None), None)
+    return next((part for name in names if (part := getattr(module, name, None)) is not None), None)

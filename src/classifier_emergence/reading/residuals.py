@@ -1,23 +1,24 @@
 """Residual streams at the last prompt token: one forward pass, every layer, nothing else kept."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
-from classifier_emergence.reading.readout import decoder_blocks
-from classifier_emergence.reading.tree import batches, one_pass
+from classifier_emergence.reading.layers import layer_of
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.tree import batches, one_pass, row_inputs
 
 
 @torch.no_grad()
 def residual_stream(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    lm: LanguageModel,
     prompts: Sequence[str],
     *,
     causal: bool = True,
@@ -30,8 +31,8 @@ def residual_stream(
     i. transformers replaces its last hidden state by the normed one; hooks do not have that trap.
 
     Args:
-        model: Any causal language model of transformers, in memory.
-        tokenizer: Its tokenizer; special tokens are added as it does by default.
+        lm: Any causal language model; its tokenizer adds special tokens as it does by default. The adapter that it
+            carries, if any, is on.
         prompts: Read position is the last token of each. What they begin with passes once.
         causal: False lets every position see every other, the flaw of the originals' extraction loop.
         rows: Keep these only, and stop after the block that the last of them comes from; default all.
@@ -43,19 +44,19 @@ def residual_stream(
     Raises:
         InputError: A prompt tokenises to nothing, or a state is not finite.
     """
-    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+    encoded = [_encode(lm.tokenizer, prompt) for prompt in prompts]
     if not encoded:
         raise InputError("prompts: none given")
-    wanted = range(len(decoder_blocks(model)) + 1) if rows is None else rows
+    wanted = range(len(lm.layers)) if rows is None else rows
     states: Tensor | None = None
     with progress(description, total=sum(map(len, encoded))) as advance:
         for batch in batches(encoded):
             texts = [encoded[i] for i in batch]
-            inputs, places = one_pass(texts, model) if causal else _all_seen(texts, model)
-            found = states_at(model, inputs, [place[-1] for place in places], wanted)
+            inputs, paths = one_pass(texts, lm.model) if causal else _all_seen(texts, lm.model)
+            at_ends = states_at(lm, inputs, [path[-1] for path in paths], wanted)
             if states is None:
-                states = found.new_empty(len(found), len(prompts), found.shape[-1])
-            states[:, batch] = found
+                states = at_ends.new_empty(len(at_ends), len(prompts), at_ends.shape[-1])
+            states[:, batch] = at_ends
             advance(sum(map(len, texts)))
     assert states is not None
     if not states.isfinite().all():
@@ -64,19 +65,33 @@ def residual_stream(
     return states
 
 
-def states_at(
-    model: PreTrainedModel, inputs: dict[str, Tensor], positions: Sequence[int], rows: Sequence[int]
-) -> Tensor:
+def states_at(lm: LanguageModel, inputs: dict[str, Tensor], positions: Sequence[int], rows: Sequence[int]) -> Tensor:
     """(rows, positions, d) pre-norm states of one pass, which stops after the block that the last row comes from.
 
     Args:
-        model: Base model; the adapter that it carries, if any, is on.
+        lm: Its decoder is passed.
         inputs: Of its decoder.
         positions: Among the flattened states (batch * width, d).
         rows: Of the residual stream; 0 is the first block's input.
     """
-    with _kept_states(model, positions, rows) as states:
-        model.get_decoder()(**inputs, use_cache=False)
+    at = torch.tensor(positions, device=lm.model.device)
+    states: dict[int, Tensor] = {}
+
+    def keep(row: int, output: Tensor) -> None:
+        states[row] = output.flatten(0, 1)[at]
+
+    blocks = lm.blocks
+    handles = [
+        blocks[0].register_forward_pre_hook(
+            lambda _, args, kwargs: keep(0, args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+    ]
+    handles += [
+        blocks[layer_of(row)].register_forward_hook(lambda _, __, output, row=row: keep(row, first_tensor(output)))
+        for row in set(rows) - {0}
+    ]
+    with removing(handles), stopping_after(blocks[max(layer_of(max(rows)), 0)]):
+        lm.model.get_decoder()(**inputs, use_cache=False)
     return torch.stack([states[row] for row in rows]).float().cpu()
 
 
@@ -91,40 +106,36 @@ def _all_seen(texts: Sequence[list[int]], model: PreTrainedModel) -> tuple[dict[
     """As ``one_pass``, but every token sees all of its text: a flaw."""
     positions = [position for text in texts for position in range(len(text))]
     owner = torch.tensor([i for i, text in enumerate(texts) for _ in text])
-    hidden = torch.zeros(len(owner), len(owner), dtype=model.dtype)
-    hidden = hidden.masked_fill(owner[:, None] != owner, torch.finfo(model.dtype).min)
-    inputs = {
-        "input_ids": torch.tensor([[token for text in texts for token in text]], device=model.device),
-        "attention_mask": hidden[None, None].to(model.device),  # a 4-D mask is taken as it stands
-        "position_ids": torch.tensor([positions], device=model.device),
-    }
+    ids = [token for text in texts for token in text]
+    inputs = row_inputs(ids, positions, owner[:, None] == owner, model)
     return inputs, [(owner == i).nonzero()[:, 0].tolist() for i in range(len(texts))]
 
 
+def first_tensor(output: Any) -> Tensor:
+    """The states that a block gives: some families' blocks give them alone, others in a tuple with more."""
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states
+
+
 @contextmanager
-def _kept_states(model: PreTrainedModel, positions: Sequence[int], rows: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect some positions of the first block's input and of blocks' outputs, and stop after the last of them."""
-    states: dict[int, Tensor] = {}
-    blocks = decoder_blocks(model)
-    at = torch.tensor(positions, device=model.device)
-
-    def before(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        states[0] = (args[0] if args else kwargs["hidden_states"]).flatten(0, 1)[at]
-
-    def after(row: int) -> Any:
-        def keep(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            states[row] = (output[0] if isinstance(output, tuple) else output).flatten(0, 1)[at]
-
-        return keep
-
-    handles = [blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
-    handles += [blocks[row - 1].register_forward_hook(after(row)) for row in set(rows) - {0}]
+def removing(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Take hooks off at the end of the ``with`` statement."""
     try:
-        with stopping_after(blocks[max(*rows, 1) - 1]):
-            yield states
+        yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def outputs_of(block: nn.Module | None) -> Iterator[list[Tensor]]:
+    """The states that a block gives in the passes within, with their gradients; nothing of None."""
+    outputs: list[Tensor] = []
+    with ExitStack() as hooks:
+        if block is not None:
+            handle = block.register_forward_hook(lambda _, __, output: outputs.append(first_tensor(output)))
+            hooks.callback(handle.remove)
+        yield outputs
 
 
 class _Stop(Exception):
@@ -141,10 +152,5 @@ def stopping_after(block: nn.Module) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise _Stop
 
-    handle = block.register_forward_hook(stop)
-    try:
+    with suppress(_Stop), removing([block.register_forward_hook(stop)]):
         yield
-    except _Stop:
-        pass
-    finally:
-        handle.remove()

@@ -14,6 +14,8 @@ BATCH_TOKENS = 256  # more gains nothing on two cores, and every token is compar
 LARGEST_TREE = 2048  # nodes of one row, for the same reason
 MASKED = {"sdpa", "eager"}
 """Attention that takes a mask as it stands."""
+DECODER_INPUTS = ("input_ids", "attention_mask", "position_ids")
+"""What a pass of texts may consist of; a batch may carry more."""
 MASKABLE = {"full_attention", "sliding_attention"}
 """Layers to which such a mask is all that a text is; a recurrent one would go through a row from left to right."""
 
@@ -63,24 +65,30 @@ class Tree:
         """
         rows, columns = [], []
         for node in range(start, len(self.ids)):
-            seen = node
-            while seen >= 0:
+            ancestor = node
+            while ancestor >= 0:
                 rows.append(node - start)
-                columns.append(seen)
-                seen = self._parents[seen]
-        lowest = torch.finfo(model.dtype).min
-        mask = torch.full((len(self.ids) - start, len(self.ids)), lowest, dtype=model.dtype)
-        mask[rows, columns] = 0
-        return {
-            "input_ids": torch.tensor([self.ids[start:]], device=model.device),
-            "attention_mask": mask[None, None].to(model.device),
-            "position_ids": torch.tensor([self._depths[start:]], device=model.device),
-        }
+                columns.append(ancestor)
+                ancestor = self._parents[ancestor]
+        seen = torch.zeros(len(self.ids) - start, len(self.ids), dtype=torch.bool)
+        seen[rows, columns] = True
+        return row_inputs(self.ids[start:], self._depths[start:], seen, model)
 
-    def states(self, model: PreTrainedModel) -> Tensor:
-        """(nodes, d) normed last states."""
-        found: Tensor = model.get_decoder()(**self.inputs(model), use_cache=False).last_hidden_state[0]
-        return found
+
+def row_inputs(ids: list[int], positions: list[int], seen: Tensor, model: PreTrainedModel) -> dict[str, Tensor]:
+    """A decoder's inputs for tokens in one row, ``seen`` (tokens, all tokens) saying what each of them attends to."""
+    mask = torch.full(seen.shape, torch.finfo(model.dtype).min, dtype=model.dtype).masked_fill(seen, 0)
+    return {
+        "input_ids": torch.tensor([ids], device=model.device),
+        "attention_mask": mask[None, None].to(model.device),  # a 4-D mask is taken as it stands, and added to scores
+        "position_ids": torch.tensor([positions], device=model.device),
+    }
+
+
+def last_states(inputs: dict[str, Tensor], model: PreTrainedModel) -> Tensor:
+    """(batch * width, d) normed last states of one pass through a model's decoder."""
+    states: Tensor = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+    return states.flatten(0, 1)
 
 
 def takes_trees(model: PreTrainedModel, length: int) -> bool:

@@ -67,7 +67,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Split:
+class ProblemSplit:
     """Problems to train on (all that are allowed) and to test on; no operand pair occurs in both."""
 
     train: dict[str, list[Problem]]
@@ -76,7 +76,7 @@ class Split:
 
 def split(
     ranges: Mapping[str, Sequence[int]], n_test: Mapping[str, int], *, seed: int, reserved: Collection[Problem] = ()
-) -> Split:
+) -> ProblemSplit:
     """All problems within ranges, ``n_test[operation]`` of them held out with their operands.
 
     An operand pair that is tested with one operation is trained with none. Test problems come operation by operation
@@ -108,7 +108,7 @@ def split(
             raise InputError(f"operands.{operation}: nothing is left to train on; widen the range or test on fewer")
     most = max(map(len, chosen.values()))
     test = [problems[i] for i in range(most) for problems in chosen.values() if i < len(problems)]
-    return Split(train, test)
+    return ProblemSplit(train, test)
 
 
 def sample(train: Mapping[str, Sequence[Problem]], n: int, *, seed: int) -> list[Problem]:

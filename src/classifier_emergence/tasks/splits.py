@@ -7,15 +7,15 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Split:
-    """Indices of one rotation; no group (operand pair or template) occurs in two parts."""
+class Rotation:
+    """Indices of one rotation of held-out groups; no group (operand pair or template) occurs in two parts."""
 
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
 
 
-def rotations(groups: Sequence[object], folds: int, *, seed: int) -> Iterator[Split]:
+def rotations(groups: Sequence[object], folds: int, *, seed: int) -> Iterator[Rotation]:
     """Rotate held-out groups: fold k is the test set once, fold k+1 the validation set, the others train.
 
     Groups are dealt into folds at random, so over all rotations every item is tested exactly once.
@@ -31,4 +31,4 @@ def rotations(groups: Sequence[object], folds: int, *, seed: int) -> Iterator[Sp
     fold = np.array([fold_of[group] for group in groups])
     for k in range(folds):
         test, validation = fold == k, fold == (k + 1) % folds
-        yield Split(np.flatnonzero(~test & ~validation), np.flatnonzero(validation), np.flatnonzero(test))
+        yield Rotation(np.flatnonzero(~test & ~validation), np.flatnonzero(validation), np.flatnonzero(test))

@@ -1,6 +1,5 @@
 """Cross-entropy under a large unembedding without its logits: loss and gradient in one pass over the vocabulary."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,10 +27,7 @@ def cross_entropy(normed: Tensor, readout: Readout, target: Tensor) -> Tensor:
     pass is the idea of cut cross-entropy, Wijmans et al. (2024), arXiv:2411.09009.
     """
     if readout.softcap is not None or normed.device.type != "cpu":
-        logits = replace(readout, softcap=None).unembed(normed)
-        if readout.softcap is not None:  # not in place: the gradient needs the tanh
-            logits = readout.softcap * (logits / readout.softcap).tanh()
-        return functional.cross_entropy(logits, target, reduction="none")
+        return functional.cross_entropy(readout.unembed(normed), target, reduction="none")
     losses: Tensor = _CrossEntropy.apply(normed, readout, target)  # type: ignore[no-untyped-call]
     return losses
 

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.reading.lens import lens_scores
-from classifier_emergence.reading.readout import Readout, decoder_blocks, find_readout
-from classifier_emergence.reading.residuals import residual_stream, states_at
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import Readout
+from classifier_emergence.reading.residuals import first_tensor, removing, residual_stream, states_at
 from classifier_emergence.reading.tree import batches, one_pass
 from classifier_emergence.reading.vocabulary import WordTokens
 from classifier_emergence.training.supervised import encode
@@ -25,7 +26,7 @@ GENERATED_TOGETHER = 50  # prompts in a batch
 class Alignment:
     """The lens on prompts whose operation is known; arrays are (layers, prompts)."""
 
-    own: Tensor
+    own_word: Tensor
     """Alignment of the prompt's own word: total probability of its single-token forms."""
     strict: Tensor
     """Probability of the first token of the bare own word, as the originals score."""
@@ -39,10 +40,9 @@ class Alignment:
 
 
 def alignment(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    lm: LanguageModel,
     prompts: Sequence[str],
-    own: Sequence[int],
+    classes: Sequence[int],
     words: Sequence[WordTokens],
     *,
     rows: Sequence[int] | None = None,
@@ -50,23 +50,22 @@ def alignment(
     """Read the lens at the last token of prompts.
 
     Args:
-        model: Base model; the adapter that it carries, if any, is on.
-        tokenizer: Its tokenizer.
+        lm: The adapter that it carries, if any, is on.
         prompts: To read.
-        own: Index into ``words`` for each prompt.
+        classes: Index into ``words`` for each prompt: which is its own word.
         words: The classes' words.
         rows: Rows of the residual stream to score; default all.
     """
-    states = residual_stream(model, tokenizer, prompts, rows=rows)
+    states = residual_stream(lm, prompts, rows=rows)
     groups = [word.ids for word in words] + [[word.strict_id] for word in words]
-    scores = lens_scores(states, find_readout(model), groups, ranked=[[0]] * len(prompts))
-    n, index = len(words), torch.tensor(own)
+    scores = lens_scores(states, lm.readout, groups, ranked=[[0]] * len(prompts))
+    n, index = len(words), torch.tensor(classes)
     at = torch.arange(len(prompts))
     forms = torch.zeros(len(words), int(scores.top_id.max()) + 1, dtype=torch.bool)
     for k, word in enumerate(words):
         forms[k, [i for i in word.ids if i < forms.shape[1]]] = True
     return Alignment(
-        own=scores.log_alignment[:, at, index].exp(),
+        own_word=scores.log_alignment[:, at, index].exp(),
         strict=scores.log_alignment[:, at, n + index].exp(),
         top_id=scores.top_id,
         top_probability=scores.top_prob,
@@ -88,39 +87,36 @@ class Answers:
 
 
 @torch.no_grad()
-def answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], wanted: Sequence[str]
-) -> Answers:
+def answers(lm: LanguageModel, prompts: Sequence[str], wanted: Sequence[str]) -> Answers:
     """Score answers that follow their prompts.
 
     One forward pass over prompt and answer does: greedy decoding gives the answer exactly if every token of it is the
     most probable one given those before.
 
     Args:
-        model: Base model; the adapter that it carries, if any, is on.
-        tokenizer: Its tokenizer.
+        lm: The adapter that it carries, if any, is on.
         prompts: To answer.
         wanted: What should follow, with its leading space: ``" 56"``.
 
     Raises:
         InputError: A prompt is split in another way when the answer follows.
     """
-    examples = [encode(tokenizer, prompt, answer) for prompt, answer in zip(prompts, wanted, strict=True)]
+    examples = [encode(lm.tokenizer, prompt, answer) for prompt, answer in zip(prompts, wanted, strict=True)]
     texts = [example.ids[:-1] for example in examples]  # without the end-of-text token
     rows, owner, target = [], [], []
-    last = [len(decoder_blocks(model))]
+    last = [layer_row(lm.n_layers - 1)]
     for batch in batches(texts):
-        inputs, places = one_pass([texts[i] for i in batch], model)
+        inputs, paths = one_pass([texts[i] for i in batch], lm.model)
         # Every token is read at the one before it, and what comes after the answer at its last.
-        read = [node for place, i in zip(places, batch, strict=True) for node in place[examples[i].prompt_length - 1 :]]
-        rows.append(states_at(model, inputs, read, last)[0])
+        read = [node for path, i in zip(paths, batch, strict=True) for node in path[examples[i].prompt_length - 1 :]]
+        rows.append(states_at(lm, inputs, read, last)[0])
         for i in batch:
             answer = texts[i][examples[i].prompt_length :]
             owner += [i] * (len(answer) + 1)
             target += [*answer, -1]  # -1: what comes after the answer
     flat, of, wanted_ids = torch.cat(rows), torch.tensor(owner), torch.tensor(target)
     vocabulary = wanted_ids.unique()[1:]
-    scores = lens_scores(flat[None], find_readout(model), [[int(i)] for i in vocabulary], ranked=[[0]] * len(flat))
+    scores = lens_scores(flat[None], lm.readout, [[int(i)] for i in vocabulary], ranked=[[0]] * len(flat))
     inside = wanted_ids >= 0
     column = torch.searchsorted(vocabulary, wanted_ids.clamp(min=0))
     log_prob = scores.log_alignment[0].gather(1, column.clamp(max=len(vocabulary) - 1)[:, None])[:, 0]
@@ -129,27 +125,26 @@ def answers(
     sizes = zeros.index_add(0, of[inside], torch.ones(int(inside.sum())))
     right = (scores.top_id[0] == wanted_ids) | ~inside
     for i in (~inside).nonzero()[:, 0].tolist():
-        right[i] = not str(tokenizer.decode([int(scores.top_id[0, i])]))[:1].isdigit()
+        right[i] = not str(lm.tokenizer.decode([int(scores.top_id[0, i])]))[:1].isdigit()
     wrong = zeros.index_add(0, of, (~right).float())
     return Answers(total, total / sizes, wrong == 0)
 
 
 @torch.no_grad()
-def divergence(wrapped: PeftModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
+def divergence(lm: LanguageModel, wrapped: PeftModel, texts: Sequence[str]) -> Tensor:
     """KL(base || adapted) of the next token, mean over the positions of each text; (texts,), in nats."""
-    model: Any = wrapped.get_base_model()
-    readout, last = find_readout(model), [len(decoder_blocks(model))]
-    inputs, places = one_pass([tokenizer(text)["input_ids"] for text in texts], model)
-    positions, sizes = [node for place in places for node in place], [len(place) for place in places]
-    adapted = states_at(model, inputs, positions, last)[0].split(sizes)
+    readout, last = lm.readout, [layer_row(lm.n_layers - 1)]
+    inputs, paths = one_pass([lm.tokenizer(text)["input_ids"] for text in texts], lm.model)
+    positions, sizes = [node for path in paths for node in path], [len(path) for path in paths]
+    adapted = states_at(lm, inputs, positions, last)[0].split(sizes)
     with wrapped.disable_adapter():
-        base = states_at(model, inputs, positions, last)[0].split(sizes)
-    found = []
+        base = states_at(lm, inputs, positions, last)[0].split(sizes)
+    means = []
     for one, other in zip(adapted, base, strict=True):  # text by text: logits are large
         # In float32 the rounding of the sum makes small divergences negative.
         log_q, log_p = (readout.logits(states).double().log_softmax(-1) for states in (one, other))
-        found.append((log_p.exp() * (log_p - log_q)).sum(-1).mean().float())
-    return torch.stack(found)
+        means.append((log_p.exp() * (log_p - log_q)).sum(-1).mean().float())
+    return torch.stack(means)
 
 
 def word_basis(words: Sequence[WordTokens], readout: Readout) -> Tensor:
@@ -167,11 +162,11 @@ def random_basis(like: Tensor, *, seed: int) -> Tensor:
 
 
 @contextmanager
-def removed(model: PreTrainedModel, layer: int, basis: Tensor, along: Tensor | None = None) -> Iterator[None]:
+def subspace_removed(lm: LanguageModel, layer: int, basis: Tensor, along: Tensor | None = None) -> Iterator[None]:
     """Take a subspace out of the state after a block, at every position: ``h - (h B^T) B``.
 
     Args:
-        model: To act on.
+        lm: To act on.
         layer: 0-based block.
         basis: B, (k, d) orthonormal.
         along: (k, d) orthonormal R; subtracts ``(h B^T) R`` instead, a vector of equal norm in other directions.
@@ -179,34 +174,33 @@ def removed(model: PreTrainedModel, layer: int, basis: Tensor, along: Tensor | N
     target = basis if along is None else along
 
     def edit(_: nn.Module, __: object, output: Any) -> Any:
-        states = output[0] if isinstance(output, tuple) else output
+        states = first_tensor(output)
         states = states - states @ basis.T @ target
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
-    handle = decoder_blocks(model)[layer].register_forward_hook(edit)
-    try:
+    with removing([lm.blocks[layer].register_forward_hook(edit)]):
         yield
-    finally:
-        handle.remove()
 
 
-def generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, new_tokens: int
-) -> list[str]:
+def generate(lm: LanguageModel, prompts: Sequence[str], *, new_tokens: int) -> list[str]:
     """Greedy continuations of prompts, special tokens left out."""
-    texts = []
+    texts: list[str] = []
     for start in range(0, len(prompts), GENERATED_TOGETHER):
-        batch = tokenizer(list(prompts[start : start + GENERATED_TOGETHER]), return_tensors="pt", padding=True)
-        inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-        generator: Any = model
-        ids = generator.generate(
-            **inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
-        )
-        texts += tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        ids, width = generated_ids(lm, prompts[start : start + GENERATED_TOGETHER], new_tokens, do_sample=False)
+        texts += lm.tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
     return texts
+
+
+def generated_ids(lm: LanguageModel, prompts: Sequence[str], new_tokens: int, **sampling: Any) -> tuple[Tensor, int]:
+    """Prompts and their continuations as one batch of token ids, and where in it the continuations begin."""
+    batch = lm.tokenizer(list(prompts), return_tensors="pt", padding=True)
+    inputs = {name: batch[name].to(lm.model.device) for name in ("input_ids", "attention_mask")}
+    generator: Any = lm.model
+    ids = generator.generate(**inputs, max_new_tokens=new_tokens, pad_token_id=lm.tokenizer.pad_token_id, **sampling)
+    return ids, inputs["input_ids"].shape[1]
 
 
 def parse_number(text: str) -> str | None:
     """The first whole number after the last colon, or in the whole text if it has none: the originals' rule."""
-    found = re.search(r"-?\d+", text.rpartition(":")[2])
-    return found.group() if found else None
+    number = re.search(r"-?\d+", text.rpartition(":")[2])
+    return number.group() if number else None

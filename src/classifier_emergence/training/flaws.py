@@ -7,38 +7,30 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.reading.readout import decoder_blocks
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.residuals import removing
 
 
 @contextmanager
-def scaled_attention(model: PreTrainedModel, scale: float) -> Iterator[None]:
+def scaled_attention(lm: LanguageModel, scale: float) -> Iterator[None]:
     """Multiply what every attention block adds to the residual stream by ``scale``: a flaw, switched on.
 
     The originals' Granite multiplied attention *outputs* by 1/64, a number that belongs to the softmax. In families
     that norm the attention output before adding it (Gemma's sandwich), the norm would undo a factor on the attention
     itself, so the factor goes on the normed output there.
     """
-    handles = []
-    for block in decoder_blocks(model):
+    branches = []
+    for block in lm.blocks:
         sandwich = hasattr(block, "pre_feedforward_layernorm")
         branch = block.post_attention_layernorm if sandwich else getattr(block, "self_attn", None)
         if not isinstance(branch, nn.Module):
-            raise InputError(f"model {type(model).__name__}: no attention module named self_attn to scale")
-        handles.append(branch.register_forward_hook(lambda _, __, output: _scaled(output, scale)))
-    try:
+            raise InputError(f"model {type(lm.model).__name__}: no attention module named self_attn to scale")
+        branches.append(branch)
+    with removing([b.register_forward_hook(lambda _, __, output: _scaled(output, scale)) for b in branches]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _scaled(output: Tensor | tuple[Tensor, ...], scale: float) -> Tensor | tuple[Tensor, ...]:
@@ -64,13 +56,13 @@ def forgotten(wrapped: PeftModel, modules: Sequence[str]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def hold(tensors: Iterable[Tensor], dtype: torch.dtype) -> None:
+def round_to_dtype_(tensors: Iterable[Tensor], dtype: torch.dtype) -> None:
     """Round tensors, in place, to numbers that ``dtype`` has."""
     for tensor in tensors:
         tensor.copy_(tensor.to(dtype))
 
 
-class HeldIn(TrainerCallback):
+class HeldInDtype(TrainerCallback):
     """Weights and the optimiser's moments as numbers of a dtype, rounded after every step: a flaw of the originals.
 
     A step smaller than half the distance to the next number is lost. What is computed from them is computed in 32 bits:
@@ -85,6 +77,6 @@ class HeldIn(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Round."""
-        hold((p for p in kwargs["model"].parameters() if p.requires_grad), self.dtype)
+        round_to_dtype_((p for p in kwargs["model"].parameters() if p.requires_grad), self.dtype)
         moments = kwargs["optimizer"].state.values()
-        hold((moment[name] for moment in moments for name in ("exp_avg", "exp_avg_sq")), self.dtype)
+        round_to_dtype_((moment[name] for moment in moments for name in ("exp_avg", "exp_avg_sq")), self.dtype)

@@ -8,17 +8,18 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from classifier_emergence.progress import progress
 from classifier_emergence.results import write_text_atomic
 
 
-def claim(work: Path, model: nn.Module, settings: Mapping[str, Any]) -> None:
+def open_run_folder(work: Path, model: nn.Module, settings: Mapping[str, Any]) -> None:
     """Make ``work`` the folder of this very run: delete what a run with another start or other settings left.
 
     Args:
@@ -51,7 +52,7 @@ def last_checkpoint(work: Path) -> str | None:
     return None
 
 
-class Bar(TrainerCallback):
+class ProgressBar(TrainerCallback):
     """Moves the progress bar and shows running numbers.
 
     Args:
@@ -72,12 +73,12 @@ class Bar(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Show what is shown."""
         logs = kwargs["logs"]
-        found = [f"{label} {logs[name]:.3f}" for name, label in self.shown.items() if name in logs]
-        if found:
-            self.advance(0, "  ".join(found))
+        texts = [f"{label} {logs[name]:.3f}" for name, label in self.shown.items() if name in logs]
+        if texts:
+            self.advance(0, "  ".join(texts))
 
 
-class Watched:
+class WatchingTrainer:
     """Mixed into a ``Trainer``: it logs the parts of its loss and, instead of a loss on a dataset, what is watched."""
 
     model: Any
@@ -85,15 +86,39 @@ class Watched:
     args: Any
     state: Any
     callback_handler: Any
+    add_callback: Any
     remove_callback: Any
+    train: Any
     watch: Callable[[], dict[str, Any]] | None
     parts: dict[str, list[float]]
     """Of the loss, one number a step since the last entry of the log."""
+    shown: ClassVar[Mapping[str, str]]
+    """Names in the log -> what the progress bar calls them."""
+    bar: ClassVar[type[ProgressBar]] = ProgressBar
 
-    def silence(self) -> None:
-        """Take off what prints; ``Bar`` shows where a run is."""
-        for callback in (PrinterCallback, ProgressCallback):
+    def run(self, description: str | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+        """Train, from the last checkpoint if there is one.
+
+        Returns:
+            The entries of the log that have a loss; ``step`` and what was watched, from step 0 on; and the number of
+            trained parameters.
+        """
+        for callback in (PrinterCallback, ProgressCallback):  # they print
             self.remove_callback(callback)
+        with torch.no_grad():  # the checkpoint is not loaded yet: on resuming, too, this is where the run started
+            watched = [] if self.watch is None else [{"step": 0, **self.watch()}]
+        with progress(description, total=self.args.max_steps) as advance:
+            self.add_callback(self.bar(advance, self.shown))
+            self.resume(last_checkpoint(Path(self.args.output_dir)), advance)
+        history = self.state.log_history
+        watched += [{"step": entry["step"], **entry["watched"]} for entry in history if "watched" in entry]
+        self.model.eval()
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        return [entry for entry in history if "loss" in entry], watched, trained
+
+    def resume(self, checkpoint: str | None, advance: Callable[..., None]) -> None:
+        """Train from a checkpoint on; ``advance`` is for whoever overrides this and takes no steps."""
+        self.train(resume_from_checkpoint=checkpoint)
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Add the parts of the loss, averaged since the last entry."""

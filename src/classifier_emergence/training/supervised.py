@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
@@ -20,19 +20,18 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState, TrainingArguments
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.progress import progress
-from classifier_emergence.reading.readout import decoder_blocks, find_readout
-from classifier_emergence.reading.tree import one_pass
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.residuals import outputs_of
+from classifier_emergence.reading.tree import DECODER_INPUTS, last_states, one_pass
 from classifier_emergence.training.cross_entropy import cross_entropy
-from classifier_emergence.training.run_folder import Bar, Watched, claim, last_checkpoint
+from classifier_emergence.training.run_folder import WatchingTrainer, open_run_folder
 
 VO, QK = ("v_proj", "o_proj"), ("q_proj", "k_proj")
 QKVO = (*QK, *VO)
 MLP = ("gate_proj", "up_proj", "down_proj")
 HEAD = "classifier_head"
-PASSING = ("input_ids", "attention_mask", "position_ids")
 EXPLODED = 10.0
-"""A loss above this many times ``ln(vocabulary)``, the loss of a uniform guess, is no training any more."""
+"""Training has diverged once the loss exceeds this multiple of ``ln(vocabulary)``, the loss of a uniform guess."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,19 @@ class Objective:
     """Train a linear head with so many classes on the state at ``layer`` instead of reading the lens."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.class_weight <= 1:
-            raise InputError(f"class_weight: {self.class_weight} is not within [0, 1]")
-        if self.class_weight and self.layer is None:
-            raise InputError("layer: none given, but class_weight is not 0; say which layer the lens reads")
+        check_class_weight(self.class_weight, self.layer)
+
+
+def check_class_weight(weight: float, layer: int | None) -> None:
+    """Refuse the weight of a loss on the lens that is no share, or a lens that reads nowhere.
+
+    Raises:
+        InputError: One of the two.
+    """
+    if not 0 <= weight <= 1:
+        raise InputError(f"class_weight: {weight} is not within [0, 1]")
+    if weight and layer is None:
+        raise InputError("layer: none given, but class_weight is not 0; say which layer the lens reads")
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,26 @@ class Schedule:
     seed: int
     every: int
     """Steps between log entries, evaluations and checkpoints."""
+
+
+def common_arguments(schedule: Schedule, work: Path) -> dict[str, Any]:
+    """Settings of every trainer here, none left at a default that a release may change."""
+    return {
+        "output_dir": str(work),
+        "max_steps": schedule.steps,
+        "learning_rate": schedule.learning_rate,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "logging_nan_inf_filter": False,
+        "eval_steps": schedule.every,
+        "seed": schedule.seed,
+        "data_seed": schedule.seed,
+        "dataloader_pin_memory": False,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
 
 
 @dataclass(frozen=True)
@@ -121,11 +149,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, target:
 
 
 @contextmanager
-def adapted(model: PreTrainedModel, adapter: Adapter, *, seed: int, classes: int | None = None) -> Iterator[PeftModel]:
+def adapted(lm: LanguageModel, adapter: Adapter, *, seed: int, classes: int | None = None) -> Iterator[PeftModel]:
     """The model with a fresh adapter, taken off again at the end; the base weights are never touched.
 
     Args:
-        model: Frozen base model.
+        lm: Frozen.
         adapter: Where the update goes.
         seed: Of the initial A (and head).
         classes: Also add a trainable linear head, zero at first, under the name ``classifier_head``.
@@ -133,7 +161,7 @@ def adapted(model: PreTrainedModel, adapter: Adapter, *, seed: int, classes: int
     Raises:
         InputError: The model has no such layers, or one of them has no linear map of one of these names.
     """
-    blocks = decoder_blocks(model)
+    model, blocks = lm.model, lm.blocks
     for layer in adapter.layers or (-1,):  # peft takes no layers for all of them, and is content if any map is found
         if not 0 <= layer < len(blocks):
             raise InputError(f"layers: {adapter.layers}: the model has blocks 0 to {len(blocks) - 1}")
@@ -143,7 +171,7 @@ def adapted(model: PreTrainedModel, adapter: Adapter, *, seed: int, classes: int
     torch.manual_seed(seed)
     save = None
     if classes is not None:
-        width = find_readout(model).weight.shape[1]
+        width = lm.readout.weight.shape[1]
         head = nn.Linear(width, classes, device=model.device, dtype=model.dtype)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
@@ -169,6 +197,7 @@ def adapted(model: PreTrainedModel, adapter: Adapter, *, seed: int, classes: int
 
 
 def train(
+    lm: LanguageModel,
     wrapped: PeftModel,
     examples: Sequence[Example],
     objective: Objective,
@@ -181,7 +210,8 @@ def train(
     """Train the adapter of ``wrapped``; resume from the last checkpoint in ``work`` if it belongs to this very run.
 
     Args:
-        wrapped: From ``adapted``.
+        lm: The model.
+        wrapped: It with its adapter, from ``adapted``.
         examples: From ``encode``; drawn without replacement, in an order that the seed sets.
         objective: What is minimised.
         schedule: How long and how fast.
@@ -193,61 +223,31 @@ def train(
         InputError: The loss is not finite or explodes; names the step and the likely cause. Or the objective asks for a
             layer or head that the model does not have.
     """
-    _check_fits(wrapped, objective)
-    claim(work, wrapped, _settings(wrapped, examples, objective, schedule))
+    _check_fits(lm, objective)
+    open_run_folder(work, wrapped, _settings(wrapped, examples, objective, schedule))
     arguments = TrainingArguments(
-        output_dir=str(work),
-        max_steps=schedule.steps,
+        **common_arguments(schedule, work),
         per_device_train_batch_size=schedule.batch_size,
-        learning_rate=schedule.learning_rate,
-        lr_scheduler_type="constant",
         optim="adamw_torch",
-        weight_decay=0.0,
-        max_grad_norm=1.0,
         logging_steps=schedule.every,
-        logging_nan_inf_filter=False,
         eval_strategy="no" if watch is None else "steps",
-        eval_steps=schedule.every,
         save_steps=schedule.every,
         save_total_limit=2,
-        seed=schedule.seed,
-        data_seed=schedule.seed,
         use_cpu=wrapped.device.type == "cpu",
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
     )
-    trainer = LensTrainer(wrapped, arguments, list(examples), objective, watch)
-    checkpoint = last_checkpoint(work)
-    with torch.no_grad():  # the checkpoint is not loaded yet: on resuming, too, this is where the run started
-        before = [] if watch is None else [{"step": 0, **watch()}]
-    with progress(description, total=schedule.steps) as advance:
-        trainer.add_callback(Bar(advance, {name: name.removesuffix("_loss") for name in _LOSSES}))
-        if checkpoint is not None and _state(checkpoint).global_step == schedule.steps:
-            # Trainer would take one step more.
-            trainer.state = _state(checkpoint)
-            set_peft_model_state_dict(wrapped, load_peft_weights(checkpoint, device=str(wrapped.device)))
-            advance(schedule.steps)
-        else:
-            trainer.train(resume_from_checkpoint=checkpoint)
-    history = trainer.state.log_history
-    losses = [{k: entry[k] for k in ("step", *_LOSSES) if k in entry} for entry in history if "loss" in entry]
-    seen: list[dict[str, Any]] = [dict(entry) for entry in history if "watched" in entry]
-    watched = [{"step": entry["step"], **entry["watched"]} for entry in seen]
-    trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
-    wrapped.eval()
-    return Trained(losses, before + watched, trained)
+    log, watched, parameters = LensTrainer(lm, wrapped, arguments, list(examples), objective, watch).run(description)
+    losses = [{k: entry[k] for k in ("step", *LensTrainer.shown) if k in entry} for entry in log]
+    return Trained(losses, watched, parameters)
 
 
-_LOSSES = ("loss", "class_loss", "answer_loss")
-
-
-class LensTrainer(Watched, Trainer):
+class LensTrainer(WatchingTrainer, Trainer):
     """``transformers.Trainer`` with the loss of this module."""
+
+    shown: ClassVar[dict[str, str]] = {"loss": "loss", "class_loss": "class", "answer_loss": "answer"}
 
     def __init__(
         self,
+        lm: LanguageModel,
         wrapped: PeftModel,
         arguments: TrainingArguments,
         examples: list[Example],
@@ -256,11 +256,9 @@ class LensTrainer(Watched, Trainer):
     ) -> None:
         self.objective: Objective = objective
         self.watch = watch
-        base: Any = wrapped.get_base_model()
-        self.decoder = base.get_decoder()
-        self.readout = find_readout(base)
-        self.block = None if objective.layer is None else decoder_blocks(base)[objective.layer]
-        self.head = getattr(base, HEAD, None)
+        self.lm, self.readout = lm, lm.readout
+        self.block = None if objective.layer is None else lm.blocks[objective.layer]
+        self.head = getattr(lm.model, HEAD, None)
         self.limit = EXPLODED * torch.tensor(len(self.readout.weight)).log().item()
         self.parts: dict[str, list[float]] = {}
         super().__init__(
@@ -268,9 +266,19 @@ class LensTrainer(Watched, Trainer):
             args=arguments,
             train_dataset=examples,
             eval_dataset=examples[:1],  # Trainer asks for one; ``evaluate`` below does not look at it
-            data_collator=lambda batch: collate(batch, objective, base),
+            data_collator=lambda batch: collate(batch, objective, lm.model),
         )
-        self.silence()
+
+    def resume(self, checkpoint: str | None, advance: Callable[..., None]) -> None:
+        """Train from a checkpoint on, or, if that is the end of the run, read it."""
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
+            if state.global_step == self.args.max_steps:  # Trainer would take one step more
+                self.state = state
+                set_peft_model_state_dict(self.model, load_peft_weights(checkpoint, device=str(self.model.device)))
+                advance(state.global_step)
+                return
+        super().resume(checkpoint, advance)
 
     def compute_loss(
         self,
@@ -281,23 +289,17 @@ class LensTrainer(Watched, Trainer):
     ) -> Tensor:
         """The loss of one batch; see ``Objective``."""
         weight = self.objective.class_weight
-        kept: list[Tensor] = []
-        handle = None if self.block is None or not weight else self.block.register_forward_hook(_keep(kept))
-        try:
-            passing = {name: inputs[name] for name in PASSING if name in inputs}
-            normed = self.decoder(**passing, use_cache=False).last_hidden_state.flatten(0, 1)
-        finally:
-            if handle is not None:
-                handle.remove()
+        with outputs_of(self.block if weight else None) as outputs:
+            normed = last_states({name: inputs[name] for name in DECODER_INPUTS if name in inputs}, self.lm.model)
         states, tokens, losses = [], [], {}
         if weight and self.head is None:
-            states.append(self.readout.norm(kept[0].flatten(0, 1)[inputs["read"]]))
+            states.append(self.readout.norm(outputs[0].flatten(0, 1)[inputs["read"]]))
             tokens.append(inputs["target"])
         if weight < 1:
             states.append(normed[inputs["answer_read"]])
             tokens.append(inputs["answer_token"])
         if weight and self.head is not None:
-            losses["class_loss"] = self._head_loss(kept[0], inputs)
+            losses["class_loss"] = self._head_loss(outputs[0], inputs)
         if states:
             parts = cross_entropy(torch.cat(states), self.readout, torch.cat(tokens)).split([len(t) for t in tokens])
             if weight and self.head is None:
@@ -335,11 +337,11 @@ def collate(batch: Sequence[Example], objective: Objective, model: PreTrainedMod
     """
     # The last token of a text is only predicted, so it need not pass.
     texts = [example.ids[:-1] if objective.answer_shifted else example.ids for example in batch]
-    inputs, places = one_pass(texts, model)
+    inputs, paths = one_pass(texts, model)
     back = 1 if objective.answer_shifted else 0
     answers = [
-        (place[position - back], example.ids[position])
-        for place, example in zip(places, batch, strict=True)
+        (path[position - back], example.ids[position])
+        for path, example in zip(paths, batch, strict=True)
         for position in range(example.prompt_length, len(example.ids))
     ]
     read, token = torch.tensor(answers).T
@@ -347,26 +349,26 @@ def collate(batch: Sequence[Example], objective: Objective, model: PreTrainedMod
     ends = [example.prompt_length - 1 if objective.read == "prompt" else len(example.ids) - 2 for example in batch]
     return {
         **inputs,
-        "read": torch.tensor([place[end] for place, end in zip(places, ends, strict=True)]),
+        "read": torch.tensor([path[end] for path, end in zip(paths, ends, strict=True)]),
         "target": torch.tensor([example.target for example in batch]),
         "answer_read": read,
         "answer_token": token,
     }
 
 
-def _keep(kept: list[Tensor]) -> Callable[..., None]:
-    def hook(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        kept.append(output[0] if isinstance(output, tuple) else output)
+def check_layer(lm: LanguageModel, layer: int | None) -> None:
+    """Refuse a block that the model does not have.
 
-    return hook
+    Raises:
+        InputError: It has none of this number.
+    """
+    if layer is not None and not 0 <= layer < lm.n_layers:
+        raise InputError(f"layer: {layer}: the model has blocks 0 to {lm.n_layers - 1}")
 
 
-def _check_fits(wrapped: PeftModel, objective: Objective) -> None:
-    base: Any = wrapped.get_base_model()
-    blocks = len(decoder_blocks(base))
-    if objective.layer is not None and not 0 <= objective.layer < blocks:
-        raise InputError(f"layer: {objective.layer}: the model has blocks 0 to {blocks - 1}")
-    if (objective.classes is None) != (getattr(base, HEAD, None) is None):
+def _check_fits(lm: LanguageModel, objective: Objective) -> None:
+    check_layer(lm, objective.layer)
+    if (objective.classes is None) != (getattr(lm.model, HEAD, None) is None):
         raise InputError(f"classes: {objective.classes} in the objective; give adapted() the same")
 
 
@@ -380,8 +382,3 @@ def _settings(
     }
     texts = hashlib.sha256(json.dumps([asdict(example) for example in examples]).encode()).hexdigest()
     return {"adapter": adapter, "objective": asdict(objective), "schedule": asdict(schedule), "examples": texts}
-
-
-def _state(checkpoint: str) -> TrainerState:
-    state: TrainerState = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
-    return state

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from classifier_emergence.reading.layers import layer_labels
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import find_readout
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import token_text
 from classifier_emergence.tasks.problems import COT_REPORTED, Problem
@@ -25,8 +24,8 @@ PARAMS = load_params(Path(__file__).resolve().parents[3] / "params.tiny.yaml")
 
 def lens(lm: LanguageModel, prompt: str) -> Tensor:
     """(layers from L0 on, vocabulary) probabilities, with no code of the studies."""
-    states = residual_stream(lm.model, lm.tokenizer, [prompt])[1:, 0]
-    readout = find_readout(lm.model)
+    states = residual_stream(lm, [prompt])[1:, 0]
+    readout = lm.readout
     with torch.no_grad():
         return torch.stack([readout.logits(state[None])[0] for state in states]).softmax(-1)
 
@@ -36,7 +35,7 @@ def lens(lm: LanguageModel, prompt: str) -> Tensor:
 
 def test_generation_takes_the_most_probable_token_every_time(lm: LanguageModel) -> None:
     prompts = ["7 * 8 =", "What is 12 plus 5?"]
-    found = generate(lm.model, lm.tokenizer, prompts, new_tokens=4)
+    found = generate(lm, prompts, new_tokens=4)
     for prompt, text in zip(prompts, found, strict=True):
         ids = lm.tokenizer(prompt)["input_ids"]
         start = len(ids)
@@ -50,9 +49,9 @@ def test_generation_takes_the_most_probable_token_every_time(lm: LanguageModel) 
 
 def test_generation_does_not_depend_on_the_batch(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = ["7 * 8 =", "What is 12 plus 5?", "(89 - 34) =", "6 * 7 ="]
-    together = generate(lm.model, lm.tokenizer, prompts, new_tokens=4)
+    together = generate(lm, prompts, new_tokens=4)
     monkeypatch.setattr("classifier_emergence.training.evaluation.GENERATED_TOGETHER", 1)
-    assert generate(lm.model, lm.tokenizer, prompts, new_tokens=4) == together
+    assert generate(lm, prompts, new_tokens=4) == together
 
 
 @pytest.mark.parametrize(
@@ -111,7 +110,7 @@ def test_the_plain_score_is_what_the_full_lens_gives(lm: LanguageModel) -> None:
 
 def test_the_plain_score_is_that_of_a_planted_word(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A state that reads "multiply" at every layer scores as certain on products, and controls only elsewhere."""
-    readout = find_readout(lm.model)
+    readout = lm.readout
     token = int(lm.tokenizer.encode(" multiply", add_special_tokens=False)[-1])
     wanted = torch.nn.functional.one_hot(torch.tensor(token), len(readout.weight)).float()
     planted = torch.linalg.lstsq(readout.weight, wanted[:, None]).solution[:, 0] / readout.gain

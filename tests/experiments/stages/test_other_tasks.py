@@ -12,7 +12,6 @@ import torch
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import find_readout
 from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.results import plain, read_result
 from classifier_emergence.tasks.classification import Item, balanced, get_task
@@ -102,7 +101,7 @@ def test_what_is_only_learnt_by_heart_does_not_pass_for_a_class(study: Study) ->
 def test_the_lens_finds_a_planted_word_and_its_null_does_not(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     items = balanced(study.task.items, 10, seed=0)
     generator = torch.Generator().manual_seed(0)
-    model = find_readout(study.lm.model)
+    model = study.lm.readout
     # Words as far from each other as those of a large model; in the tiny one all lie in one direction.
     readout = replace(model, weight=0.5 * torch.randn(model.weight.shape, generator=generator))
     monkeypatch.setattr("experiments.stages.other_tasks.find_readout", lambda model: readout)

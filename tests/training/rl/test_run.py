@@ -19,14 +19,13 @@ from trl import GRPOTrainer
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import find_readout
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import word_tokens
-from classifier_emergence.training.flaws import HeldIn, hold
+from classifier_emergence.training.flaws import HeldInDtype, round_to_dtype_
 from classifier_emergence.training.rl import run as grpo
-from classifier_emergence.training.rl.rollouts import line_ends, sample, sequence_log_probs
-from classifier_emergence.training.rl.run import Grpo, train_grpo, whole
-from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, Sampling, Task, arguments
+from classifier_emergence.training.rl.rollouts import draw_completions, line_ends, sequence_log_probs
+from classifier_emergence.training.rl.run import GrpoRun, all_weights_trainable, train_grpo
+from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, PolicyTask, Sampling, arguments
 from classifier_emergence.training.supervised import QKVO, Adapter, Schedule, adapted
 
 ADAPTER = Adapter(QKVO, rank=4, scale=2.0, layers=(0, 1, 2, 3))
@@ -60,10 +59,12 @@ def _completions_end_early(monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
         monkeypatch.setattr(grpo, "line_ends", lambda tokenizer: list(range(5, len(tokenizer), 5)))
 
 
-def tasks(lm: LanguageModel, schedule: Schedule = SCHEDULE) -> list[Task]:
+def tasks(lm: LanguageModel, schedule: Schedule = SCHEDULE) -> list[PolicyTask]:
     n = schedule.steps * schedule.batch_size
     chosen = [PROMPTS[i % len(PROMPTS)] for i in range(n)]
-    return [Task(prompt, str(i), word_tokens(word, lm.tokenizer).strict_id) for i, (prompt, word) in enumerate(chosen)]
+    return [
+        PolicyTask(prompt, str(i), word_tokens(word, lm.tokenizer).strict_id) for i, (prompt, word) in enumerate(chosen)
+    ]
 
 
 def reward(prompts: Sequence[str], completions: Sequence[str], answers: Sequence[str]) -> list[float]:
@@ -77,7 +78,7 @@ def constant(prompts: Sequence[str], completions: Sequence[str], answers: Sequen
 
 @contextmanager
 def trainable(lm: LanguageModel, kind: str) -> Iterator[PreTrainedModel | PeftModel]:
-    with whole(lm.model) if kind == "whole" else adapted(lm.model, ADAPTER, seed=0) as model:
+    with all_weights_trainable(lm) if kind == "whole" else adapted(lm, ADAPTER, seed=0) as model:
         if kind == "adapter":
             shake(model)
         yield model
@@ -104,10 +105,10 @@ def run(
     schedule: Schedule = SCHEDULE,
     reward: Any = reward,
     watch: Any = None,
-) -> tuple[Grpo, dict[str, Tensor]]:
+) -> tuple[GrpoRun, dict[str, Tensor]]:
     with trainable(lm, kind) as model:
         found = train_grpo(
-            model, lm.tokenizer, tasks(lm, schedule), reward, objective, SAMPLING, schedule, work=work, watch=watch
+            lm, model, tasks(lm, schedule), reward, objective, SAMPLING, schedule, work=work, watch=watch
         )
         return found, weights(model)
 
@@ -117,9 +118,9 @@ def made(
     lm: LanguageModel, model: Any, work: Path, objective: PolicyObjective, schedule: Schedule = SCHEDULE
 ) -> Iterator[GrpoWithLens]:
     """The trainer as it is in the middle of training."""
-    with grpo.borrowed(model, lm.tokenizer):
+    with grpo.borrowed(lm, model):
         settings = arguments(objective, SAMPLING, schedule, work)
-        trainer = GrpoWithLens(model, settings, tasks(lm, schedule), reward, objective, lm.tokenizer)
+        trainer = GrpoWithLens(lm, model, settings, tasks(lm, schedule), reward, objective)
         trainer.current_gradient_accumulation_steps = 1
         model.train()
         yield trainer
@@ -146,7 +147,7 @@ def test_class_weight_zero_is_plain_grpo_bit_for_bit(
             trainer.train()
         ours = weights(model)
     monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda **_: None)
-    with trainable(lm, kind) as model, grpo.borrowed(model, lm.tokenizer):
+    with trainable(lm, kind) as model, grpo.borrowed(lm, model):
         dataset = Dataset.from_list([asdict(task) for task in tasks(lm, schedule)])
         GRPOTrainer(
             model,
@@ -204,7 +205,7 @@ def test_sampling_together_draws_what_each_draws_alone(lm: LanguageModel) -> Non
     passed: list[int] = []
     handle = lm.model.get_input_embeddings().register_forward_hook(lambda _, args, __: passed.append(args[0].numel()))
     torch.manual_seed(3)
-    found = sample(lm.model, encoded, rows, new_tokens=5, temperature=0.7, stop=stop)
+    found = draw_completions(lm, encoded, rows, new_tokens=5, temperature=0.7, stop=stop)
     handle.remove()
     assert sum(passed) < sum(map(len, encoded))
 
@@ -225,15 +226,15 @@ def test_sampling_together_draws_what_each_draws_alone(lm: LanguageModel) -> Non
 def test_a_text_longer_than_the_window_is_not_sampled(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm.model.config, "sliding_window", 6, raising=False)
     with pytest.raises(InputError, match="more than the model attends to at once"):
-        sample(lm.model, [[5] * 4], [0], new_tokens=3, temperature=1.0, stop=[])
-    assert len(sample(lm.model, [[5] * 4], [0], new_tokens=2, temperature=1.0, stop=[])[0]) == 2
+        draw_completions(lm, [[5] * 4], [0], new_tokens=3, temperature=1.0, stop=[])
+    assert len(draw_completions(lm, [[5] * 4], [0], new_tokens=2, temperature=1.0, stop=[])[0]) == 2
 
 
 def test_sampling_when_cold_is_greedy_decoding(lm: LanguageModel) -> None:
     prompts = [prompt for prompt, _ in PROMPTS]
     encoded = lm.tokenizer(prompts)["input_ids"]
     rows = [0, 0, 3, 1, 2, 4, 5, 5]
-    found = sample(lm.model, encoded, rows, new_tokens=6, temperature=1e-5, stop=[])
+    found = draw_completions(lm, encoded, rows, new_tokens=6, temperature=1e-5, stop=[])
     batch = lm.tokenizer(prompts, return_tensors="pt", padding=True)
     greedy = lm.model.generate(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=False, max_new_tokens=6,
@@ -242,9 +243,12 @@ def test_sampling_when_cold_is_greedy_decoding(lm: LanguageModel) -> None:
     assert found == [greedy[row] for row in rows]
     # A prompt that says already what is drawn after another one.
     further = [encoded[0], encoded[0] + greedy[0][:2]]
-    assert sample(lm.model, further, [0, 1], new_tokens=4, temperature=1e-5, stop=[]) == [greedy[0][:4], greedy[0][2:6]]
+    assert draw_completions(lm, further, [0, 1], new_tokens=4, temperature=1e-5, stop=[]) == [
+        greedy[0][:4],
+        greedy[0][2:6],
+    ]
     stop = greedy[3][1]
-    cut = sample(lm.model, encoded, rows, new_tokens=6, temperature=1e-5, stop=[stop])
+    cut = draw_completions(lm, encoded, rows, new_tokens=6, temperature=1e-5, stop=[stop])
     assert cut == [text[: text.index(stop) + 1] if stop in text else text for text in found]
 
 
@@ -253,7 +257,7 @@ def test_sampling_follows_the_models_distribution(lm: LanguageModel) -> None:
     n = 4000
     encoded = lm.tokenizer(["7 * 8 =", "What is 12 times 5?"])["input_ids"]
     torch.manual_seed(0)
-    drawn = sample(lm.model, encoded, [0, 1] * (n // 2), new_tokens=1, temperature=0.5, stop=[])
+    drawn = draw_completions(lm, encoded, [0, 1] * (n // 2), new_tokens=1, temperature=0.5, stop=[])
     for row, ids in enumerate(encoded):
         with torch.no_grad():
             p = (lm.model(torch.tensor([ids])).logits[0, -1] / 0.5).softmax(-1)
@@ -272,10 +276,10 @@ def test_line_ends_are_the_tokens_that_break_a_line(lm: LanguageModel) -> None:
 # --- The loss on the lens ---
 
 
-def lens_losses(lm: LanguageModel, chosen: Sequence[Task], layer: int) -> Tensor:
-    states = residual_stream(lm.model, lm.tokenizer, [task.prompt for task in chosen])[layer_row(layer)]
+def lens_losses(lm: LanguageModel, chosen: Sequence[PolicyTask], layer: int) -> Tensor:
+    states = residual_stream(lm, [task.prompt for task in chosen])[layer_row(layer)]
     with torch.no_grad():
-        logits = find_readout(lm.model).logits(states)
+        logits = lm.readout.logits(states)
     return functional.cross_entropy(logits, torch.tensor([task.target for task in chosen]), reduction="none")
 
 
@@ -339,8 +343,8 @@ def test_the_entropy_bonus_is_that_of_the_batchs_mean_prediction(lm: LanguageMod
         trainer.objective = replace(objective, entropy_bonus=0.5)
         found = trainer.compute_loss(model, batch).detach()
         prompts = [task.prompt for task in tasks(lm)[: SCHEDULE.batch_size]]
-        states = residual_stream(lm.model, lm.tokenizer, prompts)[layer_row(2)]
-        mean = find_readout(lm.model).logits(states).softmax(-1).mean(0).detach()
+        states = residual_stream(lm, prompts)[layer_row(2)]
+        mean = lm.readout.logits(states).softmax(-1).mean(0).detach()
     torch.testing.assert_close(found, plain + 0.5 * (mean * mean.log()).sum())
 
 
@@ -369,9 +373,9 @@ def test_groups_without_variance_teach_nothing_and_break_nothing(
     lm: LanguageModel, kl_weight: float, tmp_path: Path
 ) -> None:
     before = [parameter.clone() for parameter in lm.model.parameters()]
-    with whole(lm.model) as model:
+    with all_weights_trainable(lm) as model:
         found = train_grpo(
-            model, lm.tokenizer, tasks(lm), constant, PolicyObjective(kl_weight), SAMPLING, SCHEDULE, work=tmp_path
+            lm, model, tasks(lm), constant, PolicyObjective(kl_weight), SAMPLING, SCHEDULE, work=tmp_path
         )
         assert all(map(torch.equal, before, model.parameters())) or kl_weight
         assert all(parameter.isfinite().all() for parameter in model.parameters())
@@ -414,7 +418,7 @@ def test_the_signed_kl_counts_prompt_and_response(lm: LanguageModel, kind: str, 
                     with model.disable_adapter():
                         rows.append(policy - _whole_log_prob(lm.model, ids))
                 else:
-                    rows.append(policy - _whole_log_prob(trainer.reference, ids))
+                    rows.append(policy - _whole_log_prob(trainer.reference.model, ids))
     assert abs(torch.stack(rows).mean()) > 0.1
     torch.testing.assert_close(found, torch.stack(rows).mean(), atol=1e-3, rtol=1e-3)
 
@@ -428,14 +432,14 @@ def _whole_log_prob(model: Any, ids: Tensor) -> Tensor:
 def test_minimising_the_signed_kl_makes_it_negative_and_prompts_unlikely(lm: LanguageModel, tmp_path: Path) -> None:
     ids = torch.tensor(lm.tokenizer(["7 * 8 ="])["input_ids"])
     with torch.no_grad():
-        before = sequence_log_probs(lm.model, ids, torch.ones_like(ids)).sum()
+        before = sequence_log_probs(lm, ids, torch.ones_like(ids)).sum()
     objective = PolicyObjective(0.5, signed_kl=True)
-    with whole(lm.model) as model:
+    with all_weights_trainable(lm) as model:
         found = train_grpo(
-            model, lm.tokenizer, tasks(lm), constant, objective, SAMPLING, SCHEDULE, work=tmp_path
+            lm, model, tasks(lm), constant, objective, SAMPLING, SCHEDULE, work=tmp_path
         )  # fmt: skip
         with torch.no_grad():
-            after = sequence_log_probs(lm.model, ids, torch.ones_like(ids)).sum()
+            after = sequence_log_probs(lm, ids, torch.ones_like(ids)).sum()
     assert found.steps[-1]["signed_kl"] < -0.3
     assert all(step["kl"] >= -1e-6 for step in found.steps)
     assert after < before - 0.3
@@ -446,11 +450,11 @@ def test_half_precision_loses_small_updates(lm: LanguageModel, tmp_path: Path) -
     schedule = replace(SCHEDULE, learning_rate=1e-6, steps=2)
     changed = {}
     for dtype in (torch.float32, torch.bfloat16):
-        with whole(lm.model) as model:
-            hold(model.parameters(), dtype)
+        with all_weights_trainable(lm) as model:
+            round_to_dtype_(model.parameters(), dtype)
             before = weights(model)
             found = train_grpo(
-                model, lm.tokenizer, tasks(lm, schedule), reward, PolicyObjective(0.1), SAMPLING, schedule,
+                lm, model, tasks(lm, schedule), reward, PolicyObjective(0.1), SAMPLING, schedule,
                 work=tmp_path / str(dtype), dtype=dtype,
             )  # fmt: skip
             after = weights(model)
@@ -470,7 +474,7 @@ def test_weights_held_in_half_precision_take_the_steps_of_torchs_half_precision(
         theirs.step()
         ours.step()
         arguments, state, control = TrainingArguments("unused", report_to="none"), TrainerState(), TrainerControl()
-        HeldIn(torch.bfloat16).on_optimizer_step(
+        HeldInDtype(torch.bfloat16).on_optimizer_step(
             arguments, state, control, model=nn.ParameterList([held]), optimizer=ours
         )
     assert torch.equal(stored.float(), held)
@@ -550,7 +554,7 @@ def test_a_model_trained_as_a_whole_is_put_back(lm: LanguageModel) -> None:
     before = {name: value.clone() for name, value in [*lm.model.named_parameters(), *lm.model.named_buffers()]}
 
     def use() -> None:
-        with whole(lm.model) as model:
+        with all_weights_trainable(lm) as model:
             assert all(parameter.requires_grad for parameter in model.parameters())
             for parameter in model.parameters():
                 parameter.data.add_(1)
@@ -577,9 +581,9 @@ def test_a_model_trained_as_a_whole_is_put_back(lm: LanguageModel) -> None:
 def test_what_does_not_fit_is_refused(lm: LanguageModel, change: dict[str, Any], message: str, tmp_path: Path) -> None:
     chosen = tasks(lm)[: change.get("tasks", 12)]
     objective, sampling = change.get("objective", LENS), change.get("sampling", SAMPLING)
-    with pytest.raises(InputError, match=message), whole(lm.model) as model:
+    with pytest.raises(InputError, match=message), all_weights_trainable(lm) as model:
         train_grpo(
-            model, lm.tokenizer, chosen, change.get("reward", reward), objective, sampling, SCHEDULE, work=tmp_path
+            lm, model, chosen, change.get("reward", reward), objective, sampling, SCHEDULE, work=tmp_path
         )  # fmt: skip
 
 

@@ -45,16 +45,16 @@ def parse_answer(text: str) -> int | None:
     """
     line = next((line for line in text.splitlines() if line.strip()), "")
     restated = _RESTATED.match(line)
-    found = _NUMBER.search(line, restated.end() if restated else 0)
-    if found is None or _GOES_ON.match(line, found.end()):
+    number = _NUMBER.search(line, restated.end() if restated else 0)
+    if number is None or _GOES_ON.match(line, number.end()):
         return None
-    rest = found["rest"] or ""
+    rest = number["rest"] or ""
     if rest and not (rest[0] == "." and all(int(digit) == 0 for digit in rest[1:])):
         return None
-    digits = re.sub(r"\D", "", found["whole"])
+    digits = re.sub(r"\D", "", number["whole"])
     if len(digits) > MOST_DIGITS:
         return None
-    return -int(digits) if (found["sign"] or "")[:1] in tuple(_MINUS) else int(digits)
+    return -int(digits) if (number["sign"] or "")[:1] in tuple(_MINUS) else int(digits)
 
 
 _REPORTED = (r"^(-?\d+)", r"=\s*(-?\d+)", r"is\s+(-?\d+)", r":\s*(-?\d+)", r"(-?\d+)\s*$")
@@ -66,9 +66,9 @@ def parse_reported(text: str) -> int | None:
     A number at the start; after ``=``; after ``is``; after ``:``; at the end.
     """
     for pattern in _REPORTED:
-        found = re.search(pattern, text.strip())
-        if found and len(found[1]) <= MOST_DIGITS:
-            return int(found[1])
+        number = re.search(pattern, text.strip())
+        if number and len(number[1]) <= MOST_DIGITS:
+            return int(number[1])
     return None
 
 
@@ -91,21 +91,21 @@ def checked(reward: Reward) -> Reward:
 
     def guarded(prompts: Sequence[str], completions: Sequence[str], answers: Sequence[str]) -> list[float]:
         try:
-            found = list(reward(prompts, completions, answers))
+            rewards = list(reward(prompts, completions, answers))
         except Exception as error:
             where = _culprit(reward, prompts, completions, answers)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(f"reward: raised for {where} ({reason}); mend the function") from error
-        if len(found) != len(completions):
+        if len(rewards) != len(completions):
             where = f"prompt {prompts[0]!r} and those drawn with it"
             raise InputError(
-                f"reward: gave {len(found)} rewards for {len(completions)} completions of {where}; give one for each"
+                f"reward: gave {len(rewards)} rewards for {len(completions)} completions of {where}; give one for each"
             )
-        for prompt, completion, value in zip(prompts, completions, found, strict=True):
+        for prompt, completion, value in zip(prompts, completions, rewards, strict=True):
             if not _is_finite(value):
                 where = f"prompt {prompt!r} with completion {completion!r}"
                 raise InputError(f"reward: {value!r} for {where} is not a finite number; give one, such as 0.0")
-        return [float(value) for value in found]
+        return [float(value) for value in rewards]
 
     return guarded
 

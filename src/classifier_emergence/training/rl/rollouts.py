@@ -12,15 +12,16 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from trl.kernels import ChunkedLogProbFunction
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.reading.readout import Readout, find_readout
-from classifier_emergence.reading.tree import Tree, one_pass, takes_trees
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import Readout
+from classifier_emergence.reading.tree import Tree, last_states, one_pass, takes_trees
 
 BLOCK_TOKENS = 4096  # vocabulary rows whose logits are held at once: they stay in cache
 
 
 @torch.no_grad()
-def sample(
-    model: PreTrainedModel,
+def draw_completions(
+    lm: LanguageModel,
     prompts: Sequence[list[int]],
     rows: Sequence[int],
     *,
@@ -31,7 +32,7 @@ def sample(
     """Draw completions: prompts and what is drawn after them grow as one tree.
 
     Args:
-        model: Base model; the adapter that it carries, if any, is on.
+        lm: The adapter that it carries, if any, is on.
         prompts: Token ids.
         rows: For each completion the prompt that it answers.
         new_tokens: Completions end here at the latest.
@@ -44,12 +45,12 @@ def sample(
     Raises:
         InputError: A text would be longer than what the model attends to at once, or its logits are not finite.
     """
-    longest = max(map(len, prompts)) + new_tokens
+    model, longest = lm.model, max(map(len, prompts)) + new_tokens
     if not takes_trees(model, longest):
         raise InputError(
             f"prompts: with {new_tokens} new tokens {longest} tokens, more than the model attends to at once"
         )
-    decoder, readout, device = model.get_decoder(), find_readout(model), model.device
+    decoder, readout, device = model.get_decoder(), lm.readout, model.device
     tree, cache = Tree(prompts), DynamicCache()  # not the model's own: a sliding window forgets nodes, not positions
     at = [tree.paths[row][-1] for row in rows]  # the node of every completion's last token
     texts: list[list[int]] = [[] for _ in rows]
@@ -66,8 +67,8 @@ def sample(
             raise InputError("model: its logits are not finite; if it is in training, choose a smaller learning_rate")
         # As many random numbers as if all went on, so that a completion does not depend on when others end.
         odds = torch.ones(len(rows), logits.shape[1], device=device)
-        place = {node: k for k, node in enumerate(distinct)}
-        odds[going] = logits.softmax(-1)[[place[at[i]] for i in going]]
+        row_of = {node: row for row, node in enumerate(distinct)}
+        odds[going] = logits.softmax(-1)[[row_of[at[i]] for i in going]]
         token: list[int] = torch.multinomial(odds, 1)[:, 0].tolist()
         for i in going:
             texts[i].append(token[i])
@@ -90,32 +91,31 @@ def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
 
 
 def sequence_log_probs(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor, passed: tuple[Tree, Tensor] | None = None
+    lm: LanguageModel, ids: Tensor, mask: Tensor, passed: tuple[Tree, Tensor] | None = None
 ) -> Tensor:
     """(rows, width - 1) log-probability of every token given those before, 0 for padding and the first token.
 
     Args:
-        model: Base model; the adapter that it carries, if any, is on.
+        lm: The adapter that it carries, if any, is on.
         ids: (rows, width) padded on either side.
         mask: 0 for padding.
         passed: The tree of these texts and its normed last states, if the texts have passed already.
     """
     if passed is None:
-        inputs, places = one_pass(unpadded(ids, mask), model)
-        tokens = inputs["input_ids"].flatten()
-        states = model.get_decoder()(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        inputs, paths = one_pass(unpadded(ids, mask), lm.model)
+        tokens, states = inputs["input_ids"].flatten(), last_states(inputs, lm.model)
     else:
         tree, states = passed
-        places, tokens = tree.paths, torch.tensor(tree.ids, device=ids.device)
+        paths, tokens = tree.paths, torch.tensor(tree.ids, device=ids.device)
     asked = (mask[:, 1:] == 1) & (mask[:, :-1] == 1)
     # Every token but the first of a text is scored once, at the one before it, however many texts it belongs to.
-    steps = [pair for path in places for pair in itertools.pairwise(path)]
+    steps = [pair for path in paths for pair in itertools.pairwise(path)]
     distinct = list(dict.fromkeys(steps))
     before, at = torch.tensor(distinct, device=ids.device).T
-    found, _ = token_log_probs(states[before], live_readout(model), tokens[at])
-    place = {pair: i for i, pair in enumerate(distinct)}
-    values = found[torch.tensor([place[pair] for pair in steps], device=ids.device)]
-    return torch.zeros(asked.shape, device=found.device).masked_scatter(asked, values)
+    log_probs, _ = token_log_probs(states[before], live_readout(lm), tokens[at])
+    index = {pair: i for i, pair in enumerate(distinct)}
+    values = log_probs[torch.tensor([index[pair] for pair in steps], device=ids.device)]
+    return torch.zeros(asked.shape, device=log_probs.device).masked_scatter(asked, values)
 
 
 def token_log_probs(
@@ -136,14 +136,13 @@ def token_log_probs(
     return log_probs, entropy
 
 
-def live_readout(model: PreTrainedModel) -> Readout:
-    """The readout, its unembedding with the gradient that ``find_readout`` cuts off."""
-    head: Any = model.get_output_embeddings()
-    return replace(find_readout(model), weight=head.weight, bias=getattr(head, "bias", None))
+def live_readout(lm: LanguageModel) -> Readout:
+    """The readout, its unembedding with the gradient that ``LanguageModel.readout`` cuts off."""
+    head: Any = lm.model.get_output_embeddings()
+    return replace(lm.readout, weight=head.weight, bias=getattr(head, "bias", None))
 
 
 def base_of(model: Any) -> PreTrainedModel:
     """The model itself, without the wrapper of its adapter."""
-    found: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    base: PreTrainedModel = found
-    return base
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base  # type: ignore[no-any-return]

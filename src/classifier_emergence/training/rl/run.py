@@ -1,6 +1,6 @@
 """Reinforcement learning on short answers (GRPO), alone or with a loss on the lens: a run, resumed if it was cut short.
 
-What is minimised is in ``grpo_trainer``, how completions are drawn in ``rollouts``.
+What is minimised is in ``trainer``, how completions are drawn in ``rollouts``.
 """
 
 import copy
@@ -14,27 +14,20 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.progress import progress
-from classifier_emergence.reading.readout import decoder_blocks
-from classifier_emergence.training.flaws import HeldIn, hold
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.training.flaws import HeldInDtype, round_to_dtype_
 from classifier_emergence.training.rl.rewards import Reward
-from classifier_emergence.training.rl.rollouts import base_of, line_ends
-from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, Sampling, Task, arguments
-from classifier_emergence.training.run_folder import Bar, claim, last_checkpoint
-from classifier_emergence.training.supervised import Schedule
+from classifier_emergence.training.rl.rollouts import line_ends
+from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, PolicyTask, Sampling, arguments
+from classifier_emergence.training.run_folder import open_run_folder
+from classifier_emergence.training.supervised import Schedule, check_layer
 
 
 @dataclass(frozen=True)
-class Grpo:
+class GrpoRun:
     """What a run leaves."""
 
     steps: list[dict[str, float | None]]
@@ -62,12 +55,9 @@ of completions that were cut; ``class_loss`` is in nats. What a run does not hav
 
 
 @contextmanager
-def whole(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """The model with every weight trainable; its weights are put back at the end.
-
-    Args:
-        model: Frozen.
-    """
+def all_weights_trainable(lm: LanguageModel) -> Iterator[PreTrainedModel]:
+    """The model with every weight trainable; its weights are put back at the end."""
+    model = lm.model
     before = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
     model.requires_grad_(True)
     try:
@@ -80,9 +70,9 @@ def whole(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 
 def train_grpo(
+    lm: LanguageModel,
     model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
+    tasks: Sequence[PolicyTask],
     reward: Reward,
     objective: PolicyObjective,
     sampling: Sampling,
@@ -93,13 +83,13 @@ def train_grpo(
     checkpoint_every: int | None = None,
     dtype: torch.dtype = torch.float32,
     description: str | None = None,
-) -> Grpo:
+) -> GrpoRun:
     """Train; resume from the last checkpoint in ``work`` if it belongs to this very run.
 
     Args:
-        model: From ``whole`` or ``training.adapted``: what requires a gradient is trained, in place. The reference of
-            the divergence is the model as it was loaded, or with the adapter that it comes with.
-        tokenizer: Of the model.
+        lm: The model.
+        model: It, from ``all_weights_trainable`` or ``supervised.adapted``: what requires a gradient is trained.
+            The reference of the divergence is the model as it was loaded, or with the adapter that it comes with.
         tasks: In the order in which they are taken, ``schedule.batch_size`` a step.
         reward: Of completions; what it does wrong stops the run (see ``rewards.checked``).
         objective: What is minimised.
@@ -109,7 +99,7 @@ def train_grpo(
         watch: Measured before the first step, every ``schedule.every`` steps and after the last.
         checkpoint_every: Steps between checkpoints, ``schedule.every`` if None; one of a whole model is three times
             the model's size.
-        dtype: That the trained weights are held in, from before the first step on; see ``HeldIn``.
+        dtype: That the trained weights are held in, from before the first step on; see ``HeldInDtype``.
         description: Shown with the progress bar.
 
     Raises:
@@ -121,9 +111,7 @@ def train_grpo(
         raise InputError(f"tasks: {len(tasks)} given, {schedule.steps} steps of {schedule.batch_size} take {needed}")
     if sampling.group < 2:
         raise InputError(f"group: {sampling.group} completion has nothing to be compared with; take 2 or more")
-    base = base_of(model)
-    if objective.layer is not None and not 0 <= objective.layer < len(decoder_blocks(base)):
-        raise InputError(f"layer: {objective.layer}: the model has blocks 0 to {len(decoder_blocks(base)) - 1}")
+    check_layer(lm, objective.layer)
     settings = {
         "tasks": hashlib.sha256(json.dumps([asdict(task) for task in tasks]).encode()).hexdigest(),
         "objective": asdict(objective),
@@ -131,39 +119,22 @@ def train_grpo(
         "schedule": asdict(schedule),
         "dtype": str(dtype),
     }
-    hold((p for p in model.parameters() if p.requires_grad), dtype)
-    claim(work, model, settings)
-    with borrowed(model, tokenizer):
+    round_to_dtype_((p for p in model.parameters() if p.requires_grad), dtype)
+    open_run_folder(work, model, settings)
+    with borrowed(lm, model):
         how = arguments(objective, sampling, schedule, work, checkpoint_every)
-        trainer = GrpoWithLens(model, how, tasks, reward, objective, tokenizer, watch)
-        with torch.no_grad():  # the checkpoint is not loaded yet: on resuming, too, this is where the run started
-            before = [] if watch is None else [{"step": 0, **watch()}]
-        with progress(description, total=schedule.steps) as advance:
-            trainer.add_callback(_Steps(advance, {name: STATISTICS[name] for name in ("reward", "kl", "class_loss")}))
-            if dtype != torch.float32:
-                trainer.add_callback(HeldIn(dtype))
-            trainer.train(resume_from_checkpoint=last_checkpoint(work))
-        history: list[dict[str, Any]] = trainer.state.log_history
-    steps = [{ours: e[name] for name, ours in STATISTICS.items() if name in e} for e in history if "loss" in e]
-    watched = [{"step": entry["step"], **entry["watched"]} for entry in history if "watched" in entry]
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    model.eval()
-    return Grpo(steps, before + watched, trained)
-
-
-class _Steps(Bar):
-    """No checkpoint of the last step: from that, Trainer would take one step more."""
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        super().on_step_end(args, state, control, **kwargs)
-        if state.global_step >= state.max_steps:
-            control.should_save = False
+        trainer = GrpoWithLens(lm, model, how, tasks, reward, objective, watch)
+        if dtype != torch.float32:
+            trainer.add_callback(HeldInDtype(dtype))
+        log, watched, parameters = trainer.run(description)
+    steps = [{ours: entry[name] for name, ours in STATISTICS.items() if name in entry} for entry in log]
+    return GrpoRun(steps, watched, parameters)
 
 
 @contextmanager
-def borrowed(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+def borrowed(lm: LanguageModel, model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """A model to give to a trainer: completions end at line breaks; what the trainer leaves on it is taken off."""
-    base: Any = base_of(model)
+    base: Any = lm.model
     config = base.config.get_text_config()
     forward, generation, pad = vars(base).get("forward"), base.generation_config, config.pad_token_id
     recomputing = base.is_activation_checkpointing
@@ -171,7 +142,7 @@ def borrowed(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerB
         base.activation_checkpointing_disable()
     base.generation_config = copy.deepcopy(generation)
     ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
-    base.generation_config.eos_token_id = [*(i for i in ends if i is not None), *line_ends(tokenizer)]
+    base.generation_config.eos_token_id = [*(i for i in ends if i is not None), *line_ends(lm.tokenizer)]
     try:
         yield
     finally:

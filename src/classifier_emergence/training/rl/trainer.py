@@ -8,38 +8,38 @@ Source: GRPO, Shao et al. (2024), arXiv:2402.03300; the divergence k3, Schulman 
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.reading.readout import decoder_blocks
-from classifier_emergence.reading.residuals import stopping_after
-from classifier_emergence.reading.tree import Tree, one_pass, takes_trees
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.residuals import outputs_of, stopping_after
+from classifier_emergence.reading.tree import Tree, last_states, one_pass, takes_trees
 from classifier_emergence.training.rl.rewards import Reward, checked
 from classifier_emergence.training.rl.rollouts import (
     base_of,
+    draw_completions,
     live_readout,
-    sample,
     sequence_log_probs,
     token_log_probs,
     unpadded,
 )
-from classifier_emergence.training.run_folder import Watched
-from classifier_emergence.training.supervised import Schedule
+from classifier_emergence.training.run_folder import ProgressBar, WatchingTrainer
+from classifier_emergence.training.supervised import Schedule, check_class_weight, common_arguments
 
 
 @dataclass(frozen=True)
-class Task:
+class PolicyTask:
     """A prompt to answer, and the class that the lens should name at its end."""
 
     prompt: str
@@ -71,10 +71,7 @@ class PolicyObjective:
         return self.class_weight < 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.class_weight <= 1:
-            raise InputError(f"class_weight: {self.class_weight} is not within [0, 1]")
-        if self.class_weight and self.layer is None:
-            raise InputError("layer: none given, but class_weight is not 0; say which layer the lens reads")
+        check_class_weight(self.class_weight, self.layer)
         if self.kl_weight < 0:
             raise InputError(f"kl_weight: {self.kl_weight} is negative; pass 0 or more")
 
@@ -95,7 +92,7 @@ def arguments(
 ) -> GRPOConfig:
     """Every setting of the trainer that matters, none left at a default that a release may change."""
     return GRPOConfig(
-        output_dir=str(work),
+        **common_arguments(schedule, work),
         # One update for each draw of completions: the policy that is trained is the one that drew them, its ratio to
         # itself is 1, and no pass is needed for old log-probabilities.
         per_device_train_batch_size=schedule.batch_size * sampling.group,
@@ -104,7 +101,6 @@ def arguments(
         num_iterations=1,
         num_generations=sampling.group,
         per_device_eval_batch_size=sampling.group,
-        max_steps=schedule.steps,
         shuffle_dataset=False,
         # Loss.
         beta=0.0 if objective.signed_kl else objective.kl_weight,
@@ -124,45 +120,45 @@ def arguments(
         min_p=None,
         repetition_penalty=1.0,
         # Optimiser and arithmetic.
-        learning_rate=schedule.learning_rate,
-        lr_scheduler_type="constant",
         optim="adamw_torch_fused",
-        weight_decay=0.0,
-        max_grad_norm=1.0,
         activation_checkpointing=False,
         bf16=False,
         fp16=False,
         use_cpu=not torch.cuda.is_available(),
-        seed=schedule.seed,
-        data_seed=schedule.seed,
         # Log and checkpoints.
         logging_steps=1,
-        logging_nan_inf_filter=False,
         eval_strategy="steps",
-        eval_steps=schedule.every,
         save_steps=checkpoint_every or schedule.every,
         save_total_limit=1,
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
     )
 
 
-class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
+class UnsavedEnd(ProgressBar):
+    """No checkpoint of the last step: from that, Trainer would take one step more."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move on."""
+        super().on_step_end(args, state, control, **kwargs)
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+
+class GrpoWithLens(WatchingTrainer, GRPOTrainer):  # type: ignore[misc]
     """``trl.GRPOTrainer`` with a loss on the lens; sends nothing to anyone."""
 
     share_prompts = True
     """Whether what texts begin with passes once for all of them; else everything is left to ``GRPOTrainer``."""
+    shown: ClassVar[dict[str, str]] = {"reward": "reward", "kl": "kl", "class_loss": "class_loss"}
+    bar: ClassVar[type[ProgressBar]] = UnsavedEnd
 
     def __init__(
         self,
+        lm: LanguageModel,
         model: PreTrainedModel | PeftModel,
         arguments: GRPOConfig,
-        tasks: Sequence[Task],
+        tasks: Sequence[PolicyTask],
         reward: Reward,
         objective: PolicyObjective,
-        tokenizer: PreTrainedTokenizerBase,
         watch: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         self.objective = objective
@@ -170,19 +166,19 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
         self.parts = {}
         self.passed: tuple[Tree, Tensor] | None = None
         """The texts of this step and their states, once the policy's loss has passed them as a tree."""
-        base = base_of(model)
-        self.block = None if objective.layer is None else decoder_blocks(base)[objective.layer]
-        self.reference: PreTrainedModel | None = None
-        if objective.signed_kl and base is model:
-            self.reference = copy.deepcopy(base).requires_grad_(False)
+        self.lm = lm
+        self.block = None if objective.layer is None else lm.blocks[objective.layer]
+        self.reference: LanguageModel | None = None
+        if objective.signed_kl and model is lm.model:
+            self.reference = replace(lm, model=copy.deepcopy(lm.model).requires_grad_(False))
         guarded = checked(reward)
 
         def answer_reward(prompts: list[str], completions: list[str], answer: list[str], **_: Any) -> list[float]:
             return list(guarded(prompts, completions, answer))
 
-        texts: list[list[int]] = tokenizer([task.prompt for task in tasks])["input_ids"]
+        texts: list[list[int]] = lm.tokenizer([task.prompt for task in tasks])["input_ids"]
         longest = max(map(len, texts)) + arguments.max_completion_length
-        self.share_prompts = self.share_prompts and takes_trees(base, longest)
+        self.share_prompts = self.share_prompts and takes_trees(lm.model, longest)
         dataset = Dataset.from_list([asdict(task) for task in tasks])
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)  # the version is pinned
@@ -192,10 +188,9 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
                 args=arguments,
                 train_dataset=dataset,
                 eval_dataset=dataset.select([0]),  # Trainer asks for one; ``evaluate`` below does not look at it
-                processing_class=tokenizer,
+                processing_class=lm.tokenizer,
                 rollout_func=self._rollout if self.share_prompts else None,
             )
-        self.silence()
 
     def compute_loss(
         self,
@@ -206,25 +201,23 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
     ) -> Tensor:
         """The loss of one batch; see ``PolicyObjective``."""
         objective, weight = self.objective, self.objective.class_weight
-        kept: list[Tensor] = []
         self.passed = None
         loss = torch.zeros((), device=inputs["target"].device)
-        if objective.draws:
-            with nullcontext() if not weight else _kept(self.block, kept):
+        with outputs_of(self.block if weight else None) as outputs:
+            if objective.draws:
                 loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        else:
-            assert self.block is not None
-            base = base_of(model)
-            passing, places = one_pass(unpadded(inputs["prompt_ids"], inputs["prompt_mask"]), base)
-            with _kept(self.block, kept), stopping_after(self.block):
-                base.get_decoder()(**passing, use_cache=False)
+            else:
+                assert self.block is not None
+                passing, paths = one_pass(unpadded(inputs["prompt_ids"], inputs["prompt_mask"]), self.lm.model)
+                with stopping_after(self.block):
+                    self.lm.model.get_decoder()(**passing, use_cache=False)
         if objective.signed_kl:
             loss = loss + objective.kl_weight * self._signed_kl(inputs)
         if weight:
             if objective.draws:
-                states = self._prompt_ends(kept[0], inputs)
+                states = self._prompt_ends(outputs[0], inputs)
             else:
-                states = kept[0].flatten(0, 1)[[place[-1] for place in places]]
+                states = outputs[0].flatten(0, 1)[[path[-1] for path in paths]]
             class_loss = self._class_loss(states, inputs["target"])
             self.parts["class_loss"] = [class_loss.item()]
             loss = (1 - weight) * loss + weight * class_loss
@@ -243,14 +236,11 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
         return states[0, [path[n - 1] for path, n in zip(self.passed[0].paths, lengths, strict=True)]]
 
     def _class_loss(self, states: Tensor, target: Tensor) -> Tensor:
-        readout = live_readout(base_of(self.model))
+        readout = live_readout(self.lm)
         normed = readout.norm(states)
         loss = -token_log_probs(normed, readout, target)[0].mean()
         if self.objective.entropy_bonus:
-            logits = replace(readout, softcap=None).unembed(normed).float()
-            if readout.softcap is not None:
-                logits = readout.softcap * (logits / readout.softcap).tanh()
-            mean = logits.softmax(-1).mean(0)
+            mean = readout.unembed(normed).float().softmax(-1).mean(0)
             loss = loss + self.objective.entropy_bonus * torch.special.xlogy(mean, mean).sum()
         return loss
 
@@ -258,10 +248,10 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
         """Mean of the originals' term over sequences; logs it, and k3 on the responses beside it."""
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-        policy = sequence_log_probs(base_of(self.model), ids, mask, self.passed)
+        policy = sequence_log_probs(self.lm, ids, mask, self.passed)
         adapter_off = self.model.disable_adapter() if self.reference is None else nullcontext()
         with torch.no_grad(), adapter_off:
-            reference = sequence_log_probs(self.reference or base_of(self.model), ids, mask)
+            reference = sequence_log_probs(self.reference or self.lm, ids, mask)
         signed = (policy - reference).sum(-1).mean()
         width = inputs["completion_ids"].shape[1]
         gap = (reference - policy).detach()[:, -width:]
@@ -284,8 +274,8 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
         distinct = list(dict.fromkeys(prompts))
         encoded: list[list[int]] = self.processing_class(distinct)["input_ids"]
         rows = [distinct.index(prompt) for prompt in prompts]
-        completions = sample(
-            base_of(self.model),
+        completions = draw_completions(
+            self.lm,
             encoded,
             rows,
             new_tokens=self.args.max_completion_length,
@@ -305,8 +295,9 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The same numbers as the method that it overrides, from fewer tokens."""
         tree = Tree(unpadded(input_ids, attention_mask))
-        base, start = base_of(model), input_ids.shape[1] - logits_to_keep
-        if not (self.share_prompts and tree.fits(base)):
+        # Of the policy, or of the reference that the trainer keeps.
+        lm, start = replace(self.lm, model=base_of(model)), input_ids.shape[1] - logits_to_keep
+        if not (self.share_prompts and tree.fits(lm.model)):
             return super()._get_per_token_logps_and_entropies(  # type: ignore[no-any-return]
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
@@ -314,12 +305,12 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
         lengths = attention_mask[:, :start].sum(-1).tolist()
         # A token is predicted at the node before it.
         nodes = [node for path, length in zip(tree.paths, lengths, strict=True) for node in path[length - 1 : -1]]
-        states = tree.states(base)
+        states = last_states(tree.inputs(lm.model), lm.model)
         if states.requires_grad:
             self.passed = tree, states
         tokens = input_ids[:, start:][asked]
-        found = token_log_probs(states[nodes], live_readout(base), tokens, temperature=self.temperature)
-        log_probs, entropy = (torch.zeros(asked.shape, device=x.device).masked_scatter(asked, x) for x in found)
+        scores = token_log_probs(states[nodes], live_readout(lm), tokens, temperature=self.temperature)
+        log_probs, entropy = (torch.zeros(asked.shape, device=x.device).masked_scatter(asked, x) for x in scores)
         return log_probs, entropy, None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -327,16 +318,3 @@ class GrpoWithLens(Watched, GRPOTrainer):  # type: ignore[misc]
 
     def _send_telemetry(self) -> None:
         """Training here is nobody's business."""
-
-
-@contextmanager
-def _kept(block: nn.Module | None, kept: list[Tensor]) -> Iterator[None]:
-    """Collect the outputs of a block."""
-    assert block is not None
-    handle = block.register_forward_hook(
-        lambda _, __, output: kept.append(output[0] if isinstance(output, tuple) else output)
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
