@@ -16,6 +16,8 @@ from experiments.params import Params, load_params
 
 RESULTS = Path("results")
 RESIDUALS = Path("data/residuals")
+FLAWED_SETS = ("symbol", "word")
+"""The originals' prompts that flawed models read, too."""
 
 TRAINING = {
     "dual_reward": "trained_models", "dual_reward_long": "trained_models", "lora_sft": "trained_models",
