@@ -86,7 +86,15 @@ class DualRewardStudy(ProblemStudy):
         return [encode(self.lm.tokenizer, problem.symbol, f" {problem.answer}", targets[c]) for problem, c in pairs]
 
     def train(
-        self, wrapped: PeftModel, arm: DualRewardArm, seed: int, steps: int, work: Path, text: str, *, wide: bool = False
+        self,
+        wrapped: PeftModel,
+        arm: DualRewardArm,
+        seed: int,
+        steps: int,
+        work: Path,
+        text: str,
+        *,
+        wide: bool = False,
     ) -> Trained:
         """Train one arm, watching the lens on a few test problems: at the classifier layer, or (wide) at every one."""
         settings, layer = self.settings, self.layer_of(arm)
@@ -180,9 +188,7 @@ def _answers(study: DualRewardStudy, wrapped: PeftModel | None) -> dict[str, Any
     return {"answers": {**result, "change": change}, "kl": study.mean(divergence(study.lm, wrapped, NEUTRAL))}
 
 
-def reported_table(
-    study: DualRewardStudy, row: int, words: list[WordTokens], *, ending: str = ""
-) -> dict[str, Any]:
+def reported_table(study: DualRewardStudy, row: int, words: list[WordTokens], *, ending: str = "") -> dict[str, Any]:
     """The originals' table: eight prompts, top token over the full vocabulary at one layer."""
     prompts, own = labelled(LENS)
     lens = alignment(study.lm, [prompt + ending for prompt in prompts], own, words, rows=[row])

@@ -54,7 +54,9 @@ def main(run: Callable[[Params, str], None], doc: str | None) -> None:
     """Command line of a stage that runs on one model: ``python -m experiments.stages.<stage> --model KEY``."""
 
     def command(
-        model: Annotated[str, typer.Option(metavar="KEY", help="Which model: a key of registry in the parameter file.")],
+        model: Annotated[
+            str, typer.Option(metavar="KEY", help="Which model: a key of registry in the parameter file.")
+        ],
         params: Annotated[Path, typer.Option(metavar="FILE", help="The parameter file.")] = Path("params.yaml"),
     ) -> None:
         exit_on_bad_input(lambda: _run(run, model, params))

@@ -87,14 +87,21 @@ class ProblemStudy(Study):
     """
 
     def __init__(
-        self, lm: LanguageModel, params: Params, settings: Any, *, depth: float, reserved: Collection[Problem] = ()
+        self,
+        lm: LanguageModel,
+        params: Params,
+        settings: Any,
+        *,
+        depth: float,
+        reserved: Collection[Problem] = (),
+        seed: int = 0,
     ) -> None:
         super().__init__(lm, params, depth=depth, resamples=settings.resamples)
         self.operations = list(settings.operands)
         tested = settings.test_problems
         if not isinstance(tested, Mapping):
             tested = dict.fromkeys(self.operations, tested)
-        self.problems = split(settings.operands, tested, seed=0, reserved=reserved)
+        self.problems = split(settings.operands, tested, seed=seed, reserved=reserved)
         self.words = self.tokens(self.operations)
         self.own = [self.operations.index(problem.operation) for problem in self.problems.test]
 

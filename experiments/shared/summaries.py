@@ -44,7 +44,11 @@ def value_of(number: Mapping[str, Any]) -> float:
 def difference(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """Difference of two accuracies or means with Newcombe's interval; see ``statistics.newcombe_difference``."""
     a, b = value_of(after), value_of(before)
-    return {"mean": a - b, "interval": newcombe_difference(a, after["interval"], b, before["interval"]), "n": after["n"]}
+    return {
+        "mean": a - b,
+        "interval": newcombe_difference(a, after["interval"], b, before["interval"]),
+        "n": after["n"],
+    }
 
 
 def over_seeds(runs: Sequence[Mapping[str, Any]], path: str) -> dict[str, Any]:

@@ -106,7 +106,9 @@ def reported_arms(params: Params) -> dict[str, CollapseArm]:
     """The five attempts; weight of the divergence of the first three is that of the originals' default."""
     kl = params.grpo.reported.kl_weight
     short, middle, long = params.collapse.reported_steps
-    first = CollapseArm(0.4, kl, 1e-5, short, reported=True, balanced=False, shared_target=True, signed_kl=True, half=True)
+    first = CollapseArm(
+        0.4, kl, 1e-5, short, reported=True, balanced=False, shared_target=True, signed_kl=True, half=True
+    )
     own = replace(first, balanced=True, shared_target=False)
     return {
         "reported_first": first,

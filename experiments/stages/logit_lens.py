@@ -35,9 +35,7 @@ def run(params: Params, key: str) -> None:
         "layers": lm.layers,
         "reported": reported(lm, states["reported/lens"], targets, params),
         "null_words": {op: [word.word for word in words] for op, words in zip(OPERATIONS, null, strict=True)},
-        "controlled": {
-            style: bank_lens(lm, states[f"bank/{style}"], style, targets, null, params) for style in STYLES
-        },
+        "controlled": {style: bank_lens(lm, states[f"bank/{style}"], style, targets, null, params) for style in STYLES},
     }
     write_result(result_path("logit_lens", key), result)
 

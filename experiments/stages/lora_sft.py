@@ -163,7 +163,10 @@ def reported_score(lm: LanguageModel, top: int) -> dict[str, Any]:
         "excess": score - control,
         "prompts_with_hit": len(own_probabilities),
         "hits": [
-            {"prompt": problem.symbol, **dict(zip(("probability", "layer", "hit_token"), hit or (None,) * 3, strict=True))}
+            {
+                "prompt": problem.symbol,
+                **dict(zip(("probability", "layer", "hit_token"), hit or (None,) * 3, strict=True)),
+            }
             for problem, hit in zip(problems, own, strict=True)
         ],
     }

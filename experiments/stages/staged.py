@@ -40,7 +40,9 @@ def run(params: Params, key: str) -> None:
             "layers": study.lm.layers,
             "layer": study.lm.layers[study.row],
             "before": before,
-            "orders": {name: {"runs": seeds, "summary": order_summary(seeds, before)} for name, seeds in results.items()},
+            "orders": {
+                name: {"runs": seeds, "summary": order_summary(seeds, before)} for name, seeds in results.items()
+            },
         }
         runs.finish(result)
 
