@@ -104,4 +104,5 @@ def bag_of_tokens(
 
 def _parts(groups: Sequence[object], folds: int, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     for split in rotations(groups, folds, seed=seed):
-        yield tuple(torch.from_numpy(part) for part in (split.train, split.validation, split.test))
+        fit, validation, test = (torch.from_numpy(part) for part in (split.train, split.validation, split.test))
+        yield fit, validation, test

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
-from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky import ProcessPoolExecutor  # type: ignore[import-untyped]
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
@@ -151,8 +151,8 @@ class Runs:
                     advance(1, waiting[done])
         except BrokenProcessPool as error:
             raise InputError(
-                f"{self.stage}: a process that made a run died, perhaps for want of memory; finished runs are kept: run "
-                f"the stage again, with OMP_NUM_THREADS=1 for one run at a time"
+                f"{self.stage}: a process that made a run died, perhaps for want of memory; finished runs are kept: "
+                f"start the stage again, with OMP_NUM_THREADS=1 for one run at a time"
             ) from error
         finally:
             workers.shutdown(kill_workers=True)

@@ -43,7 +43,7 @@ class Study:
         self.layer = layer_at(depth, self.n_layers)
         self.row = layer_row(self.layer)
 
-    def mean(self, values: ArrayLike, clusters: Sequence[object] | None = None) -> dict[str, Any]:
+    def mean(self, values: ArrayLike, clusters: ArrayLike | None = None) -> dict[str, Any]:
         """Mean over the last axis with its bootstrap interval; see ``summaries.mean_of``."""
         return mean_of(values, self.params.confidence, self.resamples, clusters=clusters)
 

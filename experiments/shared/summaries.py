@@ -27,11 +27,11 @@ def accuracy_curve(correct: ArrayLike, confidence: float) -> dict[str, Any]:
 
 
 def mean_of(
-    values: ArrayLike, confidence: float, resamples: int, *, clusters: Sequence[object] | None = None, seed: int = 0
+    values: ArrayLike, confidence: float, resamples: int, *, clusters: ArrayLike | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """Mean over the last axis with its bootstrap interval, which resamples whole clusters if there are any."""
-    array, labels = np.asarray(values, dtype=np.float64), None if clusters is None else list(clusters)
-    ends = bootstrap_mean(array, confidence=confidence, resamples=resamples, seed=seed, clusters=labels)
+    array = np.asarray(values, dtype=np.float64)
+    ends = bootstrap_mean(array, confidence=confidence, resamples=resamples, seed=seed, clusters=clusters)
     return {"mean": array.mean(-1), "interval": np.stack(ends, axis=-1), "n": array.shape[-1]}
 
 

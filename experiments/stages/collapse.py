@@ -242,7 +242,6 @@ def contrasts(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     What the combination loses against each half of the loss alone, and what it gains if V and O alone are trained.
     """
-
     accuracy, reward = "classes.balanced_accuracy", "sampled_reward"
     pairs = {
         "whole_accuracy": ("whole_both", "whole_class", accuracy),

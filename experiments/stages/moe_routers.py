@@ -39,7 +39,6 @@ from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.probes import fit_probes
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.results import plain, write_result
-from classifier_emergence.tasks.arithmetic import OPERATIONS
 from classifier_emergence.tasks.problems import NEUTRAL
 from classifier_emergence.tasks.splits import rotations
 from classifier_emergence.training.evaluation import answers
@@ -247,7 +246,6 @@ def mixtures_summary(mixtures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     routing another context changes, and how much the token alone decides (means over layers; None if routing was not
     run).
     """
-
     rows = [mixture["projection"] for mixture in mixtures]
     found = {
         name: over([row[name]["found"] / np.size(row[name]["q"]) for row in rows])

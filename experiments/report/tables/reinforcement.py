@@ -9,7 +9,7 @@ from classifier_emergence.numbers import accuracy_text, interval_text, number, p
 from classifier_emergence.reading.layers import layer_at, layer_row
 from experiments.report.tables.training import FOLDER, Results
 from experiments.report.typeset import write_table
-from experiments.shared.runs import over_seeds
+from experiments.shared.summaries import over_seeds
 
 TRAININGS = {
     "controlled": "controlled", "reported": "as reported", "reported_without_flaws": "as reported, without flaws",
