@@ -73,7 +73,8 @@ print(Runs("dual_reward", "m", load_params(PARAMS), print).state)
 """.replace("PARAMS", repr(str(ROOT / "params.tiny.yaml")))
     states = {
         subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{PATH}", "PYTHONHASHSEED": str(seed)},
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{PATH}", "PYTHONHASHSEED": str(seed)},
             capture_output=True, text=True, check=True,
         ).stdout
         for seed in range(4)
@@ -103,7 +104,7 @@ def test_finishing_writes_the_result_and_keeps_only_the_adapters(runs: Runs) -> 
 
 def test_a_stage_runs_on_a_model_once_at_a_time(runs: Runs) -> None:
     other = Runs("dual_reward", "m", PARAMS, build)
-    with runs, pytest.raises(InputError, match="^dual_reward: another process is running this stage on m; wait"), other:
+    with runs, pytest.raises(InputError, match="dual_reward: another process is running this stage on m"), other:
         pass
     with other:
         pass

@@ -15,7 +15,7 @@ from classifier_emergence.tasks.arithmetic import OPERATIONS
 from experiments.params import Params, load_params
 from experiments.report.figures import mixtures as figures_moe
 from experiments.report.tables import mixtures as moe_tables
-from experiments.shared.mixtures import DOMAINS, Data
+from experiments.shared.mixtures import DOMAINS, MixtureStudy
 from experiments.stages import moe_routers
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -125,7 +125,7 @@ def test_a_mixture_is_read_as_it_is(lm: LanguageModel, params: Params, tmp_path:
 
 @ONE_MODEL
 def test_no_operand_pair_is_trained_and_tested(lm: LanguageModel, params: Params) -> None:
-    data = Data(lm.tokenizer, params.moe_routers, [f"{n} swallows return to the barn" for n in range(12)])
+    data = MixtureStudy(lm, params, [f"{n} swallows return to the barn" for n in range(12)])
     tested = {problem.operands for problem in data.problems.test}
     trained = {problem.operands for problems in data.problems.train.values() for problem in problems}
     assert tested.isdisjoint(trained)
