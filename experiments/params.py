@@ -11,8 +11,17 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.models.registry import HubSource, ModelSource, PathSource, WheelSource, source_of
 from classifier_emergence.tasks.arithmetic import Bank
 
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0)]
+Seeds = Annotated[list[Seed], Field(min_length=1)]
+Keys = Annotated[list[str], Field(min_length=1)]
+Folds = Annotated[int, Field(ge=3)]
+Words = Annotated[int, Field(ge=20)]  # of a null
+Resamples = Annotated[int, Field(ge=100)]
+Ranges = dict[str, Annotated[list[int], Field(min_length=2, max_length=2)]]
 
 
 class _Section(BaseModel):
@@ -20,165 +29,146 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Probing(_Section):
-    """Linear probes over layers (see ``probes``)."""
+class Update(_Section):
+    """A low-rank update of weights."""
 
-    C: float = Field(gt=0)
-    folds: int = Field(ge=3)
-    shuffles: int = Field(ge=1)
-    reported_shuffles: int = Field(ge=20)
+    rank: Count
+    scale: Positive
+
+
+class Training(_Section):
+    """Any training."""
+
+    steps: Count
+    every: Count
+    learning_rate: Positive
+
+
+class Supervised(Update, Training):
+    """Training of an adapter by cross-entropy (see ``training.supervised``), over seeds."""
+
+    batch_size: Count
+    seeds: Seeds
+    resamples: Resamples
+
+
+class OnProblems(Supervised):
+    """The same on arithmetic problems."""
+
+    samples: Count
+    operands: Ranges
+
+
+class Probing(_Section):
+    """Linear probes over layers."""
+
+    C: Positive
+    folds: Folds
+    shuffles: Count
+    reported_shuffles: Words
     seed: Seed
-    attention_scale: float = Field(ge=0)
+    attention_scale: NonNegative
 
 
 class LogitLens(_Section):
-    """The logit lens over layers (see ``lens``)."""
+    """The logit lens over layers."""
 
     depth: Fraction
-    null_words: int = Field(ge=20)
-    resamples: int = Field(ge=100)
+    null_words: Words
+    resamples: Resamples
     seed: Seed
 
 
-Operands = Annotated[list[int], Field(min_length=2, max_length=2)]
-
-
-class DualReward(_Section):
-    """Dual-reward training and its controls (see ``training``)."""
+class DualReward(OnProblems):
+    """Dual-reward training and its controls."""
 
     depth: Fraction
     class_weight: Fraction
-    rank: int = Field(ge=1)
-    rank_all_layers: int = Field(ge=1)
-    scale: float = Field(gt=0)
-    steps: int = Field(ge=1)
-    arm_steps: int = Field(ge=1)
-    further_steps: int = Field(ge=1)
-    every: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
-    samples: int = Field(ge=1)
-    seeds: list[Seed] = Field(min_length=1)
+    rank_all_layers: Count
+    arm_steps: Count
+    further_steps: Count
     depths: list[Fraction]
     class_weights: list[Fraction]
     arbitrary_words: list[str] = Field(min_length=4, max_length=4)
-    operands: dict[str, Operands]
-    test_problems: int = Field(ge=1)
+    test_problems: Count
     curve_problems: int = Field(ge=4)
-    random_removals: int = Field(ge=1)
+    random_removals: Count
     threshold: Fraction
-    resamples: int = Field(ge=100)
 
 
 class DualRewardLong(_Section):
     """Dual-reward runs at full length beside the first seed's."""
 
-    seeds: list[Seed] = Field(min_length=1)
+    seeds: Seeds
 
 
-class LoraSft(_Section):
-    """Plain LoRA fine-tuning on answers (see ``training``)."""
+class LoraSft(OnProblems):
+    """Plain LoRA fine-tuning on answers."""
 
-    rank: int = Field(ge=1)
-    scale: float = Field(gt=0)
-    steps: int = Field(ge=1)
-    every: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
-    samples: int = Field(ge=1)
-    seeds: list[Seed] = Field(min_length=1)
-    operands: dict[str, Operands]
-    test_problems: int = Field(ge=1)
+    test_problems: Count
     curve_problems: int = Field(ge=3)
-    top: int = Field(ge=1)
-    resamples: int = Field(ge=100)
+    top: Count
 
 
-class CotAlignment(_Section):
-    """Fine-tuning on answers and on a word before the answer (see ``training``)."""
+class CotAlignment(OnProblems):
+    """Fine-tuning on answers and on a word before the answer."""
 
-    rank: int = Field(ge=1)
-    scale: float = Field(gt=0)
-    steps: int = Field(ge=1)
-    every: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
-    samples: int = Field(ge=1)
-    seeds: list[Seed] = Field(min_length=1)
-    operands: dict[str, Operands]
     test_problems: dict[str, int]
-    new_tokens: int = Field(ge=1)
+    new_tokens: Count
     depths: list[Fraction]
-    resamples: int = Field(ge=100)
 
 
-class OtherTasks(_Section):
-    """Probes, lens and dual reward on tasks other than arithmetic (see ``classification``)."""
+class OtherTasks(Supervised):
+    """Probes, lens and dual reward on tasks other than arithmetic (see ``tasks.classification``)."""
 
     items: int = Field(ge=8)
-    folds: int = Field(ge=3)
-    C: float = Field(gt=0)
-    shuffles: int = Field(ge=1)
-    null_words: int = Field(ge=20)
+    folds: Folds
+    C: Positive
+    shuffles: Count
+    null_words: Words
     depth: Fraction
     class_weight: Fraction
-    rank: int = Field(ge=1)
-    scale: float = Field(gt=0)
-    steps: int = Field(ge=1)
-    every: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
-    seeds: list[Seed] = Field(min_length=1)
     arbitrary_words: list[str] = Field(min_length=3, max_length=3)
-    test_items: int = Field(ge=1)
-    resamples: int = Field(ge=100)
+    test_items: Count
 
 
 class ReportedGrpo(_Section):
     """Settings of the originals, where they are known."""
 
-    learning_rate: float = Field(gt=0)
-    kl_weight: float = Field(ge=0)
+    learning_rate: Positive
+    kl_weight: NonNegative
     statements: int = Field(ge=10, multiple_of=2)
     trials: int = Field(ge=2)
 
 
-class Grpo(_Section):
-    """Reinforcement learning on answers (see ``grpo``)."""
+class Grpo(Training):
+    """Reinforcement learning on answers (see ``training.rl``)."""
 
     depth: Fraction
     probe_depth: Fraction
-    steps: int = Field(ge=1)
-    prompts: int = Field(ge=1)
+    prompts: Count
     group: int = Field(ge=2)
-    new_tokens: int = Field(ge=1)
-    temperature: float = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    kl_weight: float = Field(ge=0)
-    every: int = Field(ge=1)
-    seeds: list[Seed] = Field(min_length=1)
+    new_tokens: Count
+    temperature: Positive
+    kl_weight: NonNegative
+    seeds: Seeds
     shots: list[str]
-    operands: dict[str, Operands]
-    test_problems: int = Field(ge=1)
+    operands: Ranges
+    test_problems: Count
     reported: ReportedGrpo
-    resamples: int = Field(ge=100)
+    resamples: Resamples
 
 
-class Collapse(_Section):
-    """GRPO together with a loss on the lens (see ``grpo``); what is not here is as in section grpo."""
+class Collapse(Update, Training):
+    """GRPO together with a loss on the lens; what is not here is as in section grpo."""
 
     class_weight: Fraction
-    steps: int = Field(ge=1)
-    prompts: int = Field(ge=1)
-    every: int = Field(ge=1)
-    checkpoint_every: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
-    vo_learning_rate: float = Field(gt=0)
-    rank: int = Field(ge=1)
-    scale: float = Field(gt=0)
+    prompts: Count
+    checkpoint_every: Count
+    vo_learning_rate: Positive
     curve_problems: int = Field(ge=3)
     modal_share: Fraction
-    reported_prompts: int = Field(ge=1)
+    reported_prompts: Count
     reported_group: int = Field(ge=2)
     reported_steps: list[int] = Field(min_length=3, max_length=3)
 
@@ -186,62 +176,60 @@ class Collapse(_Section):
 class Staged(_Section):
     """Dual reward and GRPO one after the other; what is not here is as in dual_reward and collapse."""
 
-    dual_steps: int = Field(ge=1)
+    dual_steps: Count
 
 
-class MoeRouters(_Section):
-    """Routers of mixtures of experts (see ``experts``, ``routing``), and upcycling (see ``upcycling``)."""
+class MoeRouters(Update):
+    """Routers of mixtures of experts, and upcycling (see ``mixtures``)."""
 
     top: int = Field(ge=2)
     null_experts: int = Field(ge=2)
     draws: int = Field(ge=19)
     shuffles: int = Field(ge=19)
-    pairs_per_token: int = Field(ge=1)
-    resamples: int = Field(ge=100)
+    pairs_per_token: Count
+    resamples: Resamples
     seed: Seed
     discovery_rate: Fraction
-    sparse_step: int = Field(ge=1)
-    rank: int = Field(ge=1)
-    scale: float = Field(gt=0)
-    expert_steps: int = Field(ge=1)
-    expert_learning_rate: float = Field(gt=0)
+    sparse_step: Count
+    expert_steps: Count
+    expert_learning_rate: Positive
     batch_size: int = Field(ge=1, multiple_of=5)  # as many texts of each of five domains
-    samples: int = Field(ge=1)
+    samples: Count
     texts: int = Field(ge=2)
     test_texts: int = Field(ge=2)
-    new_tokens: int = Field(ge=1)
-    top_k: int = Field(ge=1)
-    joint_steps: int = Field(ge=1)
-    every: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
-    router_learning_rate: float = Field(gt=0)
-    balance: float = Field(ge=0)
-    seeds: list[Seed] = Field(min_length=1)
-    operands: dict[str, Operands]
+    new_tokens: Count
+    top_k: Count
+    joint_steps: Count
+    every: Count
+    learning_rate: Positive
+    router_learning_rate: Positive
+    balance: NonNegative
+    seeds: Seeds
+    operands: Ranges
     test_problems: int = Field(ge=8)
-    folds: int = Field(ge=3)
+    folds: Folds
     depth: Fraction
 
 
 class Params(_Section):
     """The whole of params.yaml."""
 
-    models: list[str] = Field(min_length=1)
+    models: Keys
     registry: dict[str, ModelSource]
     bank: Bank
     probing: Probing
     logit_lens: LogitLens
-    trained_models: list[str] = Field(min_length=1)
+    trained_models: Keys
     dual_reward: DualReward
     dual_reward_long: DualRewardLong
     lora_sft: LoraSft
     cot_alignment: CotAlignment
     other_tasks: OtherTasks
     grpo: Grpo
-    reinforcement_models: list[str] = Field(min_length=1)
+    reinforcement_models: Keys
     collapse: Collapse
     staged: Staged
-    moe_models: list[str] = Field(min_length=1)
+    moe_models: Keys
     moe_routers: MoeRouters
     confidence: Fraction
 

@@ -10,7 +10,9 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.statistics import (
     Proportion,
     bootstrap_mean,
+    cohens_d,
     expected_max_cosine,
+    newcombe_difference,
     permutation_p,
     wilson,
 )
@@ -208,3 +210,29 @@ def test_expected_max_cosine_is_what_random_directions_give():
     assert found < expected_max_cosine(20_000, 200)
     with pytest.raises(InputError, match=r"^vocabulary, dimension: 0, 5"):
         expected_max_cosine(0, 5)
+
+
+def test_the_interval_of_a_difference_is_newcombes():
+    a, b = (wilson(k, n, confidence=0.95) for k, n in ((56, 70), (48, 80)))
+    found = newcombe_difference(56 / 70, a, 48 / 80, b)
+    assert found == pytest.approx((0.0524, 0.3339), abs=5e-5)  # his table II, first example, method 10
+    assert newcombe_difference(2.0, (1.0, 4.0), 2.0, (1.0, 4.0)) == pytest.approx((-(5**0.5), 5**0.5))
+
+
+@given(TALLIES, TALLIES)
+@quick
+def test_the_interval_of_a_difference_holds_it_and_turns_with_its_sign(one, other):
+    (a, ends_a), (b, ends_b) = ((k / n, wilson(k, n, confidence=0.95)) for k, n in (one, other))
+    low, high = newcombe_difference(a, ends_a, b, ends_b)
+    assert low <= a - b <= high
+    assert newcombe_difference(b, ends_b, a, ends_a) == pytest.approx((-high, -low))
+
+
+def test_cohens_d_is_a_difference_in_standard_deviations():
+    x = np.array([0.4, 0.5, 0.6])
+    assert cohens_d(x + 0.2, x) == pytest.approx(2.0)
+    assert cohens_d(x, x + 0.2) == pytest.approx(-2.0)
+    assert cohens_d(np.ones(3), np.ones(3)) == 0
+    assert cohens_d(np.ones(3), 2 * np.ones(3)) is None
+    with pytest.raises(InputError, match=r"^before: 1 numbers have no standard deviation"):
+        cohens_d(x, [1.0])

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,14 +20,15 @@ from classifier_emergence.mixtures.nulls import (
 )
 from classifier_emergence.mixtures.projection import controlled, project_routers, random_routers, reported
 from classifier_emergence.mixtures.routers import RouterWeights
-from classifier_emergence.mixtures.routing import Routing, context_dependence, information, trace, usage
+from classifier_emergence.mixtures.routing import context_dependence, information, trace, usage
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.vocabulary import WordTokens, token_text, word_tokens
 from classifier_emergence.statistics import expected_max_cosine, permutation_p
 from classifier_emergence.tasks.arithmetic import N_TEMPLATES, OPERATIONS, STYLES
-from classifier_emergence.tasks.problems import Problem, sample, split
+from classifier_emergence.tasks.problems import Problem, sample
 from experiments.params import MoeRouters, Params
-from experiments.shared.stage import accuracy_curve
+from experiments.shared.study import ProblemStudy
+from experiments.shared.summaries import accuracy_curve
 
 TRUTH = (
     "correct", "incorrect", "right", "wrong", "true", "false", "yes", "no", "valid", "invalid", "good", "bad", "ok",
@@ -132,100 +132,99 @@ def word_row(word: WordTokens, at: int, evidence: WordEvidence, layers: Sequence
     }
 
 
-# --- Data: problems with answers in every style, and text ---
+# --- Problems with answers in every style, and text ---
 
 
-@dataclass
-class Data:
-    """Texts of every domain, split by operand pairs, or by text."""
+class MixtureStudy(ProblemStudy):
+    """A model, and texts of every domain, split by operand pairs or, of what is no problem, by text.
 
-    tokenizer: PreTrainedTokenizerBase
-    settings: MoeRouters
-    text: list[str]
-    train: dict[str, list[list[int]]] = field(init=False)
-    test: dict[str, list[list[int]]] = field(init=False)
+    Attributes:
+        train: Domain -> token ids of texts to train on.
+        test: Domain -> token ids of held-out texts.
+    """
 
-    def __post_init__(self) -> None:
-        settings = self.settings
-        tested = dict.fromkeys(OPERATIONS, settings.test_problems)
-        self.problems = split(settings.operands, tested, seed=settings.seed)
-        self.own = [OPERATIONS.index(problem.operation) for problem in self.problems.test]
+    def __init__(self, lm: LanguageModel, params: Params, texts: Sequence[str]) -> None:
+        self.settings = settings = params.moe_routers
+        super().__init__(lm, params, settings, depth=settings.depth, seed=settings.seed)
         drawn = sample(self.problems.train, len(OPERATIONS) * settings.samples, seed=settings.seed)
-        kept = max(len(self.text) - settings.test_texts, 0)
-        self.train = {op: self._texts([p for p in drawn if p.operation == op]) for op in OPERATIONS}
-        self.train["text"] = [self._ids(text) for text in self.text[:kept]]
-        self.test = {op: self._texts([p for p in self.problems.test if p.operation == op]) for op in OPERATIONS}
-        self.test["text"] = [self._ids(text) for text in self.text[kept:]]
+        kept = max(len(texts) - settings.test_texts, 0)
+        self.train = {**self._solved(drawn), "text": [self._ids(text) for text in texts[:kept]]}
+        self.test = {**self._solved(self.problems.test), "text": [self._ids(text) for text in texts[kept:]]}
 
-    def prompts(self, style: str) -> list[str]:
+    def prompts(self, style: str = "symbol") -> list[str]:
         """The test problems in a style, the four operations in turn in each template."""
         return [p.prompt(style, i // len(OPERATIONS)) for i, p in enumerate(self.problems.test)]
 
-    def _texts(self, problems: Sequence[Problem]) -> list[list[int]]:
+    def _solved(self, problems: Sequence[Problem]) -> dict[str, list[list[int]]]:
+        """By operation, in every style and template in turn, with answers."""
         n = len(STYLES)
-        return [
-            self._ids(f"{p.prompt(STYLES[i % n], i // n % N_TEMPLATES)} {p.answer}") for i, p in enumerate(problems)
-        ]
+        by_operation = {op: [problem for problem in problems if problem.operation == op] for op in OPERATIONS}
+        return {
+            op: [
+                self._ids(f"{p.prompt(STYLES[i % n], i // n % N_TEMPLATES)} {p.answer}")
+                for i, p in enumerate(by_operation[op])
+            ]
+            for op in OPERATIONS
+        }
 
     def _ids(self, text: str) -> list[int]:
-        end = self.tokenizer.eos_token_id
-        ids: list[int] = self.tokenizer(text)["input_ids"]
+        end = self.lm.tokenizer.eos_token_id
+        ids: list[int] = self.lm.tokenizer(text)["input_ids"]
         return ids if end is None else [*ids, int(end)]
 
 
 # --- Routing in use ---
 
 
-def in_use(lm: LanguageModel, data: Data, params: Params, experts: Sequence[str] = ()) -> dict[str, Any]:
+def in_use(study: MixtureStudy, lm: LanguageModel, experts: Sequence[str] = ()) -> dict[str, Any]:
     """Load, what experts share with operation, domain and token, and context dependence.
 
     Args:
+        study: Its held-out texts are read.
         lm: A mixture of experts.
-        data: Its test part is read.
-        params: For shuffles, intervals and seeds.
         experts: The domain that each expert was trained on, if known.
     """
-    settings = params.moe_routers
-    texts = [ids for domain in DOMAINS for ids in data.test[domain]]
-    domain = np.repeat(np.arange(len(DOMAINS)), [len(data.test[name]) for name in DOMAINS])
-    everything = trace(lm, texts)
-    shares, of_token = everything.shares(), domain[everything.text.numpy()]
+    settings = study.settings
+    texts = [ids for domain in DOMAINS for ids in study.test[domain]]
+    domain = np.repeat(np.arange(len(DOMAINS)), [len(study.test[name]) for name in DOMAINS])
+    routing = trace(lm, texts)
+    shares, of_token = routing.shares(), domain[routing.text.numpy()]
     told = {"shuffles": settings.shuffles, "seed": settings.seed}
     context = context_dependence(
-        everything,
+        routing,
         trace(lm, texts, batch_tokens=REREAD_BATCH_TOKENS),
         pairs_per_token=settings.pairs_per_token,
-        confidence=params.confidence,
+        confidence=study.params.confidence,
         resamples=settings.resamples,
         seed=settings.seed,
     )
-    result: dict[str, Any] = {
-        "layers": [f"L{layer}" for layer in everything.layers],
-        "n_tokens": shares.shape[1],
-        "usage": usage(everything),
-        "by_domain": [shares[:, of_token == d].mean(1) for d in range(len(DOMAINS))],  # (domains, layers, experts)
-        "domain": information(shares, of_token, groups=everything.text.numpy(), **told),
-        "token": information(shares, everything.token.numpy(), **told),
-        "context": context,
-        "prompts": {},
-    }
-    for style in READ:
-        routing = trace(lm, [data.tokenizer(prompt)["input_ids"] for prompt in data.prompts(style)])
-        at_end = routing.shares()[:, routing.last]
-        result["prompts"][style] = {"operation": information(at_end, data.own, **told)}
-        if experts:
-            result["prompts"][style] |= own_expert(routing, at_end, data, params, experts)
-    return result
-
-
-def own_expert(
-    routing: Routing, at_end: torch.Tensor, data: Data, params: Params, experts: Sequence[str]
-) -> dict[str, Any]:
-    """How often a prompt's last token goes first to the expert of its operation, and the share that this one gets."""
-    own = torch.tensor([experts.index(OPERATIONS[operation]) for operation in data.own])
-    first = routing.experts[:, routing.last, 0]
     return {
-        "first_choice": accuracy_curve(first == own, params.confidence),
+        "layers": [f"L{layer}" for layer in routing.layers],
+        "n_tokens": shares.shape[1],
+        "usage": usage(routing),
+        "by_domain": [shares[:, of_token == d].mean(1) for d in range(len(DOMAINS))],  # (domains, layers, experts)
+        "domain": information(shares, of_token, groups=routing.text.numpy(), **told),
+        "token": information(shares, routing.token.numpy(), **told),
+        "context": context,
+        "prompts": {style: _at_prompts(study, lm, style, experts) for style in READ},
+    }
+
+
+def _at_prompts(study: MixtureStudy, lm: LanguageModel, style: str, experts: Sequence[str]) -> dict[str, Any]:
+    """What routing at a prompt's last token shares with its operation.
+
+    With known experts also how often it goes first to that of the operation, and the share that this one gets.
+    """
+    settings = study.settings
+    routing = trace(lm, [lm.tokenizer(prompt)["input_ids"] for prompt in study.prompts(style)])
+    at_end = routing.shares()[:, routing.last]
+    operation = information(at_end, study.own, shuffles=settings.shuffles, seed=settings.seed)
+    if not experts:
+        return {"operation": operation}
+    own = torch.tensor([experts.index(OPERATIONS[operation]) for operation in study.own])
+    return {
+        "operation": operation,
+        "first_choice": accuracy_curve(routing.experts[:, routing.last, 0] == own, study.params.confidence),
         "own_share": at_end.gather(-1, own.expand(len(at_end), -1)[..., None])[..., 0].mean(-1),
         "chance": 1 / len(experts),
     }

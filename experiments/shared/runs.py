@@ -1,97 +1,136 @@
-"""What the training stages share: where runs and adapters lie, runs that are done once, and summaries of effects."""
+"""Runs of a stage that trains: each is kept as soon as it is done, and two are made at a time where that helps."""
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
-import numpy as np
 from filelock import FileLock, Timeout
-from numpy.typing import ArrayLike
+from joblib.externals.loky import ProcessPoolExecutor  # type: ignore[import-untyped]
 
+from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
 from classifier_emergence.results import plain, read_result, write_result
-from classifier_emergence.statistics import Proportion, bootstrap_mean
 from experiments.params import Params
-from experiments.shared.second import helping, second_process
 from experiments.shared.stage import result_path
 
 RUNS = Path("data/runs")
 ADAPTERS = Path("data/adapters")
 
-Compute = Callable[[Path], Mapping[str, Any]]
-"""Makes the result of a run, with a folder for checkpoints."""
+
+class Run(NamedTuple):
+    """A call whose result is kept: ``function(study, folder for checkpoints, *arguments)``.
+
+    The function is one of a module and its arguments can be pickled, so that another process can make the run.
+    """
+
+    name: str
+    function: Callable[..., Mapping[str, Any]]
+    arguments: tuple[Any, ...] = ()
 
 
 class Runs:
-    """Runs of one stage, each kept as soon as it is done: a killed stage goes on with the run that it was in.
+    """Runs of one stage on one model: a killed stage goes on with the run that it was in.
 
     What is kept belongs to one state of the parameters (the section named as the stage, and ``sections``), the imported
     modules and the weights (of a wheel or a hub they are pinned by the parameters; of a folder stage ``fetch`` has the
-    hash); another starts afresh.
+    hash); another starts afresh. Within ``with``, no other process may run the stage on the model.
+
+    Args:
+        stage: Its name.
+        key: Of the model.
+        params: All parameters.
+        build: Makes the study that every run gets, from the parameters and the key; once in each process.
+        sections: Of the parameters, what else decides the runs.
     """
 
-    def __init__(self, stage: str, model: str, params: Params, *sections: str) -> None:
-        self.folder = RUNS / stage / model
+    def __init__(
+        self, stage: str, key: str, params: Params, build: Callable[[Params, str], Any], *sections: str
+    ) -> None:
+        self.stage, self.key, self.params, self.build = stage, key, params, build
+        self.folder = RUNS / stage / key
         self.adapters = self.folder / "adapters"
-        self.kept = ADAPTERS / stage / model
-        self.result = result_path(stage, model)
-        # By its spec, as the stage itself runs under the name __main__.
-        specs = [module.__spec__ for module in list(sys.modules.values()) if getattr(module, "__spec__", None)]
-        ours = ("classifier_emergence.", "experiments.")
-        code = {Path(spec.origin) for spec in specs if spec and spec.name.startswith(ours) and spec.origin}
-        fetched = result_path("fetch", model)
-        state = hashlib.sha256(fetched.read_bytes() if fetched.exists() else b"")
-        for path in sorted(code):  # by the whole path: two modules of one name would come in another order every time
-            state.update(path.read_bytes())
-        settings = params.model_dump(mode="json", include={stage, "logit_lens", "registry", "confidence", *sections})
-        state.update(json.dumps(settings, sort_keys=True).encode())
-        self.state = state.hexdigest()
+        self.kept = ADAPTERS / stage / key
+        self.result = result_path(stage, key)
+        self.state = _state(stage, key, params, sections)
+        self._lock: FileLock | None = FileLock(RUNS / stage / f"{key}.lock", timeout=0)
+        self._study: Any = None
 
-    def once(self, name: str, compute: Compute) -> dict[str, Any]:
-        """The result of a run: read if it was done before, else computed (in a folder for checkpoints) and kept."""
+    def __enter__(self) -> "Runs":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        assert self._lock is not None
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise InputError(
+                f"{self.stage}: another process is running this stage on {self.key}; wait for it or stop it"
+            ) from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        assert self._lock is not None
+        self._lock.release()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker, which has its own study and no lock."""
+        return {**vars(self), "_lock": None, "_study": None}
+
+    @property
+    def study(self) -> Any:
+        """What every run gets."""
+        if self._study is None:
+            self._study = self.build(self.params, self.key)
+        return self._study
+
+    def once(self, name: str, function: Callable[..., Mapping[str, Any]], *arguments: Any) -> dict[str, Any]:
+        """The result of a run: read if it was done before, else computed and kept."""
         if (kept := self._kept(name)) is not None:
             return kept
-        done = plain(compute(self.folder / name))
-        write_result(self.folder / f"{name}.json", {"state": self.state, "result": done})
+        result = plain(function(self.study, self.folder / name, *arguments))
+        write_result(self.folder / f"{name}.json", {"state": self.state, "result": result})
         shutil.rmtree(self.folder / name, ignore_errors=True)
         return dict(read_result(self.folder / f"{name}.json")["result"])
 
-    def all(self, jobs: Mapping[str, Compute]) -> dict[str, dict[str, Any]]:
-        """The results of runs that do not need one another, two at a time where there are processors for it.
+    def all(self, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+        """The results of runs that do not need one another, by name; two at a time where there are processors for it.
 
-        Steps on a few short texts keep one processor busy and hardly two. So a second process runs the same command;
-        each takes the next run that the other has not taken, on half of the threads. Of an odd number the last run is
-        made by the first process, on all of them.
+        Steps on a few short texts keep one processor busy and hardly two. So two workers make a run each, on half of
+        the threads. Of an odd number the last run is made by this process, on all of them.
+
+        Raises:
+            InputError: A run raised it, or a worker died. What was done by then is kept.
         """
-        pairs = list(jobs)[: len(jobs) // 2 * 2]
-        missing = [name for name in pairs if self._kept(name) is None]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        log = self.folder / f"beside-{next(iter(jobs))}.log"
-        with second_process(log, needed=len(missing) > 1):
-            for name in missing:
-                try:
-                    with FileLock(self.folder / f"{name}.lock", timeout=0):
-                        self.once(name, jobs[name])
-                except Timeout:
-                    continue  # the other process is at it
-            if helping(log):
-                sys.exit()
-            for name in (name for name in missing if self._kept(name) is None):
-                with (
-                    progress(f"waiting for the second process: {name}", total=1),
-                    FileLock(self.folder / f"{name}.lock"),
-                ):
-                    self.once(name, jobs[name])  # only if that process did not end it
-        return {name: self.once(name, compute) for name, compute in jobs.items()}
+        import torch  # late: stages tell bad input before the seconds that this takes
 
-    def by_arm(self, jobs: Mapping[str, Mapping[str, Compute]]) -> dict[str, list[dict[str, Any]]]:
+        pairs = [run for run in runs[: len(runs) // 2 * 2] if self._kept(run.name) is None]
+        threads = torch.get_num_threads()
+        if len(pairs) > 1 and threads > 1 and not torch.cuda.is_available():
+            self._side_by_side(pairs, threads // 2)
+        return {run.name: self.once(run.name, run.function, *run.arguments) for run in runs}
+
+    def by_arm(self, arms: Mapping[str, Sequence[Run]]) -> dict[str, list[dict[str, Any]]]:
         """The same for the runs of several arms."""
-        found = self.all({name: compute for arm in jobs.values() for name, compute in arm.items()})
-        return {arm: [found[name] for name in names] for arm, names in jobs.items()}
+        results = self.all([run for runs in arms.values() for run in runs])
+        return {arm: [results[run.name] for run in runs] for arm, runs in arms.items()}
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the stage's result, put adapters where they stay, and forget the runs."""
+        shutil.rmtree(self.kept, ignore_errors=True)
+        if self.adapters.exists():
+            shutil.copytree(self.adapters, self.kept)
+        write_result(self.result, result)
+        shutil.rmtree(self.folder)
 
     def _kept(self, name: str) -> dict[str, Any] | None:
         file = self.folder / f"{name}.json"
@@ -100,57 +139,63 @@ class Runs:
             return result
         return None
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the stage's result, put the adapters where they stay, and forget the runs."""
-        shutil.rmtree(self.kept, ignore_errors=True)
-        shutil.copytree(self.adapters, self.kept)
-        write_result(self.result, result)
-        shutil.rmtree(self.folder)
+    def _side_by_side(self, runs: Sequence[Run], threads: int) -> None:
+        count = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
+        start = (os.getpid(), threads, self.folder / "workers.log")
+        workers = ProcessPoolExecutor(2, initializer=_start_worker, initargs=start, env=count)
+        try:
+            waiting = {workers.submit(_work, self, run): run.name for run in runs}
+            with progress(f"{self.stage} of {self.key}: {len(runs)} runs, two at a time", total=len(runs)) as advance:
+                for done in as_completed(waiting):
+                    done.result()
+                    advance(1, waiting[done])
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"{self.stage}: a process that made a run died, perhaps for want of memory; finished runs are kept: "
+                f"start the stage again, with OMP_NUM_THREADS=1 for one run at a time"
+            ) from error
+        finally:
+            workers.shutdown(kill_workers=True)
 
 
-def mean_of(values: ArrayLike, params: Params, resamples: int) -> dict[str, Any]:
-    """Mean over the last axis with its bootstrap interval."""
-    array = np.asarray(values, dtype=np.float64)
-    low, high = bootstrap_mean(array, confidence=params.confidence, resamples=resamples, seed=0)
-    return {"mean": array.mean(-1), "interval": np.stack([low, high], axis=-1), "n": array.shape[-1]}
+_STUDIES: dict[tuple[str, str, str], Any] = {}
+"""Of a worker: the study that its runs share."""
 
 
-def share_of(hits: ArrayLike, params: Params) -> Proportion:
-    """Accuracy with its Wilson interval."""
-    array = np.asarray(hits, dtype=bool)
-    return Proportion.of(array, np.ones_like(array), confidence=params.confidence)
+def _start_worker(parent: int, threads: int, log: Path) -> None:
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    # Two processes cannot share a terminal's line: bars and warnings go to a file.
+    sys.stderr = log.open("a", encoding="utf-8", buffering=1)
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
 
 
-def summary_over_seeds(runs: Sequence[Mapping[str, Any]], paths: Iterable[str]) -> dict[str, Any]:
-    """Numbers of every seed's run under the keys that they have there; see ``over_seeds``."""
-    found: dict[str, Any] = {}
-    for path in paths:
-        *parts, last = path.split(".")
-        node = found
-        for part in parts:
-            node = node.setdefault(part, {})
-        node[last] = over_seeds(runs, path)
-    return found
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
 
 
-def over_seeds(runs: Sequence[Mapping[str, Any]], path: str) -> dict[str, Any]:
-    """A number of every seed's run: mean, least and largest.
+def _work(runs: Runs, run: Run) -> None:
+    place = (runs.stage, runs.key, runs.state)
+    runs._study = _STUDIES.get(place)
+    with contextlib.redirect_stdout(sys.stderr):
+        runs.once(run.name, run.function, *run.arguments)
+    _STUDIES[place] = runs._study
 
-    Where the number is an accuracy or a mean with an interval, ``interval`` runs from the lowest lower end to the
-    highest upper end: as wide as the seeds and the prompts of the worst and best seed make it.
-    """
-    found = []
-    for run in runs:
-        node: Any = run
-        for part in path.split("."):
-            node = node[int(part)] if isinstance(node, list) else node[part]
-        found.append(node)
-    if isinstance(found[0], dict):
-        values = [item["accuracy"] if "accuracy" in item else item["mean"] for item in found]
-        ends = {
-            "interval": [min(i["interval"][0] for i in found), max(i["interval"][1] for i in found)],
-            "n": found[0]["n"],
-        }
-    else:
-        values, ends = found, {}
-    return {"value": float(np.mean(values)), "least": min(values), "largest": max(values), "by_seed": values, **ends}
+
+def _state(stage: str, key: str, params: Params, sections: Sequence[str]) -> str:
+    # By its spec, as the stage itself runs under the name __main__.
+    specs = [module.__spec__ for module in list(sys.modules.values()) if getattr(module, "__spec__", None)]
+    ours = ("classifier_emergence.", "experiments.")
+    code = {Path(spec.origin) for spec in specs if spec and spec.name.startswith(ours) and spec.origin}
+    fetched = result_path("fetch", key)
+    state = hashlib.sha256(fetched.read_bytes() if fetched.exists() else b"")
+    for path in sorted(code):  # by the whole path: two modules of one name would come in another order every time
+        state.update(path.read_bytes())
+    settings = params.model_dump(mode="json", include={stage, "logit_lens", "registry", "confidence", *sections})
+    state.update(json.dumps(settings, sort_keys=True).encode())
+    return state.hexdigest()

@@ -1,23 +1,23 @@
 """What every stage shares: its arguments, its errors, and where results lie."""
 
-import argparse
+import importlib
 import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
-from numpy.typing import ArrayLike
+import typer
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.models.registry import source_of
 from classifier_emergence.results import read_result
-from classifier_emergence.statistics import Proportion
 from experiments.params import Params, load_params
 
 RESULTS = Path("results")
 RESIDUALS = Path("data/residuals")
+FLAWED_SETS = ("symbol", "word")
+"""The originals' prompts that flawed models read, too."""
 
 TRAINING = {
     "dual_reward": "trained_models", "dual_reward_long": "trained_models", "lora_sft": "trained_models",
@@ -50,35 +50,35 @@ def residuals_path(model: str) -> Path:
     return RESIDUALS / f"{model}.safetensors"
 
 
-def accuracy_curve(correct: ArrayLike, confidence: float) -> dict[str, Any]:
-    """Accuracy over the last axis of ``correct`` (layers, n) with the Wilson interval of every layer."""
-    rows = np.asarray(correct, dtype=bool)
-    layers = [Proportion.of(row, np.ones_like(row), confidence=confidence) for row in rows]
-    return {
-        "n": rows.shape[-1],
-        "accuracy": [layer.accuracy for layer in layers],
-        "interval": [layer.interval for layer in layers],
-    }
-
-
 def main(run: Callable[[Params, str], None], doc: str | None) -> None:
-    """Command line of a stage that runs on one model: ``python -m experiments.<stage> --model KEY``."""
-    parser = argparse.ArgumentParser(description=doc)
-    parser.add_argument("--model", required=True, metavar="KEY", help="a key of registry in the parameter file")
-    parser.add_argument("--params", default="params.yaml", metavar="FILE", help="default: %(default)s")
-    arguments = parser.parse_args()
+    """Command line of a stage that runs on one model: ``python -m experiments.stages.<stage> --model KEY``."""
 
-    def go() -> None:
-        params = load_params(arguments.params)
-        source_of(arguments.model, params.registry)
-        import torch  # late: bad input is told at once, not after the seconds that these take
-        import transformers
+    def command(
+        model: Annotated[
+            str, typer.Option(metavar="KEY", help="Which model: a key of registry in the parameter file.")
+        ],
+        params: Annotated[Path, typer.Option(metavar="FILE", help="The parameter file.")] = Path("params.yaml"),
+    ) -> None:
+        exit_on_bad_input(lambda: _run(run, model, params))
 
-        torch.manual_seed(0)  # nothing draws from the global generator; if something did, it would repeat
-        transformers.utils.logging.disable_progress_bar()
-        run(params, arguments.model)
+    command.__doc__ = doc
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(command)
+    app()
 
-    exit_on_bad_input(go)
+
+def _run(run: Callable[[Params, str], None], model: str, file: Path) -> None:
+    params = load_params(file)
+    source_of(model, params.registry)
+    import torch  # late: the commands of the pipeline, which import this module, need none of it
+    import transformers
+
+    torch.manual_seed(0)  # nothing draws from the global generator; if something did, it would repeat
+    transformers.utils.logging.disable_progress_bar()
+    spec = sys.modules["__main__"].__spec__
+    assert spec is not None
+    # Not as __main__, but under its own name: there other processes find what they are to call.
+    getattr(importlib.import_module(spec.name), run.__name__)(params, model)
 
 
 def exit_on_bad_input(run: Callable[[], None]) -> None:
@@ -90,5 +90,5 @@ def exit_on_bad_input(run: Callable[[], None]) -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; nothing was written\n")
+        sys.stderr.write("interrupted; finished runs are kept\n")
         sys.exit(130)

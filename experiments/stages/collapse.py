@@ -5,34 +5,28 @@ or V/O adapter, GRPO, the loss on the lens or both, several seeds, scored on ope
 the originals at a time. A model has collapsed if nearly all prompts get one class; the threshold was chosen beforehand.
 """
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from classifier_emergence.errors import InputError
-from classifier_emergence.models.loading import load
-from classifier_emergence.reading.layers import layer_row
-from classifier_emergence.reading.vocabulary import WordTokens, token_text
-from classifier_emergence.results import write_result
+from classifier_emergence.results import lookup
 from classifier_emergence.tasks.arithmetic import LENS, labelled
 from classifier_emergence.tasks.problems import Problem
-from classifier_emergence.training.evaluation import Alignment, alignment
 from classifier_emergence.training.rl.rewards import exact, parse_answer, parse_reported
 from classifier_emergence.training.rl.run import all_weights_trainable, train_grpo
-from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask, Sampling
-from classifier_emergence.training.supervised import VO, Adapter, Schedule, adapted
+from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask
+from classifier_emergence.training.supervised import Schedule, adapted
 from experiments.params import Params
-from experiments.shared.runs import Runs, over_seeds, share_of, summary_over_seeds
+from experiments.shared.reinforcement import PolicyStudy, early_and_late, reported_problems, reported_prompt
+from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main
-from experiments.stages.grpo import Study as GrpoStudy
-from experiments.stages.grpo import change, late_and_early, reported_problems, reported_prompt, sampled_reward
+from experiments.shared.study import adapter_of
+from experiments.shared.summaries import difference, over, summary_over_seeds
 
 CLASSES = ("multiply", "add", "subtract")
 MOVING = ("reported_first", "reported_own_targets")
@@ -40,7 +34,7 @@ MOVING = ("reported_first", "reported_own_targets")
 
 
 @dataclass(frozen=True)
-class Arm:
+class CollapseArm:
     """One way to train."""
 
     class_weight: float
@@ -62,83 +56,36 @@ class Arm:
     several_seeds: bool = False
 
 
-class Study(GrpoStudy):
-    """What all arms share."""
-
-    @cached_property
-    def words(self) -> list[WordTokens]:
-        """The words of the classes."""
-        return [self.targets[operation] for operation in CLASSES]
-
-    @cached_property
-    def target_ids(self) -> dict[str, int]:
-        """What the lens is told to say: the words with a leading space, as bare words are cut by some vocabularies."""
-        for word in self.words:
-            if f" {word.word}" not in word.forms:
-                raise InputError(
-                    f"target word {word.word!r}: with a leading space it is no single token of {self.lm.key}"
-                )
-        return {word.word: word.forms[f" {word.word}"] for word in self.words}
-
-    def read(self, problems: Sequence[Problem], prompts: Sequence[str]) -> Alignment:
-        """The lens at the classifier layer."""
-        own = [CLASSES.index(problem.operation) for problem in problems]
-        row = layer_row(self.layer)
-        return alignment(self.lm, prompts, own, self.words, rows=[row])
-
-    def classes(self, problems: Sequence[Problem], prompt: Callable[[Problem], str]) -> dict[str, Any]:
-        """Which class the lens gives to problems, put as prompts: its spread and whether it is right."""
-        found = self.read(problems, [prompt(problem) for problem in problems])
-        choice = found.choice[0]
-        own = torch.tensor([CLASSES.index(problem.operation) for problem in problems])
-        shares = choice.bincount(minlength=len(CLASSES)).double() / len(choice)
-        settings = self.params.collapse
-        return {
-            "shares": dict(zip(CLASSES, shares, strict=True)),
-            "entropy": -torch.special.xlogy(shares, shares).sum(),
-            "modal_share": shares.max(),
-            "collapsed": bool(shares.max() >= settings.modal_share),
-            # As many problems of each class: accuracy is balanced accuracy, and a constant answer scores 1/3.
-            "balanced_accuracy": share_of(choice == own, self.params),
-            "alignment": found.own_word[0].mean(),
-        }
-
-
 def run(params: Params, key: str) -> None:
     """Train every arm and write one result."""
-    study = Study(load(key, params.registry), params)
-    runs = Runs("collapse", key, params, "grpo", "bank")
-    _ = study.base_answers
-    before = runs.once("base", lambda _: measure(study))
-    jobs = {
-        name: {
-            f"{name}-{s}": trained(study, name, arm, s) for s in params.grpo.seeds[: None if arm.several_seeds else 1]
+    with Runs("collapse", key, params, PolicyStudy, "grpo", "bank") as runs:
+        before, seeds = runs.once("base", measure_model), params.grpo.seeds
+        calls = {
+            name: [Run(f"{name}-{s}", train_arm, (name, arm, s)) for s in seeds[: None if arm.several_seeds else 1]]
+            for name, arm in all_arms(params).items()
         }
-        for name, arm in all_arms(params).items()
-    }
-    arms: dict[str, Any] = {
-        name: {"runs": found, "summary": summary(found)} for name, found in runs.by_arm(jobs).items()
-    }
-    result = {
-        "model": key,
-        "layer": study.lm.layers[layer_row(study.layer)],
-        "classes": CLASSES,
-        "before": before,
-        "arms": arms,
-        "contrasts": contrasts(arms),
-        "reported_collapsed": sum(arms[name]["summary"]["reported_collapsed"] for name in reported_arms(params)),
-    }
-    write_result(runs.result, result)
-    shutil.rmtree(runs.folder)
+        arms: dict[str, Any] = {
+            name: {"runs": found, "summary": arm_summary(found)} for name, found in runs.by_arm(calls).items()
+        }
+        result = {
+            "model": key,
+            "layer": runs.study.lm.layers[runs.study.row],
+            "classes": CLASSES,
+            "before": before,
+            "arms": arms,
+            "contrasts": contrasts(arms),
+            "reported_collapsed": sum(arms[name]["summary"]["reported_collapsed"] for name in reported_arms(params)),
+        }
+        runs.finish(result)
 
 
-def all_arms(params: Params) -> dict[str, Arm]:
+def all_arms(params: Params) -> dict[str, CollapseArm]:
     """Every arm by name."""
     settings = params.collapse
     kl, steps = params.grpo.kl_weight, settings.steps
     parts = {"grpo": 0.0, "class": 1.0, "both": settings.class_weight}
     factorial = {
-        f"{name}_{part}": Arm(weight, kl, rate, steps, vo=name == "vo", several_seeds=True)
+        f"{name}_{part}": CollapseArm(weight, kl, rate, steps, vo=name == "vo", several_seeds=True)
         for name, rate in (("whole", settings.learning_rate), ("vo", settings.vo_learning_rate))
         for part, weight in parts.items()
     }
@@ -155,11 +102,13 @@ def all_arms(params: Params) -> dict[str, Arm]:
     return {**attempts, **factorial, **flaws, **moving}
 
 
-def reported_arms(params: Params) -> dict[str, Arm]:
+def reported_arms(params: Params) -> dict[str, CollapseArm]:
     """The five attempts; weight of the divergence of the first three is that of the originals' default."""
     kl = params.grpo.reported.kl_weight
     short, middle, long = params.collapse.reported_steps
-    first = Arm(0.4, kl, 1e-5, short, reported=True, balanced=False, shared_target=True, signed_kl=True, half=True)
+    first = CollapseArm(
+        0.4, kl, 1e-5, short, reported=True, balanced=False, shared_target=True, signed_kl=True, half=True
+    )
     own = replace(first, balanced=True, shared_target=False)
     return {
         "reported_first": first,
@@ -170,105 +119,99 @@ def reported_arms(params: Params) -> dict[str, Arm]:
     }
 
 
-def trained(study: Study, name: str, arm: Arm, seed: int) -> Callable[[Path], dict[str, Any]]:
+def train_arm(study: PolicyStudy, work: Path, name: str, arm: CollapseArm, seed: int) -> dict[str, Any]:
     """Train one arm, watching the classes, and measure."""
+    settings, few = study.params.collapse, study.problems.test[: study.params.collapse.curve_problems]
+    how = replace(study.sampling, group=settings.reported_group) if arm.reported else study.sampling
+    objective = PolicyObjective(
+        arm.kl_weight, arm.class_weight, study.layer, signed_kl=arm.signed_kl, entropy_bonus=arm.entropy_bonus
+    )
 
-    def compute(work: Path) -> dict[str, Any]:
-        settings, lm = study.params.collapse, study.lm
-        objective = PolicyObjective(
-            arm.kl_weight,
-            arm.class_weight,
-            study.layer,
-            signed_kl=arm.signed_kl,
-            entropy_bonus=arm.entropy_bonus,
-        )
-        schedule = Schedule(arm.steps, prompts(study, arm), arm.learning_rate, seed, settings.every)
-        group = settings.reported_group if arm.reported else study.settings.group
-        how = Sampling(group, study.settings.temperature, study.settings.new_tokens)
-        reward = exact(parse_reported if arm.reported else parse_answer)
-        dtype = torch.bfloat16 if arm.half else torch.float32
-        few = study.problems.test[: settings.curve_problems]
+    def watch() -> dict[str, Any]:
+        spread = classes(study, few, reported_prompt if arm.reported else study.prompt)
+        return {"shares": {k: float(v) for k, v in spread["shares"].items()}, "modal": float(spread["modal_share"])}
 
-        def watch() -> dict[str, Any]:
-            found = study.classes(few, reported_prompt if arm.reported else study.prompt)
-            return {"shares": {k: float(v) for k, v in found["shares"].items()}, "modal": float(found["modal_share"])}
-
-        with prepared(study, arm, seed) as model:
-            found = train_grpo(
-                lm, model, tasks(study, arm, seed), reward, objective, how, schedule, work=work, watch=watch,
-                checkpoint_every=settings.checkpoint_every, dtype=dtype,
-                description=f"collapse of {lm.key}: {name.replace('_', ' ')}, seed {seed}",
-            )  # fmt: skip
-            after = measure(study)
-        return {"steps": found.steps, "watched": found.watched, "parameters": found.parameters, **after}
-
-    return compute
+    with prepared(study, arm, seed) as model:
+        trained = train_grpo(
+            study.lm, model, tasks(study, arm, seed), exact(parse_reported if arm.reported else parse_answer),
+            objective, how, Schedule(arm.steps, prompts_a_step(study, arm), arm.learning_rate, seed, settings.every),
+            work=work, watch=watch, checkpoint_every=settings.checkpoint_every,
+            dtype=torch.bfloat16 if arm.half else torch.float32,
+            description=f"collapse of {study.lm.key}: {name.replace('_', ' ')}, seed {seed}",
+        )  # fmt: skip
+        return {**vars(trained), **measure_model(study, work)}
 
 
-def prepared(study: Study, arm: Arm, seed: int) -> AbstractContextManager[Any]:
+def prepared(study: PolicyStudy, arm: CollapseArm, seed: int) -> AbstractContextManager[Any]:
     """The model as the arm trains it."""
     if not arm.vo:
         return all_weights_trainable(study.lm)
-    settings = study.params.collapse
-    place = Adapter(VO, settings.rank, settings.scale, tuple(range(study.layer)))
-    return adapted(study.lm, place, seed=seed)
+    return adapted(study.lm, adapter_of(study.params.collapse, study.layer), seed=seed)
 
 
-def prompts(study: Study, arm: Arm) -> int:
-    """Prompts a step: as many completions in all with the originals' group as with ours."""
+def prompts_a_step(study: PolicyStudy, arm: CollapseArm) -> int:
+    """As many completions in all with the originals' group as with ours."""
     settings = study.params.collapse
     return settings.reported_prompts if arm.reported else settings.prompts
 
 
-def tasks(study: Study, arm: Arm, seed: int) -> list[PolicyTask]:
+def tasks(study: PolicyStudy, arm: CollapseArm, seed: int) -> list[PolicyTask]:
     """Problems in the order in which they are trained on, with the class that each is told to name."""
-    size = prompts(study, arm)
-    n = arm.steps * size
-    random = np.random.default_rng(seed)
-    pools: dict[str, list[Problem]] = {operation: list(study.problems.train[operation]) for operation in CLASSES}
+    size, random, targets = prompts_a_step(study, arm), np.random.default_rng(seed), study.spaced_targets()
+    pools: dict[str, list[Problem]] = {name: list(study.problems.train[name]) for name in CLASSES}
     if arm.reported:
-        drawn = reported_problems(8 * n, seed)
-        pools = {operation: [p for p in drawn if p.operation == operation] for operation in CLASSES}
-    found = []
+        drawn = reported_problems(8 * arm.steps * size, seed)
+        pools = {name: [p for p in drawn if p.operation == name] for name in CLASSES}
+    prompt = reported_prompt if arm.reported else study.prompt
+    ordered = []
     for step in range(arm.steps):
         if arm.balanced:
             names = [CLASSES[(step * size + i) % len(CLASSES)] for i in range(size)]
         else:
             names = [CLASSES[i] for i in random.integers(len(CLASSES), size=size)]
-        problems = [pools[name][int(random.integers(len(pools[name])))] for name in names]
-        for name, problem in zip(names, problems, strict=True):
-            prompt = reported_prompt(problem) if arm.reported else study.prompt(problem)
-            target = study.target_ids[names[0] if arm.shared_target else name]
-            found.append(PolicyTask(prompt, problem.answer, target))
-    return found
+        for name in names:
+            problem = pools[name][int(random.integers(len(pools[name])))]
+            target = targets[names[0] if arm.shared_target else name]
+            ordered.append(PolicyTask(prompt(problem), problem.answer, target))
+    return ordered
 
 
-def measure(study: Study) -> dict[str, Any]:
-    """Classes and rewards on held-out problems, and the originals' table."""
-    problems = [problem for problem in map(Problem.parse, labelled(LENS)[0]) if problem.operation in CLASSES]
-    found = study.read(problems, [problem.symbol for problem in problems])
+def classes(study: PolicyStudy, problems: Sequence[Problem], prompt: Callable[[Problem], str]) -> dict[str, Any]:
+    """Which class the lens gives to problems, put as prompts: its spread and whether it is right."""
+    lens = study.read_problems(problems, [prompt(problem) for problem in problems])
+    choice, own = lens.choice[0], torch.tensor([CLASSES.index(problem.operation) for problem in problems])
+    shares = choice.bincount(minlength=len(CLASSES)).double() / len(choice)
     return {
-        "classes": study.classes(study.problems.test, study.prompt),
-        "answers": share_of(study.answer().exact, study.params),
-        "sampled_reward": sampled_reward(study, study.problems.test[: study.params.collapse.curve_problems]),
+        "shares": dict(zip(CLASSES, shares, strict=True)),
+        "entropy": -torch.special.xlogy(shares, shares).sum(),
+        "modal_share": shares.max(),
+        "collapsed": bool(shares.max() >= study.params.collapse.modal_share),
+        # As many problems of each class: accuracy is balanced accuracy, and a constant answer scores 1/3.
+        "balanced_accuracy": study.share(choice == own),
+        "alignment": lens.own_word[0].mean(),
+    }
+
+
+def measure_model(study: PolicyStudy, _: Path) -> dict[str, Any]:
+    """Classes and rewards on held-out problems, and the originals' table."""
+    test, table = study.problems.test, [Problem.parse(text) for text in labelled(LENS)[0]]
+    table = [problem for problem in table if problem.operation in CLASSES]
+    prompts = [problem.symbol for problem in table]
+    lens = study.read_problems(table, prompts)
+    return {
+        "classes": classes(study, test, study.prompt),
+        "answers": study.share(study.answer().exact),
+        "sampled_reward": study.sampled_reward(test[: study.params.collapse.curve_problems]),
         "reported": {
-            "prompts": [
-                {
-                    "prompt": problem.symbol,
-                    "top_token": token_text(study.lm.tokenizer, int(found.top_id[0, i])),
-                    "top_probability": found.top_probability[0, i],
-                    "own_probability": found.own_word[0, i],
-                }
-                for i, problem in enumerate(problems)
-            ],
-            "score": share_of(found.is_top[0], study.params),
+            "prompts": study.table(prompts, lens),
+            "score": study.share(lens.is_top[0]),
             # Where the originals' configurations are trained: at the lone space.
-            "classes": study.classes(study.problems.test, reported_prompt),
+            "classes": classes(study, test, reported_prompt),
         },
     }
 
 
-def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def arm_summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The numbers of an arm over its seeds."""
     paths = (
         "classes.entropy", "classes.modal_share", "classes.balanced_accuracy", "classes.alignment", "answers",
@@ -276,25 +219,22 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     )  # fmt: skip
     last = [run["steps"][-1] for run in runs]
     drawn = "reward" in last[0]  # the class loss alone draws no completions
-    rewards = [late_and_early(run["steps"]) for run in runs] if drawn else []
+    rewards = [early_and_late(run["steps"]) for run in runs] if drawn else []
     return {
         "seeds": len(runs),
         "collapsed": sum(run["classes"]["collapsed"] for run in runs),
         "reported_collapsed": sum(run["reported"]["classes"]["collapsed"] for run in runs),
         **summary_over_seeds(runs, paths),
-        **{f"reward_{when}": over_seeds(rewards, when) for when in ("early", "late") if drawn},
-        "reported_one_word": over_seeds([{"share": one_word(run["reported"]["prompts"])} for run in runs], "share"),
-        "final_reward": [step.get("reward") for step in last],
-        "final_kl": [step.get("kl") for step in last],
-        "final_signed_kl": [step.get("signed_kl") for step in last],
-        "final_class_loss": [step.get("class_loss") for step in last],
+        **{f"reward_{when}": over([reward[when] for reward in rewards]) for when in ("early", "late") if drawn},
+        "reported_one_word": over([one_word(run["reported"]["prompts"]) for run in runs]),
+        **{f"final_{name}": [step.get(name) for step in last] for name in ("reward", "kl", "signed_kl", "class_loss")},
     }
 
 
 def one_word(prompts: Sequence[Mapping[str, Any]]) -> float:
     """Largest share of the prompts that have one and the same class's word on top: 1 is the originals' collapse."""
-    found = [entry["top_token"].strip().lower() for entry in prompts]
-    return max(found.count(name) for name in CLASSES) / len(found)
+    tops = [entry["top_token"].strip().lower() for entry in prompts]
+    return max(tops.count(name) for name in CLASSES) / len(tops)
 
 
 def contrasts(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -302,24 +242,23 @@ def contrasts(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     What the combination loses against each half of the loss alone, and what it gains if V and O alone are trained.
     """
-
-    def between(a: str, b: str, part: Callable[[Any], Any]) -> dict[str, Any]:
-        pairs = zip(arms[a]["runs"], arms[b]["runs"], strict=True)
-        return over_seeds([{"change": change(part(x), part(y))} for x, y in pairs], "change")
-
-    def accuracy(run: Mapping[str, Any]) -> Any:
-        return run["classes"]["balanced_accuracy"]
-
-    def reward(run: Mapping[str, Any]) -> Any:
-        return run["sampled_reward"]
-
+    accuracy, reward = "classes.balanced_accuracy", "sampled_reward"
+    pairs = {
+        "whole_accuracy": ("whole_both", "whole_class", accuracy),
+        "whole_reward": ("whole_both", "whole_grpo", reward),
+        "vo_accuracy": ("vo_both", "vo_class", accuracy),
+        "vo_reward": ("vo_both", "vo_grpo", reward),
+        "vo_against_whole_accuracy": ("vo_both", "whole_both", accuracy),
+        "vo_against_whole_reward": ("vo_both", "whole_both", reward),
+    }
     return {
-        "whole_accuracy": between("whole_both", "whole_class", accuracy),
-        "whole_reward": between("whole_both", "whole_grpo", reward),
-        "vo_accuracy": between("vo_both", "vo_class", accuracy),
-        "vo_reward": between("vo_both", "vo_grpo", reward),
-        "vo_against_whole_accuracy": between("vo_both", "whole_both", accuracy),
-        "vo_against_whole_reward": between("vo_both", "whole_both", reward),
+        name: over(
+            [
+                difference(lookup(x, path), lookup(y, path))
+                for x, y in zip(arms[a]["runs"], arms[b]["runs"], strict=True)
+            ]
+        )
+        for name, (a, b, path) in pairs.items()
     }
 
 

@@ -14,20 +14,19 @@ import torch
 from peft import PeftModel
 
 from classifier_emergence.models.loading import load
-from classifier_emergence.reading.layers import layer_at, layer_labels, layer_row
+from classifier_emergence.reading.layers import layer_row, peak_row, row_at
 from classifier_emergence.reading.lens import lens_scores
-from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.residuals import residual_stream
-from classifier_emergence.reading.vocabulary import word_tokens
-from classifier_emergence.tasks.problems import COT_REPORTED, Problem, ProblemSplit, sample, split
-from classifier_emergence.training.evaluation import alignment, generate, parse_number
+from classifier_emergence.tasks.problems import COT_REPORTED, Problem, sample
+from classifier_emergence.training.evaluation import generate, parse_number
 from classifier_emergence.training.flaws import forgotten
-from classifier_emergence.training.supervised import QKVO, Adapter, Objective, Schedule, adapted, encode, train
+from classifier_emergence.training.supervised import QKVO, Objective, adapted, encode, train
 from experiments.params import Params
-from experiments.shared.runs import Runs, mean_of, share_of, summary_over_seeds
+from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main
+from experiments.shared.study import ProblemStudy, adapter_of, schedule_of
+from experiments.shared.summaries import summary_over_seeds
 
-OPERATIONS = ("multiply", "add", "subtract")
 FORMATS: dict[str, Callable[[Problem], str]] = {
     "direct": lambda problem: f" {problem.answer}",
     "chain_of_thought": lambda problem: f" {problem.operation}: {problem.answer}",
@@ -42,175 +41,146 @@ FORGETFUL = ("k_proj", "o_proj")
 """What the originals' adapter loader dropped of this adapter: it falls back to Q and V."""
 
 
+class ChainOfThoughtStudy(ProblemStudy):
+    """The model and problems on operands that the write-up does not ask about."""
+
+    def __init__(self, params: Params, key: str) -> None:
+        self.settings, self.reported = params.cot_alignment, [Problem.parse(text) for text in COT_REPORTED]
+        lm, depth = load(key, params.registry), params.logit_lens.depth
+        super().__init__(lm, params, self.settings, depth=depth, reserved=self.reported)
+
+    def right(self) -> tuple[list[bool], list[str]]:
+        """Whether the number that the model writes answers each test problem, and what it writes."""
+        texts = generate(self.lm, self.prompts(), new_tokens=self.settings.new_tokens)
+        return [parse_number(t) == p.answer for t, p in zip(texts, self.problems.test, strict=True)], texts
+
+
 def run(params: Params, key: str) -> None:
     """Train both formats, measure before and after and write one result."""
-    lm = load(key, params.registry)
-    settings = params.cot_alignment
-    runs = Runs("cot_alignment", key, params)
-    reserved = [Problem.parse(text) for text in COT_REPORTED]
-    problems = split(settings.operands, settings.test_problems, seed=0, reserved=reserved)
-    before = runs.once("before", lambda _: measure(lm, problems, params))
-    jobs = {
-        name: {f"{name}-{s}": one_run(lm, name, problems, before, params, s, runs.adapters) for s in settings.seeds}
-        for name in FORMATS
-    }
-    after = {name: {**summary(seeds), "by_seed": seeds} for name, seeds in runs.by_arm(jobs).items()}
-    result = {
-        "model": key,
-        "layers": lm.layers,
-        "steps": settings.steps,
-        "before": before,
-        **after,
-        "chain_against_direct": against(after["chain_of_thought"], after["direct"], params),
-    }
-    runs.finish(result)
+    with Runs("cot_alignment", key, params, ChainOfThoughtStudy) as runs:
+        before = runs.once("before", measure_base)
+        calls = {
+            name: [
+                Run(f"{name}-{seed}", train_format, (name, seed, before, runs.adapters / f"{name}-{seed}"))
+                for seed in params.cot_alignment.seeds
+            ]
+            for name in FORMATS
+        }
+        after = {name: {**format_summary(seeds), "by_seed": seeds} for name, seeds in runs.by_arm(calls).items()}
+        result = {
+            "model": key,
+            "layers": runs.study.lm.layers,
+            "steps": params.cot_alignment.steps,
+            "before": before,
+            **after,
+            "chain_against_direct": against(runs.study, after["chain_of_thought"], after["direct"]),
+        }
+        runs.finish(result)
 
 
-def one_run(
-    lm: LanguageModel,
-    name: str,
-    problems: ProblemSplit,
-    before: Mapping[str, Any],
-    params: Params,
-    seed: int,
-    adapters: Path,
-) -> Callable[[Path], dict[str, Any]]:
-    """One format and seed."""
-    settings = params.cot_alignment
-
-    def compute(work: Path) -> dict[str, Any]:
-        trained_on = sample(problems.train, settings.samples, seed=seed)
-        data = [encode(lm.tokenizer, problem.symbol, FORMATS[name](problem)) for problem in trained_on]
-        place = Adapter(QKVO, settings.rank, settings.scale, tuple(range(lm.n_layers)))
-        schedule = Schedule(settings.steps, settings.batch_size, settings.learning_rate, seed, settings.every)
-        title = f"fine-tuning of {lm.key}: {name.replace('_', ' ')}, seed {seed}"
-        with adapted(lm, place, seed=seed) as wrapped:
-            trained = train(lm, wrapped, data, Objective(0.0), schedule, work=work, description=title)
-            wrapped.save_pretrained(str(adapters / f"{name}-{seed}"))
-            return {
-                "parameters": trained.parameters,
-                "losses": trained.losses,
-                **measure(lm, problems, params, before),
-                "flaws": flaws(lm, wrapped, problems, params),
-            }
-
-    return compute
+def measure_base(study: ChainOfThoughtStudy, _: Path) -> dict[str, Any]:
+    """The model before training."""
+    return measure_both(study, None)
 
 
-def measure(
-    lm: LanguageModel, problems: ProblemSplit, params: Params, before: Mapping[str, Any] | None = None
+def train_format(
+    study: ChainOfThoughtStudy, work: Path, name: str, seed: int, before: Mapping[str, Any], adapter_folder: Path
 ) -> dict[str, Any]:
-    """Both protocols, on the model as it is now."""
-    settings = params.cot_alignment
-    words = [word_tokens(operation, lm.tokenizer) for operation in OPERATIONS]
-    own = [OPERATIONS.index(problem.operation) for problem in problems.test]
-    prompts = [problem.symbol for problem in problems.test]
-    scores = alignment(lm, prompts, own, words)
-    means = scores.own_word.mean(-1)
-    inner = 1 + int(means[1:-1].argmax())  # the last layer is the model's own output
-    texts = generate(lm, prompts, new_tokens=settings.new_tokens)
-    right = [parse_number(text) == problem.answer for text, problem in zip(texts, problems.test, strict=True)]
-    writes = [text.strip().lower().startswith(p.operation) for text, p in zip(texts, problems.test, strict=True)]
+    """One format and seed."""
+    lm, settings = study.lm, study.settings
+    trained_on = sample(study.problems.train, settings.samples, seed=seed)
+    data = [encode(lm.tokenizer, problem.symbol, FORMATS[name](problem)) for problem in trained_on]
+    with adapted(lm, adapter_of(settings, study.n_layers, QKVO), seed=seed) as wrapped:
+        text = f"fine-tuning of {lm.key}: {name.replace('_', ' ')}, seed {seed}"
+        trained = train(
+            lm, wrapped, data, Objective(0.0), schedule_of(settings, seed), work=work, description=text
+        )  # fmt: skip
+        wrapped.save_pretrained(str(adapter_folder))
+        measured = {**measure_both(study, before), "flaws": measure_flaws(study, wrapped)}
+    return {"parameters": trained.parameters, "losses": trained.losses, **measured}
+
+
+def measure_both(study: ChainOfThoughtStudy, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Both protocols, on the model as it is now, and what changed since before training."""
+    right, texts = study.right()
+    lens = study.read(study.prompts())
+    means, labels = lens.own_word.mean(-1), study.lm.layers
+    inner = peak_row(means[:-1])  # the last layer is the model's own output
     early = (means >= 0.5).nonzero()[:, 0].tolist()
-    labels = layer_labels(len(means) - 1)
-    answers: dict[str, Any] = {
-        "exact": share_of(right, params),
-        "by_operation": {
-            op: share_of([hit for hit, o in zip(right, own, strict=True) if o == k], params)
-            for k, op in enumerate(OPERATIONS)
+    writes = [text.strip().lower().startswith(p.operation) for text, p in zip(texts, study.problems.test, strict=True)]
+    result: dict[str, Any] = {
+        "reported": reported_score(study),
+        "answers": {
+            "exact": study.share(right),
+            "by_operation": study.by_operation(torch.tensor(right)),
+            "correct": right,
         },
-        "correct": right,
-    }
-    if before is not None:
-        change = np.subtract(right, np.array(before["answers"]["correct"], dtype=float))
-        answers["change"] = mean_of(change, params, settings.resamples)
-    table = reported(lm, params)
-    if before is not None:
-        table["change"] = table["answers"].accuracy - before["reported"]["answers"]["accuracy"]
-    return {
-        "reported": table,
-        "answers": answers,
-        "writes_word": share_of(writes, params),
+        "writes_word": study.share(writes),
         "alignment": {
-            "by_layer": mean_of(scores.own_word, params, settings.resamples),
-            "top_by_layer": scores.is_top.double().mean(-1),
-            "inner_peak": mean_of(scores.own_word[inner], params, settings.resamples),
+            "by_layer": study.mean(lens.own_word),
+            "top_by_layer": lens.is_top.double().mean(-1),
+            "inner_peak": study.mean(lens.own_word[inner]),
             "inner_peak_layer": labels[inner],
-            "last": mean_of(scores.own_word[-1], params, settings.resamples),
-            "last_top": share_of(scores.is_top[-1], params),
-            "at_classifier": mean_of(
-                scores.own_word[layer_row(layer_at(params.logit_lens.depth, len(means) - 1))],
-                params,
-                settings.resamples,
-            ),
+            "last": study.mean(lens.own_word[-1]),
+            "last_top": study.share(lens.is_top[-1]),
+            "at_classifier": study.mean(lens.own_word[study.row]),
             "first_layer_above_half": labels[early[0]] if early else None,
         },
     }
+    if before is not None:
+        reported, was_right = result["reported"], np.array(before["answers"]["correct"], dtype=float)
+        reported["change"] = reported["answers"].accuracy - before["reported"]["answers"]["accuracy"]
+        result["answers"]["change"] = study.mean(np.subtract(right, was_right))
+    return result
 
 
-def reported(lm: LanguageModel, params: Params) -> dict[str, Any]:
+def reported_score(study: ChainOfThoughtStudy) -> dict[str, Any]:
     """The write-up's accuracy and score on nine prompts that end in a lone space.
 
     Its score is, for each prompt and layer, the largest probability of any token id that its words or signs have in
     this vocabulary, special tokens and pieces of words included; then the mean over prompts, then the largest of a few
     layers. ``special`` is the part that the special tokens alone make.
     """
-    settings = params.cot_alignment
-    problems = [Problem.parse(text) for text in COT_REPORTED]
+    lm, problems = study.lm, study.reported
     prompts = [f"{problem.symbol} " for problem in problems]
     texts = generate(lm, prompts, new_tokens=20)
     states = residual_stream(lm, prompts)
     ids = {op: sorted({i for word in words for i in lm.tokenizer.encode(word)}) for op, words in SCORED.items()}
     every = sorted({i for group in ids.values() for i in group})
-    scores = lens_scores(states, lm.readout, [[i] for i in every], ranked=[[0]] * len(prompts))
-    largest = torch.stack(
-        [
-            scores.log_alignment[:, k, [every.index(i) for i in ids[problem.operation]]].amax(-1).exp()
-            for k, problem in enumerate(problems)
-        ],
-        dim=-1,
-    ).mean(-1)
-    n_layers = len(states) - 1
-    rows = [layer_row(layer_at(depth, n_layers)) for depth in settings.depths]
+    log_alignment = lens_scores(states, lm.readout, [[i] for i in every], ranked=[[0]] * len(prompts)).log_alignment
+    columns = {operation: [every.index(i) for i in group] for operation, group in ids.items()}
+    best = [log_alignment[:, k, columns[problem.operation]].amax(-1).exp() for k, problem in enumerate(problems)]
+    rows = [row_at(depth, study.n_layers) for depth in study.settings.depths]
+    scores = torch.stack(best, dim=-1).mean(-1)[rows]
     special = [every.index(i) for i in every if i in lm.tokenizer.all_special_ids]
     return {
-        "answers": share_of(
-            [parse_number(t) == problem.answer for t, problem in zip(texts, problems, strict=True)], params
-        ),
+        "answers": study.share([parse_number(t) == p.answer for t, p in zip(texts, problems, strict=True)]),
         "texts": texts,
-        "layers_read": [layer_labels(n_layers)[row] for row in rows],
-        "score_by_layer": largest[rows],
-        "score": largest[rows].max(),
-        "special": scores.log_alignment[rows][:, :, special].exp().amax(-1).mean(-1).max() if special else 0.0,
+        "layers_read": [lm.layers[row] for row in rows],
+        "score_by_layer": scores,
+        "score": scores.max(),
+        "special": log_alignment[rows][:, :, special].exp().amax(-1).mean(-1).max() if special else 0.0,
     }
 
 
-def against(chain: Mapping[str, Any], direct: Mapping[str, Any], params: Params) -> dict[str, Any]:
+def measure_flaws(study: ChainOfThoughtStudy, wrapped: PeftModel) -> dict[str, Any]:
+    """What two flaws of the originals do: a reloaded adapter that lost modules, and reading at a lone space."""
+    with forgotten(wrapped, FORGETFUL):
+        reloaded = {"reported": reported_score(study), "exact": study.share(study.right()[0])}
+    spaced = study.read([f"{prompt} " for prompt in study.prompts()], [layer_row(study.n_layers - 1)])
+    return {"reloaded_q_and_v": reloaded, "lone_space": {"last_top": study.share(spaced.is_top[0])}}
+
+
+def against(study: ChainOfThoughtStudy, chain: Mapping[str, Any], direct: Mapping[str, Any]) -> dict[str, Any]:
     """Accuracy after one format minus that after the other: on the nine prompts, and paired by test problem."""
     right = [np.mean([run["answers"]["correct"] for run in runs["by_seed"]], axis=0) for runs in (chain, direct)]
     return {
         "reported": chain["reported"]["answers"]["value"] - direct["reported"]["answers"]["value"],
-        "exact": mean_of(right[0] - right[1], params, params.cot_alignment.resamples),
+        "exact": study.mean(right[0] - right[1]),
     }
 
 
-def flaws(lm: LanguageModel, wrapped: PeftModel, problems: ProblemSplit, params: Params) -> dict[str, Any]:
-    """What two flaws of the originals do: a reloaded adapter that lost modules, and reading at a lone space."""
-    settings = params.cot_alignment
-    with forgotten(wrapped, FORGETFUL):
-        prompts = [problem.symbol for problem in problems.test]
-        texts = generate(lm, prompts, new_tokens=settings.new_tokens)
-        right = [parse_number(text) == problem.answer for text, problem in zip(texts, problems.test, strict=True)]
-        reloaded = {"reported": reported(lm, params), "exact": share_of(right, params)}
-    words = [word_tokens(operation, lm.tokenizer) for operation in OPERATIONS]
-    own = [OPERATIONS.index(problem.operation) for problem in problems.test]
-    prompts = [f"{problem.symbol} " for problem in problems.test]
-    last = [layer_row(lm.n_layers - 1)]
-    spaced = alignment(lm, prompts, own, words, rows=last)
-    return {"reloaded_q_and_v": reloaded, "lone_space": {"last_top": share_of(spaced.is_top[0], params)}}
-
-
-def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def format_summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The numbers over seeds."""
     paths = (
         "reported.answers", "reported.change", "reported.score", "reported.special", "answers.exact",

@@ -5,44 +5,50 @@ tells what reads them anyway from what training made read them.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from classifier_emergence.models.loading import load
-from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.results import read_result
 from experiments.params import Params
-from experiments.shared.runs import Runs, summary_over_seeds
+from experiments.shared.dual_reward import DualRewardStudy, arm_summary, train_main, who_reads
+from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main, result_path
-from experiments.stages.dual_reward import Study, main_arm, reading, summary
+from experiments.shared.summaries import summary_over_seeds
 
 
 def run(params: Params, key: str) -> None:
     """Train, measure and write one result."""
-    study = Study(load(key, params.registry), params)
-    runs = Runs("dual_reward_long", key, params, "dual_reward")
     first = read_result(result_path("dual_reward", key))
-    before = runs.once("reading", lambda _: reading(study, study.layer))
-    _ = study.base_answers
+    with Runs("dual_reward_long", key, params, DualRewardStudy, "dual_reward") as runs:
+        before = runs.once("reading", reading_before)
+        calls = [
+            Run(f"main-{seed}", train_main, (seed, runs.adapters / f"seed-{seed}"))
+            for seed in params.dual_reward_long.seeds
+        ]
+        seeds = [first["main"], *runs.all(calls).values()]
+        layers = runs.study.lm.layers
+        result = {
+            "model": key,
+            "layers": layers,
+            "layer": layers[runs.study.row],
+            "steps": params.dual_reward.steps,
+            "reading_before": before,
+            "main": long_summary(seeds),
+        }
+        runs.finish(result)
 
-    seeds = params.dual_reward_long.seeds
-    more = runs.all({f"main-{seed}": main_arm(study, seed, runs.adapters / f"seed-{seed}") for seed in seeds})
-    result = {
-        "model": key,
-        "layers": study.lm.layers,
-        "layer": study.lm.layers[layer_row(study.layer)],
-        "steps": params.dual_reward.steps,
-        "reading_before": before,
-        "main": over_all([first["main"], *more.values()]),
-    }
-    runs.finish(result)
+
+def reading_before(study: DualRewardStudy, _: Path) -> dict[str, Any]:
+    """What reads the words' directions before any training."""
+    return who_reads(study)
 
 
-def over_all(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def long_summary(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The main arm over its seeds, with the alignment of every seed at every layer and step."""
     paths = ("lone_space.top", "without_o.top", "further.symbol.alignment", "reading.words", "reading.random",
              "reading.difference")  # fmt: skip
     return {
-        **summary(seeds),
+        **arm_summary(seeds),
         **summary_over_seeds(seeds, paths),
         "watched": [seed["watched"] for seed in seeds],
         "losses": [seed["losses"] for seed in seeds],

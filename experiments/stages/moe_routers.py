@@ -8,13 +8,13 @@ steps, so that what differs between the two is what the mixture does.
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from classifier_emergence.mixtures.routers import has_routers, load_routers
@@ -32,25 +32,23 @@ from classifier_emergence.mixtures.upcycling import (
 from classifier_emergence.models.checkpoint import checkpoint_of
 from classifier_emergence.models.loading import load
 from classifier_emergence.models.registry import HubSource
-from classifier_emergence.reading.layers import layer_at, layer_labels, layer_row
+from classifier_emergence.reading.layers import peak_row
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.probes import fit_probes
 from classifier_emergence.reading.residuals import residual_stream
-from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.results import plain, write_result
-from classifier_emergence.statistics import bootstrap_mean
-from classifier_emergence.tasks.arithmetic import OPERATIONS
 from classifier_emergence.tasks.problems import NEUTRAL
 from classifier_emergence.tasks.splits import rotations
 from classifier_emergence.training.evaluation import answers
 from classifier_emergence.training.supervised import MLP, Adapter, Schedule
 from experiments.params import Params
-from experiments.shared.mixtures import DOMAINS, READ, Data, in_use, projection
-from experiments.shared.runs import ADAPTERS, Runs, mean_of, over_seeds, share_of
-from experiments.shared.stage import accuracy_curve, main, result_path
-
-TOLERANCE = 1e-4  # of probes, relative to the objective
+from experiments.shared.lens import own_class
+from experiments.shared.mixtures import DOMAINS, READ, MixtureStudy, in_use, projection
+from experiments.shared.probing import TOLERANCE
+from experiments.shared.runs import ADAPTERS, Runs
+from experiments.shared.stage import main, result_path
+from experiments.shared.summaries import accuracy_curve, over, over_seeds
 
 
 def run(params: Params, key: str) -> None:
@@ -58,7 +56,7 @@ def run(params: Params, key: str) -> None:
     source = params.registry[key]
     checkpoint = checkpoint_of(key, source)
     if not has_routers(checkpoint):
-        upcycle(load(key, params.registry), params)
+        upcycle(params, key)
         return
     name, revision = (source.repo, source.revision) if isinstance(source, HubSource) else (checkpoint.root, "main")
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
@@ -71,10 +69,9 @@ def run(params: Params, key: str) -> None:
         result["routing"], result["routing_not_run"] = None, "the experts are quantised"
     else:
         lm = load(key, params.registry)
-        data = Data(lm.tokenizer, params.moe_routers, list(NEUTRAL))
-        result["routing"] = in_use(lm, data, params)
+        result["routing"] = in_use(MixtureStudy(lm, params, NEUTRAL), lm)
     result = plain(result)
-    result["summary"] = summary([result])
+    result["summary"] = mixtures_summary([result])
     (ADAPTERS / "moe_routers" / key).mkdir(parents=True, exist_ok=True)  # the pipeline wants it of every model
     write_result(result_path("moe_routers", key), result)
 
@@ -82,186 +79,172 @@ def run(params: Params, key: str) -> None:
 # --- Upcycling ---
 
 
-def upcycle(lm: LanguageModel, params: Params) -> None:
+def build(params: Params, key: str) -> LanguageModel:
+    """The dense model."""
+    return load(key, params.registry)
+
+
+def upcycle(params: Params, key: str) -> None:
     """Train experts apart, join them, train routers; the dense twin likewise; write one result."""
-    settings, key = params.moe_routers, lm.key
-    runs = Runs("moe_routers", key, params)
-    openings = [" ".join(sentence.split()[:3]) for sentence in NEUTRAL]
-    written = runs.once(
-        "text",
-        lambda _: {
-            "texts": self_generated(
-                lm, openings, settings.texts, new_tokens=settings.new_tokens, seed=settings.seed,
-                description=f"texts written by {key}",
-            )
-        },
+    settings = params.moe_routers
+    with Runs("moe_routers", key, params, build) as runs:
+        written = runs.once("text", write_texts, params)
+        lm, study = runs.study, MixtureStudy(runs.study, params, written["texts"])
+        base = runs.once("base", lambda *_: measure_model(study, lm))
+        experts = {of: runs.once(f"expert_{of}", branch, study, (of,), runs.adapters) for of in DOMAINS}
+        branched = runs.once("expert_all", branch, study, DOMAINS, runs.adapters)
+        mixtures = [runs.once(f"mixture_{n}", mixture, study, n, runs.adapters) for n in settings.seeds]
+        twins = [runs.once(f"twin_{n}", twin, study, n, runs.adapters) for n in settings.seeds]
+        shown = ("answers", *(f"losses.{d}" for d in DOMAINS), *(f"lens.{s}.at_depth" for s in READ),
+                 *(f"probe.{s}.at_depth" for s in READ))  # fmt: skip
+        sets = {
+            "joined": [run["before"] for run in mixtures],
+            "mixture": [run["after"] for run in mixtures],
+            "twin": [run["after"] for run in twins],
+        }
+        result: dict[str, Any] = {
+            "model": key,
+            "kind": "upcycled",
+            "layers": lm.layers,
+            "depth_layer": lm.layers[study.row],
+            "experts": list(DOMAINS),
+            "base": _public(base),
+            "branches": {**experts, "all": branched},
+            "mixtures": [
+                {**run, "before": _public(run["before"]), "after": _public(run["after"], tokens=run is mixtures[0])}
+                for run in mixtures
+            ],
+            "twins": [{**run, "after": _public(run["after"])} for run in twins],
+            "over_seeds": {name: {path: over_seeds(runs, path) for path in shown} for name, runs in sets.items()},
+            "mixture_minus_twin": {s: alignment_gap(study, sets["mixture"], sets["twin"], s) for s in READ},
+            "mixture_minus_base": {s: alignment_gap(study, sets["mixture"], [base], s) for s in READ},
+        }
+        result["summary"] = mixtures_summary([run["after"] for run in result["mixtures"]])
+        runs.finish(result)
+
+
+def write_texts(lm: LanguageModel, _: Path, params: Params) -> dict[str, Any]:
+    """Text that the model writes itself."""
+    settings, openings = params.moe_routers, [" ".join(sentence.split()[:3]) for sentence in NEUTRAL]
+    texts = self_generated(
+        lm, openings, settings.texts, new_tokens=settings.new_tokens, seed=settings.seed,
+        description=f"texts written by {lm.key}",
     )  # fmt: skip
-    data = Data(lm.tokenizer, settings, written["texts"])
-    base = runs.once("base", lambda _: measure(lm, data, params))
-    experts = {of: runs.once(f"expert_{of}", partial(branch, lm, data, (of,), runs, params)) for of in DOMAINS}
-    branched = runs.once("expert_all", partial(branch, lm, data, DOMAINS, runs, params))
-    mixtures = [runs.once(f"mixture_{n}", partial(mixture, lm, data, n, runs, params)) for n in settings.seeds]
-    twins = [runs.once(f"twin_{n}", partial(twin, lm, data, n, runs, params)) for n in settings.seeds]
-    shown = ("answers", *(f"losses.{d}" for d in DOMAINS), *(f"lens.{s}.at_depth" for s in READ),
-             *(f"probe.{s}.at_depth" for s in READ))  # fmt: skip
-    result: dict[str, Any] = {
-        "model": key,
-        "kind": "upcycled",
-        "layers": lm.layers,
-        "depth_layer": f"L{layer_at(settings.depth, lm.n_layers)}",
-        "experts": list(DOMAINS),
-        "base": _public(base),
-        "branches": {**experts, "all": branched},
-        "mixtures": [
-            {**run, "before": _public(run["before"]), "after": _public(run["after"], tokens=run is mixtures[0])}
-            for run in mixtures
-        ],
-        "twins": [{**run, "after": _public(run["after"])} for run in twins],
-        "over_seeds": {
-            "joined": {path: over_seeds([run["before"] for run in mixtures], path) for path in shown},
-            "mixture": {path: over_seeds([run["after"] for run in mixtures], path) for path in shown},
-            "twin": {path: over_seeds([run["after"] for run in twins], path) for path in shown},
-        },
-        "mixture_minus_twin": {style: difference(mixtures, twins, style, data, params) for style in READ},
-        "mixture_minus_base": {style: difference(mixtures, [{"after": base}], style, data, params) for style in READ},
-    }
-    result["summary"] = summary([run["after"] for run in result["mixtures"]])
-    runs.finish(result)
+    return {"texts": texts}
 
 
-def branch(
-    lm: LanguageModel, data: Data, domains: Sequence[str], runs: Runs, params: Params, _: Path
-) -> dict[str, Any]:
+def branch(lm: LanguageModel, _: Path, study: MixtureStudy, domains: Sequence[str], adapters: Path) -> dict[str, Any]:
     """One expert, or with all domains the twin: low-rank updates of the MLPs, by the language-modelling loss.
 
     With n domains there are n times as many steps: the twin sees as much text as all experts together.
     """
-    settings, name = params.moe_routers, domains[0] if len(domains) == 1 else "all"
+    settings, name = study.settings, domains[0] if len(domains) == 1 else "all"
     blocks = range(settings.sparse_step - 1, lm.n_layers, settings.sparse_step)
-    place = Adapter(MLP, settings.rank, settings.scale, tuple(blocks))
-    schedule = Schedule(
-        settings.expert_steps * len(domains), settings.batch_size, settings.expert_learning_rate, settings.seed,
-        settings.every,
-    )  # fmt: skip
+    steps, rate = settings.expert_steps * len(domains), settings.expert_learning_rate
     curve = train_expert(
-        lm, [data.train[domain] for domain in domains], place, schedule, runs.adapters / name,
+        lm, [study.train[domain] for domain in domains],
+        Adapter(MLP, settings.rank, settings.scale, tuple(blocks)),
+        Schedule(steps, settings.batch_size, rate, settings.seed, settings.every), adapters / name,
         description=f"expert of {lm.key} for {name}",
     )  # fmt: skip
-    branched = merge_adapter(lm, runs.adapters / name)
-    return {"curve": curve, "test_losses": {d: text_losses(branched, data.test[d]).mean() for d in DOMAINS}}
+    branched = merge_adapter(lm, adapters / name)
+    return {"curve": curve, "test_losses": {d: text_losses(branched, study.test[d]).mean() for d in DOMAINS}}
 
 
-def mixture(lm: LanguageModel, data: Data, seed: int, runs: Runs, params: Params, _: Path) -> dict[str, Any]:
+def mixture(lm: LanguageModel, _: Path, study: MixtureStudy, seed: int, adapters: Path) -> dict[str, Any]:
     """Join the experts under a fresh router, train it, and measure before and after."""
-    model = join_experts(lm, [runs.adapters / domain for domain in DOMAINS], top_k=params.moe_routers.top_k, seed=seed)
-    before = of_mixture(model, data, params)
-    curve = jointly(model, data, seed, params, f"mixture of {lm.key}: seed {seed}")
-    save_file(trained_tensors(model), runs.adapters / f"mixture-{seed}.safetensors")
-    return {"seed": seed, "curve": curve, "before": before, "after": of_mixture(model, data, params)}
+    model = join_experts(lm, [adapters / domain for domain in DOMAINS], top_k=study.settings.top_k, seed=seed)
+    before = measure_mixture(study, model)
+    curve = jointly(study, model, seed, f"mixture of {lm.key}: seed {seed}")
+    save_file(trained_tensors(model), adapters / f"mixture-{seed}.safetensors")
+    return {"seed": seed, "curve": curve, "before": before, "after": measure_mixture(study, model)}
 
 
-def twin(lm: LanguageModel, data: Data, seed: int, runs: Runs, params: Params, _: Path) -> dict[str, Any]:
+def twin(lm: LanguageModel, _: Path, study: MixtureStudy, seed: int, adapters: Path) -> dict[str, Any]:
     """The dense model with all text in one update of its MLPs, and the same further steps on its norm gains."""
-    model = merge_adapter(lm, runs.adapters / "all")
-    curve = jointly(model, data, seed, params, f"dense twin of {lm.key}: seed {seed}")
-    save_file(trained_tensors(model), runs.adapters / f"twin-{seed}.safetensors")
-    return {"seed": seed, "curve": curve, "after": measure(model, data, params)}
+    model = merge_adapter(lm, adapters / "all")
+    curve = jointly(study, model, seed, f"dense twin of {lm.key}: seed {seed}")
+    save_file(trained_tensors(model), adapters / f"twin-{seed}.safetensors")
+    return {"seed": seed, "curve": curve, "after": measure_model(study, model)}
 
 
-def jointly(lm: LanguageModel, data: Data, seed: int, params: Params, text: str) -> list[dict[str, Any]]:
+def jointly(study: MixtureStudy, lm: LanguageModel, seed: int, text: str) -> list[dict[str, Any]]:
     """The joint phase on texts of all domains, as many of each in every batch."""
-    settings = params.moe_routers
+    settings = study.settings
     schedule = Schedule(settings.joint_steps, settings.batch_size, settings.learning_rate, seed, settings.every)
     joint = Joint(settings.router_learning_rate, settings.balance)
-    return train_jointly(lm, [data.train[domain] for domain in DOMAINS], schedule, joint, description=text)
+    return train_jointly(lm, [study.train[domain] for domain in DOMAINS], schedule, joint, description=text)
 
 
-def of_mixture(lm: LanguageModel, data: Data, params: Params) -> dict[str, Any]:
+# --- Measures ---
+
+
+def measure_mixture(study: MixtureStudy, lm: LanguageModel) -> dict[str, Any]:
     """All measures of a mixture: as of a dense model, routing in use, and rows of routers against the vocabulary."""
     with tempfile.TemporaryDirectory() as folder:
-        rows = projection(load_routers(save_routers(lm, Path(folder))), lm.tokenizer, params.moe_routers)
-    return {**measure(lm, data, params), "routing": in_use(lm, data, params, DOMAINS), "projection": rows}
+        rows = projection(load_routers(save_routers(lm, Path(folder))), lm.tokenizer, study.settings)
+    return {**measure_model(study, lm), "routing": in_use(study, lm, DOMAINS), "projection": rows}
 
 
-def measure(lm: LanguageModel, data: Data, params: Params) -> dict[str, Any]:
+def measure_model(study: MixtureStudy, lm: LanguageModel) -> dict[str, Any]:
     """Losses on held-out texts, answers, the lens and probes at the last prompt token; of dense models and mixtures."""
-    settings = params.moe_routers
-    found = answers(lm, data.prompts("symbol"), [f" {problem.answer}" for problem in data.problems.test])
-    lens, probe = {}, {}
-    for style in READ:
-        states = residual_stream(lm, data.prompts(style))
-        lens[style] = lens_of(lm, states, data, params)
-        probe[style] = probe_of(states, data, params)
+    now = answers(lm, study.prompts(), [f" {problem.answer}" for problem in study.problems.test])
+    states = {style: residual_stream(lm, study.prompts(style)) for style in READ}
     return {
-        "losses": {
-            domain: mean_of(text_losses(lm, data.test[domain]), params, settings.resamples) for domain in DOMAINS
-        },
-        "answers": share_of(found.exact, params),
-        "lens": lens,
-        "probe": probe,
+        "losses": {domain: study.mean(text_losses(lm, study.test[domain])) for domain in DOMAINS},
+        "answers": study.share(now.exact),
+        "lens": {style: lens_of_operations(study, lm, states[style]) for style in READ},
+        "probe": {style: probe_of_operations(study, states[style]) for style in READ},
     }
 
 
-def lens_of(lm: LanguageModel, states: torch.Tensor, data: Data, params: Params) -> dict[str, Any]:
+def lens_of_operations(study: MixtureStudy, lm: LanguageModel, states: Tensor) -> dict[str, Any]:
     """Alignment of the own operation word at every layer, and at the one chosen beforehand."""
-    words = [word_tokens(operation, data.tokenizer).ids for operation in OPERATIONS]
-    scores = lens_scores(states, lm.readout, words, ranked=[[own] for own in data.own])
-    at = torch.arange(len(data.own))
-    own = scores.log_alignment[:, at, torch.tensor(data.own)].exp()
-    row = layer_row(layer_at(params.moe_routers.depth, len(states) - 1))
-    peak = 1 + int(own[1:].mean(-1).argmax())
-    choice = scores.log_alignment.argmax(-1) == torch.tensor(data.own)
+    labels = torch.tensor(study.own)
+    scores = lens_scores(states, lm.readout, [word.ids for word in study.words], ranked=[[own] for own in study.own])
+    own = own_class(scores.log_alignment, labels).exp()
+    peak = peak_row(own.mean(-1))
     return {
         "alignment": own.mean(-1),
-        "at_depth": mean_of(own[row], params, params.moe_routers.resamples),
-        "peak": mean_of(own[peak], params, params.moe_routers.resamples),
-        "peak_layer": layer_labels(len(states) - 1)[peak],
+        "at_depth": study.mean(own[study.row]),
+        "peak": study.mean(own[peak]),
+        "peak_layer": lm.layers[peak],
         "rank": scores.rank[..., 0].double().quantile(0.5, dim=-1),
-        "choice": accuracy_curve(choice, params.confidence),
-        "by_prompt": own[row],
+        "choice": accuracy_curve(scores.log_alignment.argmax(-1) == labels, study.params.confidence),
+        "by_prompt": own[study.row],
     }
 
 
-def probe_of(states: torch.Tensor, data: Data, params: Params) -> dict[str, Any]:
+def probe_of_operations(study: MixtureStudy, states: Tensor) -> dict[str, Any]:
     """Accuracy of probes on held-out operand pairs at every layer, and at the one chosen beforehand."""
-    settings = params.moe_routers
-    y = torch.tensor(data.own)
-    groups = [tuple(sorted(problem.operands)) for problem in data.problems.test]
+    y = torch.tensor(study.own)
+    groups = [tuple(sorted(problem.operands)) for problem in study.problems.test]
     right = torch.zeros(states.shape[:2], dtype=torch.bool)
-    for part in rotations(groups, settings.folds, seed=settings.seed):
+    for part in rotations(groups, study.settings.folds, seed=study.settings.seed):
         learn = np.concatenate([part.train, part.validation])  # no layer is chosen, so none is needed to choose on
         probes = fit_probes(states[:, learn], y[learn], standardise=True, tol=TOLERANCE)
         right[:, part.test] = probes.predict(states[:, part.test]) == y[part.test]
-    row = layer_row(layer_at(settings.depth, len(states) - 1))
-    return {**accuracy_curve(right, params.confidence), "at_depth": share_of(right[row], params)}
+    return {**accuracy_curve(right, study.params.confidence), "at_depth": study.share(right[study.row])}
 
 
-def difference(
-    these: Sequence[Mapping[str, Any]], those: Sequence[Mapping[str, Any]], style: str, data: Data, params: Params
+def alignment_gap(
+    study: MixtureStudy, these: Sequence[Mapping[str, Any]], those: Sequence[Mapping[str, Any]], style: str
 ) -> dict[str, Any]:
     """Alignment of one set of models minus that of another at the layer chosen beforehand, prompt by prompt.
 
     Means over seeds; the interval is a bootstrap over operand pairs.
     """
-    a, b = (np.mean([run["after"]["lens"][style]["by_prompt"] for run in runs], axis=0) for runs in (these, those))
-    pairs = [str(sorted(problem.operands)) for problem in data.problems.test]
-    low, high = bootstrap_mean(
-        a - b, confidence=params.confidence, resamples=params.moe_routers.resamples, seed=0, clusters=pairs
-    )
-    return {"mean": np.mean(a - b), "interval": [low, high], "n": len(a)}
+    a, b = (np.mean([run["lens"][style]["by_prompt"] for run in runs], axis=0) for runs in (these, those))
+    return study.mean(a - b, [str(sorted(problem.operands)) for problem in study.problems.test])
 
 
-def summary(mixtures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def mixtures_summary(mixtures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the claims read: of the mixtures of all seeds, or of one that was not made here.
 
     Shares of experts that stand out at the false discovery rate, the smallest q of a word and an expert, how much of
     routing another context changes, and how much the token alone decides (means over layers; None if routing was not
     run).
     """
-
-    def over(values: Sequence[Any]) -> dict[str, Any]:
-        return over_seeds([{"of": value} for value in values], "of")
-
     rows = [mixture["projection"] for mixture in mixtures]
     found = {
         name: over([row[name]["found"] / np.size(row[name]["q"]) for row in rows])

@@ -12,9 +12,7 @@ from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.tasks.arithmetic import HELD_OUT, LENS, REPORTED, STYLES, labelled, prompt_bank
 from classifier_emergence.training.flaws import scaled_attention
 from experiments.params import Params
-from experiments.shared.stage import main, residuals_path
-
-FLAWED_SETS = ("symbol", "word")
+from experiments.shared.stage import FLAWED_SETS, main, residuals_path
 
 
 def run(params: Params, key: str) -> None:

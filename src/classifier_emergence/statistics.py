@@ -1,6 +1,7 @@
 """Uncertainty: intervals for proportions and means, p-values, and the maximum that chance gives."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -138,6 +139,56 @@ def permutation_p(observed: ArrayLike, null: ArrayLike) -> Floats:
     _check_finite("null", null)
     reached = np.sum(null >= observed[..., None], axis=-1)
     return np.asarray((1 + reached) / (1 + null.shape[-1]))
+
+
+def newcombe_difference(
+    a: float, a_interval: Sequence[float], b: float, b_interval: Sequence[float]
+) -> tuple[float, float]:
+    """Interval of a difference ``a - b`` of two proportions or means, made of their intervals.
+
+    Its ends are ``d - sqrt((a - a_low)^2 + (b_high - b)^2)`` and ``d + sqrt((a_high - a)^2 + (b - b_low)^2)`` with
+    d = a - b, which takes the two as independent. Of the same examples, positively correlated, it is too wide rather
+    than too narrow.
+
+    Args:
+        a: One number.
+        a_interval: Its lower and upper end.
+        b: The number that is taken from it.
+        b_interval: Its lower and upper end.
+
+    Example:
+        >>> newcombe_difference(0.8, wilson(56, 70, confidence=0.95), 0.6, wilson(48, 80, confidence=0.95))
+        (0.0524..., 0.3338...)
+
+    Source: Newcombe (1998), Interval estimation for the difference between independent proportions, method 10.
+    """
+    (a_low, a_high), (b_low, b_high) = a_interval, b_interval
+    return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
+
+
+def cohens_d(after: ArrayLike, before: ArrayLike) -> float | None:
+    """Difference of two means in units of the pooled standard deviation, ``sqrt((s1^2 + s2^2) / 2)``.
+
+    Args:
+        after: (n,) numbers, n at least 2.
+        before: (m,) numbers that they are compared with, m at least 2.
+
+    Returns:
+        ``(mean(after) - mean(before)) / s``; None if nothing varies but the means differ, as it is infinite then.
+
+    Raises:
+        InputError: One of the two has fewer than two numbers, or NaN or infinity among them.
+
+    Source: Cohen (1988), Statistical power analysis for the behavioral sciences, section 2.2.
+    """
+    one, other = np.asarray(after, dtype=np.float64), np.asarray(before, dtype=np.float64)
+    for name, array in (("after", one), ("before", other)):
+        if array.size < 2:
+            raise InputError(f"{name}: {array.size} numbers have no standard deviation; pass at least 2")
+        _check_finite(name, array)
+    difference = float(one.mean() - other.mean())
+    pooled = math.sqrt((one.var(ddof=1) + other.var(ddof=1)) / 2)
+    return difference / pooled if pooled > 0 else None if difference else 0.0
 
 
 def expected_max_cosine(vocabulary: int, dimension: int) -> float:

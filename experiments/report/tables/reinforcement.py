@@ -10,7 +10,7 @@ from classifier_emergence.reading.layers import layer_at, layer_row
 from experiments.report import names
 from experiments.report.tables.cells import NOTHING, at_layer, known, share, value, yes
 from experiments.report.tables.table import Result, Rows, table
-from experiments.shared.runs import summary_over_seeds
+from experiments.shared.summaries import summary_over_seeds
 
 PROBE_DEPTHS = [layer / 22 for layer in (0, 2, 4, 8, 10, 14, 16, 20)]
 """Of the layers in the originals' table of probes."""

@@ -4,6 +4,9 @@ A residual stream has ``n_layers + 1`` rows: row 0 is the embedding (``emb``), r
 (``L{i}``), so that our L-numbers equal the sources'.
 """
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 
 def layer_labels(n_layers: int) -> list[str]:
     """Labels of the rows: ``emb``, ``L0`` ... ``L{n_layers - 1}``."""
@@ -23,3 +26,14 @@ def layer_of(row: int) -> int:
 def layer_at(depth: float, n_layers: int) -> int:
     """The sources' layer at a relative depth: ``int(depth * n_layers)``."""
     return int(depth * n_layers)
+
+
+def row_at(depth: float, n_layers: int) -> int:
+    """Row of the state after the layer at a relative depth."""
+    return layer_row(layer_at(depth, n_layers))
+
+
+def peak_row(values: ArrayLike) -> int:
+    """Row of the largest of ``values`` (rows,), the first if several are; the embedding does not count."""
+    blocks = np.asarray(values, dtype=np.float64)[layer_row(0) :]
+    return layer_row(int(blocks.argmax()))

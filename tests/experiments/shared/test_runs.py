@@ -1,50 +1,65 @@
-"""What the training stages share: runs that are done once, and numbers over seeds."""
+"""Runs that are done once, by one process or by two, and whatever ends them early."""
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from classifier_emergence.errors import InputError
 from classifier_emergence.results import read_result, write_result
-from experiments.params import load_params
-from experiments.shared.runs import Runs, over_seeds, share_of
+from experiments.params import Params, load_params
+from experiments.shared.runs import Runs
+from experiments.shared.summaries import over_seeds, share_of
 
 ROOT = Path(__file__).resolve().parents[3]
 PARAMS = load_params(ROOT / "params.tiny.yaml")
+PATH = os.environ.get("PYTHONPATH", "")
+
+
+def build(params: Params, key: str) -> str:
+    return key
 
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     monkeypatch.chdir(tmp_path)
     write_result("results/fetch/m.json", {"sha256": "a"})
-    return Runs("dual_reward", "m", PARAMS)
+    return Runs("dual_reward", "m", PARAMS, build)
 
 
-def test_a_run_is_done_once(runs: Runs) -> None:
-    assert runs.once("a", lambda _: {"x": 1}) == {"x": 1}
-    assert runs.once("a", lambda _: {"x": 2}) == {"x": 1}
+def gives(result: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+    return lambda study, work: result
+
+
+def test_a_run_gets_the_study_and_its_arguments_and_is_done_once(runs: Runs) -> None:
+    assert runs.once("a", lambda study, work, x: {"study": study, "x": x}, 1) == {"study": "m", "x": 1}
+    assert runs.once("a", gives({"x": 2})) == {"study": "m", "x": 1}
 
 
 def test_a_result_is_the_same_whether_computed_or_kept(runs: Runs) -> None:
-    computed = runs.once("a", lambda _: {"x": 1 / 3, "pair": (1, 2)})
-    assert computed == runs.once("a", lambda _: {})
+    computed = runs.once("a", gives({"x": 1 / 3, "pair": (1, 2)}))
+    assert computed == runs.once("a", gives({}))
 
 
 def test_a_failed_run_leaves_no_result_but_its_checkpoints(runs: Runs) -> None:
-    def fails(work: Path) -> dict[str, Any]:
+    def fails(_: object, work: Path) -> dict[str, Any]:
         work.mkdir(parents=True)
         (work / "checkpoint").touch()
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with runs, pytest.raises(KeyboardInterrupt):
         runs.once("a", fails)
     assert (runs.folder / "a" / "checkpoint").exists()
     assert not (runs.folder / "a.json").exists()
-    runs.once("a", lambda work: {"resumed": (work / "checkpoint").exists()})
+    with runs:
+        assert runs.once("a", lambda _, work: {"resumed": (work / "checkpoint").exists()}) == {"resumed": True}
     assert not (runs.folder / "a").exists()
 
 
@@ -54,11 +69,12 @@ def test_every_process_finds_the_runs_of_another(runs: Runs) -> None:
 import experiments.report.ledger, experiments.report.figures.__main__, experiments.report.build
 from experiments.params import load_params
 from experiments.shared.runs import Runs
-print(Runs("dual_reward", "m", load_params(PATH)).state)
-""".replace("PATH", repr(str(ROOT / "params.tiny.yaml")))
+print(Runs("dual_reward", "m", load_params(PARAMS), print).state)
+""".replace("PARAMS", repr(str(ROOT / "params.tiny.yaml")))
     states = {
         subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": str(seed)},
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{PATH}", "PYTHONHASHSEED": str(seed)},
             capture_output=True, text=True, check=True,
         ).stdout
         for seed in range(4)
@@ -68,17 +84,17 @@ print(Runs("dual_reward", "m", load_params(PATH)).state)
 
 @pytest.mark.parametrize("changed", ["weights", "parameters"])
 def test_runs_of_other_weights_or_parameters_are_done_again(runs: Runs, changed: str) -> None:
-    runs.once("a", lambda _: {"x": 1})
+    runs.once("a", gives({"x": 1}))
     params = PARAMS
     if changed == "weights":
         write_result("results/fetch/m.json", {"sha256": "b"})
     else:
         params = PARAMS.model_copy(update={"dual_reward": PARAMS.dual_reward.model_copy(update={"steps": 99})})
-    assert Runs("dual_reward", "m", params).once("a", lambda _: {"x": 2}) == {"x": 2}
+    assert Runs("dual_reward", "m", params, build).once("a", gives({"x": 2})) == {"x": 2}
 
 
 def test_finishing_writes_the_result_and_keeps_only_the_adapters(runs: Runs) -> None:
-    runs.once("a", lambda _: {"x": 1})
+    runs.once("a", gives({"x": 1}))
     (runs.adapters / "seed-0").mkdir(parents=True)
     runs.finish({"x": 1})
     assert read_result(runs.result) == {"x": 1}
@@ -86,8 +102,16 @@ def test_finishing_writes_the_result_and_keeps_only_the_adapters(runs: Runs) -> 
     assert not runs.folder.exists()
 
 
+def test_a_stage_runs_on_a_model_once_at_a_time(runs: Runs) -> None:
+    other = Runs("dual_reward", "m", PARAMS, build)
+    with runs, pytest.raises(InputError, match="dual_reward: another process is running this stage on m"), other:
+        pass
+    with other:
+        pass
+
+
 def test_an_accuracy_over_seeds_spans_the_seeds_intervals() -> None:
-    seeds = [{"part": {"top": vars(share_of(hits, PARAMS))}} for hits in ([1, 1, 0, 1], [1, 0, 0, 0])]
+    seeds = [{"part": {"top": vars(share_of(hits, 0.95))}} for hits in ([1, 1, 0, 1], [1, 0, 0, 0])]
     found = over_seeds(seeds, "part.top")
     assert (found["value"], found["least"], found["largest"], found["n"]) == (0.5, 0.25, 0.75, 4)
     low, high = found["interval"]
@@ -101,49 +125,180 @@ def test_names_of_arms_are_plain_file_names() -> None:
     assert all(re.fullmatch(r"[a-z0-9_]+", name) for name in all_arms(PARAMS))
 
 
-SIDE_BY_SIDE = """
-import os, sys, time
-import torch
+# --- Two processes ---
+
+STAGE = '''
+"""Nine cheap runs."""
+
+import os
+import time
 from pathlib import Path
-from experiments.params import load_params
-from experiments.shared.runs import Runs
 
-FIRST = "CLASSIFIER_EMERGENCE_SECOND" not in os.environ
+import torch
 
-def job(_):
-    if not FIRST and sys.argv[1] == "second-fails":
-        raise MemoryError
-    time.sleep(0.2 if FIRST else 0.3)
-    return {"first": FIRST, "threads": torch.get_num_threads()}
+from classifier_emergence.errors import InputError
+from classifier_emergence.progress import progress
+from experiments.shared.runs import Run, Runs
+from experiments.shared.stage import main
 
-def made(names):
-    runs = Runs("dual_reward", "m", load_params(sys.argv[2]))
-    found = runs.all(dict.fromkeys(names, job))
-    assert list(found) == list(names)
-    return [found[name] for name in names]
-
-for run in made("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNO") + made("123"):
-    print(run["first"], run["threads"])
-"""
+CASE = os.environ["CASE"]
 
 
-@pytest.mark.parametrize("case", ["both-work", "second-fails", "one-thread"])
-def test_runs_are_made_side_by_side(case: str, tmp_path: Path) -> None:
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "pairs.py").write_text(SIDE_BY_SIDE)
-    write_result(tmp_path / "results/fetch/m.json", {"sha256": "a"})
-    (tmp_path / "experiments" / "__init__.py").write_text(f"__path__.append({str(ROOT / 'experiments')!r})\n")
-    command = [sys.executable, "-m", "experiments.pairs", case, str(ROOT / "params.tiny.yaml")]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(tmp_path),
-        "OMP_NUM_THREADS": "1" if case == "one-thread" else "2",
-    }
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    found = [line.split() for line in done.stdout.splitlines()]
-    both = case == "both-work"
-    assert {first for first, _ in found} == ({"True", "False"} if both else {"True"}), done.stderr
-    # The last of an odd number has all threads; with one thread there is no second process to share with.
-    assert found[-1] == ["True", "1" if case == "one-thread" else "2"]
-    assert {threads for _, threads in found[:40]} == {"1"}
-    assert ("second process ended early" in done.stderr) == (case == "second-fails")
+def build(params, key):
+    note("built")
+    return key
+
+
+def note(what):
+    with Path("notes").open("a") as file:
+        file.write(f"{what} {os.getpid()}\\n")
+
+
+def call(study, work, n):
+    note(f"started-{n}")
+    with progress(f"bar of run {n}", total=1):
+        if CASE == "waits":
+            time.sleep(60)
+        if CASE in ("raises", "dies") and n == 4:
+            while not Path("data/runs/dual_reward/tiny-gemma/run-2.json").exists():
+                time.sleep(0.01)
+            if CASE == "dies":
+                os._exit(9)
+            raise InputError("four: is refused; take five")
+        time.sleep(0.3)  # for the other worker to start
+    return {"study": study, "n": n, "process": os.getpid(), "threads": torch.get_num_threads()}
+
+
+def run(params, key):
+    with Runs("dual_reward", key, params, build) as runs:
+        results = runs.all([Run(f"run-{n}", call, (n,)) for n in range(9)])
+        runs.finish({"parent": os.getpid(), "order": list(results), "runs": list(results.values())})
+
+
+if __name__ == "__main__":
+    main(run, __doc__)
+'''
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Starts a stage in an own folder, in which ``experiments`` has it beside its other stages."""
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(f"__path__.append({str(ROOT / 'experiments')!r})\n")
+    (folder / "nine.py").write_text(STAGE)
+    write_result(tmp_path / "results/fetch/tiny-gemma.json", {"sha256": "a"})
+    command = [sys.executable, "-m", "experiments.nine", "--model", "tiny-gemma"]
+
+    def started(case: str = "", threads: int = 2) -> subprocess.Popen[str]:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{tmp_path}{os.pathsep}{PATH}",
+            "OMP_NUM_THREADS": str(threads),
+            "CASE": case,
+        }
+        return subprocess.Popen(
+            [*command, "--params", str(ROOT / "params.tiny.yaml")], cwd=tmp_path, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    return started
+
+
+def notes(folder: Path, what: str) -> list[int]:
+    """Processes that noted something."""
+    lines = (folder / "notes").read_text().split("\n") if (folder / "notes").exists() else []
+    return [int(line.split()[1]) for line in lines if line.startswith(what)]
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def test_two_workers_make_runs_on_half_of_the_threads_and_show_no_bars(start: Start, tmp_path: Path) -> None:
+    stage = start()
+    output, errors = stage.communicate()
+    assert (stage.returncode, output, errors) == (
+        0,
+        "",
+        "dual_reward of tiny-gemma: 8 runs, two at a time\nbar of run 8\n",
+    )
+    result = read_result(tmp_path / "results/dual_reward/tiny-gemma.json")
+    assert result["order"] == [f"run-{n}" for n in range(9)]
+    assert [(run["study"], run["n"]) for run in result["runs"]] == [("tiny-gemma", n) for n in range(9)]
+    *paired, last = result["runs"]
+    workers = {run["process"] for run in paired}
+    assert len(workers) == 2
+    assert result["parent"] not in workers
+    assert {run["threads"] for run in paired} == {1}
+    # The last of an odd number is made by the first process, on all threads.
+    assert (last["process"], last["threads"]) == (result["parent"], 2)
+    assert sorted(notes(tmp_path, "built")) == sorted([*workers, result["parent"]])  # once in each process
+    assert not any(map(is_alive, workers))
+
+
+def test_with_one_thread_there_is_one_process(start: Start, tmp_path: Path) -> None:
+    stage = start(threads=1)
+    stage.communicate()
+    assert stage.returncode == 0
+    result = read_result(tmp_path / "results/dual_reward/tiny-gemma.json")
+    assert {run["process"] for run in result["runs"]} == {result["parent"]} == set(notes(tmp_path, "built"))
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("raises", "error: four: is refused; take five\n"),
+        ("dies", "error: dual_reward: a process that made a run died"),
+    ],
+)
+def test_what_ends_a_worker_is_told_in_one_line_and_finished_runs_are_kept(
+    case: str, message: str, start: Start, tmp_path: Path
+) -> None:
+    stage = start(case)
+    _, errors = stage.communicate()
+    assert stage.returncode == 2
+    told = errors.removeprefix("dual_reward of tiny-gemma: 8 runs, two at a time\n")
+    assert told.startswith(message)
+    assert told.count("\n") == 1
+    assert not any(map(is_alive, notes(tmp_path, "started")))
+    kept = {path.stem for path in (tmp_path / "data/runs/dual_reward/tiny-gemma").glob("*.json")}
+    assert "run-2" in kept
+    assert "run-4" not in kept
+    (tmp_path / "notes").unlink()
+    again = start()
+    again.communicate()
+    assert again.returncode == 0
+    made = {line.split()[0] for line in (tmp_path / "notes").read_text().splitlines()} - {"built"}
+    assert made == {f"started-{n}" for n in range(9) if f"run-{n}" not in kept}
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_the_stage(ending: signal.Signals, start: Start, tmp_path: Path) -> None:
+    stage = start("waits")
+    wait_for(lambda: len(notes(tmp_path, "started")) == 2)
+    second = start("waits")
+    _, errors = second.communicate()
+    assert (second.returncode, errors.startswith("error: dual_reward: another process is running this stage")) == (
+        2,
+        True,
+    )
+    stage.send_signal(ending)
+    _, errors = stage.communicate(timeout=30)
+    if ending == signal.SIGINT:
+        assert stage.returncode == 130
+        assert errors.endswith("interrupted; finished runs are kept\n")
+    wait_for(lambda: not any(map(is_alive, notes(tmp_path, "started"))), seconds=10)

@@ -80,7 +80,7 @@ def test_a_number_after_a_colon_is_found_whatever_stands_around_it(before: str, 
 
 def test_the_plain_score_is_what_the_full_lens_gives(lm: LanguageModel) -> None:
     top = 20
-    found = lora_sft.reported(lm, top)
+    found = lora_sft.reported_score(lm, top)
     own: list[float] = []
     other: list[float] = []
     for text, hit in zip(lora_sft.PROMPTS, found["hits"], strict=True):
@@ -116,7 +116,7 @@ def test_the_plain_score_is_that_of_a_planted_word(lm: LanguageModel, monkeypatc
     planted = torch.linalg.lstsq(readout.weight, wanted[:, None]).solution[:, 0] / readout.gain
     states = (1000 * planted).expand(5, len(lora_sft.PROMPTS), -1)
     monkeypatch.setattr(lora_sft, "residual_stream", lambda *_: states)
-    found = lora_sft.reported(lm, 1)
+    found = lora_sft.reported_score(lm, 1)
     assert found["prompts_with_hit"] == sum("*" in prompt for prompt in lora_sft.PROMPTS)
     assert found["score"] == pytest.approx(found["control"])  # it says multiply on sums, too
 
@@ -124,8 +124,13 @@ def test_the_plain_score_is_that_of_a_planted_word(lm: LanguageModel, monkeypatc
 # --- Chain of thought ---
 
 
-def test_the_chain_score_is_what_the_full_lens_gives(lm: LanguageModel) -> None:
-    found = cot_alignment.reported(lm, PARAMS)
+@pytest.fixture(params=["tiny-llama", "tiny-gemma"])
+def chain(tiny_models: Path, request: pytest.FixtureRequest) -> cot_alignment.ChainOfThoughtStudy:
+    return cot_alignment.ChainOfThoughtStudy(PARAMS, str(tiny_models / request.param))
+
+
+def test_the_chain_score_is_what_the_full_lens_gives(chain: cot_alignment.ChainOfThoughtStudy) -> None:
+    lm, found = chain.lm, cot_alignment.reported_score(chain)
     best: Any = []
     for text in COT_REPORTED:
         problem = Problem.parse(text)
@@ -139,13 +144,16 @@ def test_the_chain_score_is_what_the_full_lens_gives(lm: LanguageModel) -> None:
     assert float(found["special"]) <= float(found["score"]) + 1e-9
 
 
-def test_formats_are_compared_problem_by_problem() -> None:
+def test_formats_are_compared_problem_by_problem(chain: cot_alignment.ChainOfThoughtStudy) -> None:
     def runs(share: float, *right: list[bool]) -> dict[str, Any]:
-        return {"reported_answers": {"value": share}, "by_seed": [{"answers": {"correct": seed}} for seed in right]}
+        return {
+            "reported": {"answers": {"value": share}},
+            "by_seed": [{"answers": {"correct": seed}} for seed in right],
+        }
 
-    chain = runs(5 / 9, [True, False, True, True], [True, False, True, False])
+    words = runs(5 / 9, [True, False, True, True], [True, False, True, False])
     direct = runs(6 / 9, [True, True, False, False], [True, True, False, False])
-    found = cot_alignment.against(chain, direct, PARAMS)
+    found = cot_alignment.against(chain, words, direct)
     assert found["reported"] == pytest.approx(-1 / 9)
     assert found["exact"]["mean"] == pytest.approx((0 - 1 + 1 + 0.5) / 4)
     assert found["exact"]["n"] == 4

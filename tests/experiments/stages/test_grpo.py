@@ -4,30 +4,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.statistics import Proportion, wilson
 from classifier_emergence.tasks.arithmetic import LENS, SIGNS, labelled, prompt_bank
 from classifier_emergence.tasks.problems import Problem
 from experiments.params import load_params
+from experiments.shared.reinforcement import REPORTED_OPERANDS, reported_problems, reported_prompt
 from experiments.stages import collapse, grpo
 
 ROOT = Path(__file__).resolve().parents[3]
 PARAMS = load_params(ROOT / "params.tiny.yaml")
-ONE_MODEL = pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
 
 
 def last_problem(prompt: str) -> Problem:
     return Problem.parse(prompt.rpartition("\n")[2])
 
 
-@ONE_MODEL
-def test_no_operands_that_are_measured_are_trained_on(lm: LanguageModel) -> None:
-    study = grpo.Study(lm, PARAMS)
-    tasks = [task for seed in range(20) for task in grpo.controlled_tasks(study, seed)]
+@pytest.fixture
+def study(tiny_models: Path) -> grpo.GrpoStudy:
+    return grpo.GrpoStudy(PARAMS, str(tiny_models / "tiny-llama"))
+
+
+def test_no_operands_that_are_measured_are_trained_on(study: grpo.GrpoStudy) -> None:
+    tasks = [task for seed in range(20) for task in grpo.tasks(study, seed, reported=False)]
     trained = {last_problem(task.prompt).operands for task in tasks}
     measured = {problem.operands for problem in study.problems.test}
     measured |= {frozenset(prompt.pair) for prompt in prompt_bank("symbol", PARAMS.bank)}
@@ -41,14 +41,14 @@ def test_no_operands_that_are_measured_are_trained_on(lm: LanguageModel) -> None
 
 
 def test_the_originals_problems_are_in_their_ranges_and_may_be_negative() -> None:
-    problems = grpo.reported_problems(2000, seed=0)
-    assert {problem.operation for problem in problems} == set(grpo.REPORTED_OPERANDS)
+    problems = reported_problems(2000, seed=0)
+    assert {problem.operation for problem in problems} == set(REPORTED_OPERANDS)
     for problem in problems:
-        low, high = grpo.REPORTED_OPERANDS[problem.operation]
+        low, high = REPORTED_OPERANDS[problem.operation]
         assert low <= problem.a <= high
         assert low <= problem.b <= high
     assert any(int(problem.answer) < 0 for problem in problems)
-    assert grpo.reported_prompt(Problem("add", 23, 45)) == "Calculate: 23 + 45 = "
+    assert reported_prompt(Problem("add", 23, 45)) == "Calculate: 23 + 45 = "
 
 
 def test_separation_is_one_for_orthogonal_clusters_and_zero_for_noise() -> None:
@@ -58,24 +58,14 @@ def test_separation_is_one_for_orthogonal_clusters_and_zero_for_noise() -> None:
     torch.testing.assert_close(grpo.separation(torch.eye(2)[y], y), torch.tensor(1.0, dtype=torch.float64))
 
 
-def test_cohens_d_is_a_difference_in_standard_deviations() -> None:
-    x = np.array([0.4, 0.5, 0.6])
-    assert grpo.cohens_d(x + 0.2, x) == pytest.approx(2.0)
-    assert grpo.cohens_d(x, x + 0.2) == pytest.approx(-2.0)
-    assert grpo.cohens_d(np.ones(3), np.ones(3)) == 0
-    assert grpo.cohens_d(np.ones(3), 2 * np.ones(3)) is None
-
-
-@ONE_MODEL
 @pytest.mark.parametrize("reported", [False, True])
 def test_balanced_tasks_name_their_own_class_and_shared_ones_that_of_the_first(
-    lm: LanguageModel, reported: bool
+    study: grpo.GrpoStudy, reported: bool
 ) -> None:
-    study = collapse.Study(lm, PARAMS)
-    arm = collapse.Arm(0.4, 0.1, 1e-5, steps=12, reported=reported)
-    words = {token: name for name, token in study.target_ids.items()}
+    arm = collapse.CollapseArm(0.4, 0.1, 1e-5, steps=12, reported=reported)
+    words = {token: name for name, token in study.spaced_targets().items()}
     own = collapse.tasks(study, arm, seed=0)
-    size = collapse.prompts(study, arm)
+    size = collapse.prompts_a_step(study, arm)
     assert len(own) == arm.steps * size
     signs = [SIGNS[words[task.target]] for task in own]
     assert all(f" {sign} " in task.prompt.rpartition("\n")[2] for sign, task in zip(signs, own, strict=True))
@@ -94,15 +84,6 @@ def test_arms_of_the_factorial_differ_in_what_is_trained_and_on_what_alone() -> 
     assert all(arm.half != name.endswith("in_32_bits") for name, arm in arms.items() if name.startswith("reported"))
     both = arms["whole_both"]
     assert arms["flaw_shared_target"] == replace(both, shared_target=True, balanced=False, several_seeds=False)
-
-
-def test_the_interval_of_a_difference_is_newcombes() -> None:
-    after, before = (Proportion(k / n, n, wilson(k, n, confidence=0.95)) for k, n in ((56, 70), (48, 80)))
-    found = grpo.change(*({"accuracy": p.accuracy, "interval": p.interval, "n": p.n} for p in (after, before)))
-    assert found["mean"] == pytest.approx(0.2)
-    assert found["interval"] == pytest.approx([0.0524, 0.3339], abs=5e-5)  # his table II, first example, method 10
-    mean = {"mean": 2.0, "interval": [1.0, 4.0], "n": 7}
-    assert grpo.change(mean, mean) == {"mean": 0.0, "interval": pytest.approx([-(5**0.5), 5**0.5]), "n": 7}
 
 
 def test_an_effect_counts_new_words_alone_and_never_the_embedding() -> None:

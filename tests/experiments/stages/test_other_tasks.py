@@ -16,19 +16,17 @@ from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.results import plain, read_result
 from classifier_emergence.tasks.classification import Item, balanced, get_task
 from experiments.params import load_params
-from experiments.shared.runs import Runs
+from experiments.stages import other_tasks
 from experiments.stages.other_tasks import (
+    HELD_OUT,
     NAMES,
-    PARTS,
-    Study,
+    TaskStudy,
     examples,
     labels,
-    lens,
-    probing,
+    lens_of_task,
+    probe_task,
     prompts,
-    run,
-    trained,
-    whole,
+    train_arm,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -37,12 +35,12 @@ ONE_MODEL = pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
 
 
 @pytest.fixture(params=NAMES)
-def study(lm: LanguageModel, request: pytest.FixtureRequest) -> Study:
-    return Study(lm, PARAMS, get_task(request.param))
+def study(lm: LanguageModel, request: pytest.FixtureRequest) -> TaskStudy:
+    return TaskStudy(lm, PARAMS, get_task(request.param))
 
 
 @ONE_MODEL
-def test_groups_and_templates_of_the_tests_are_never_trained_on(study: Study) -> None:
+def test_groups_and_templates_of_the_tests_are_never_trained_on(study: TaskStudy) -> None:
     groups, templates = ({getattr(item, by) for item in study.train} for by in ("group", "template"))
     parts = study.test
     assert groups.isdisjoint(item.group for item in parts["held_out_groups"])
@@ -56,7 +54,7 @@ def test_groups_and_templates_of_the_tests_are_never_trained_on(study: Study) ->
 
 @ONE_MODEL
 @pytest.mark.parametrize("study", NAMES[:1], indirect=True)
-def test_the_held_out_answers_need_the_held_out_operands(study: Study) -> None:
+def test_the_held_out_answers_need_the_held_out_operands(study: TaskStudy) -> None:
     trained_on, held_out = (
         {frozenset(re.findall(r"\d\d", prompt)) for prompt in prompts(items)}
         for items in (study.train, study.test["held_out_groups"])
@@ -64,7 +62,7 @@ def test_the_held_out_answers_need_the_held_out_operands(study: Study) -> None:
     assert trained_on.isdisjoint(held_out)
 
 
-def planted(study: Study, kind: str, n: int, width: int) -> tuple[list[Item], torch.Tensor]:
+def planted(study: TaskStudy, kind: str, n: int, width: int) -> tuple[list[Item], torch.Tensor]:
     """Items and states of noise with a signal after L1: of the class, or of each group's class apart."""
     items = balanced(study.task.items, n, seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -77,9 +75,9 @@ def planted(study: Study, kind: str, n: int, width: int) -> tuple[list[Item], to
 
 @ONE_MODEL
 @pytest.mark.parametrize("by", ["group", "template"])
-def test_a_planted_class_is_found_where_it_stands_and_nowhere_else(study: Study, by: str) -> None:
+def test_a_planted_class_is_found_where_it_stands_and_nowhere_else(study: TaskStudy, by: str) -> None:
     items, states = planted(study, "class", 60, 32)
-    found = probing(study, items, states, [getattr(item, by) for item in items])
+    found = probe_task(study, items, states, [getattr(item, by) for item in items])
     assert found["selected"]["layers"] == ["L1"] * PARAMS.other_tasks.folds
     assert found["selected"]["accuracy"] == found["accuracy"][layer_row(1)] == 1
     assert all(0.2 < accuracy < 0.5 for row, accuracy in enumerate(found["accuracy"]) if row != layer_row(1))
@@ -87,10 +85,10 @@ def test_a_planted_class_is_found_where_it_stands_and_nowhere_else(study: Study,
 
 
 @ONE_MODEL
-def test_what_is_only_learnt_by_heart_does_not_pass_for_a_class(study: Study) -> None:
+def test_what_is_only_learnt_by_heart_does_not_pass_for_a_class(study: TaskStudy) -> None:
     items, states = planted(study, "group", 200, 256)
     across, within = (
-        probing(study, items, states, [getattr(item, by) for item in items])["accuracy"][layer_row(1)]
+        probe_task(study, items, states, [getattr(item, by) for item in items])["accuracy"][layer_row(1)]
         for by in ("group", "template")
     )
     assert across < 0.5
@@ -98,19 +96,19 @@ def test_what_is_only_learnt_by_heart_does_not_pass_for_a_class(study: Study) ->
 
 
 @ONE_MODEL
-def test_the_lens_finds_a_planted_word_and_its_null_does_not(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lens_finds_a_planted_word_and_its_null_does_not(study: TaskStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     items = balanced(study.task.items, 10, seed=0)
     generator = torch.Generator().manual_seed(0)
     model = study.lm.readout
     # Words as far from each other as those of a large model; in the tiny one all lie in one direction.
     readout = replace(model, weight=0.5 * torch.randn(model.weight.shape, generator=generator))
-    monkeypatch.setattr("experiments.stages.other_tasks.find_readout", lambda model: readout)
+    monkeypatch.setattr("classifier_emergence.reading.model.find_readout", lambda model: readout)
     states = torch.randn(study.n_layers + 1, len(items), readout.weight.shape[1], generator=generator)
     own = torch.tensor(labels(items))
     rows = torch.stack([readout.weight[word.ids].mean(0) for word in study.words])
     there = layer_row(2)
     states[there] = 0.1 * states[there] + rows[own]
-    found = lens(study, items, states)
+    found = lens_of_task(study, items, states)
     least = 1 / (1 + PARAMS.other_tasks.null_words)
     assert found["largest"]["layer"] == "L2"
     assert found["largest"]["alignment"] == pytest.approx(found["alignment"]["mean"][there])
@@ -123,7 +121,7 @@ def test_the_lens_finds_a_planted_word_and_its_null_does_not(study: Study, monke
 
 
 @ONE_MODEL
-def test_shuffled_targets_keep_their_numbers_but_not_their_prompts(study: Study) -> None:
+def test_shuffled_targets_keep_their_numbers_but_not_their_prompts(study: TaskStudy) -> None:
     true, shuffled = (examples(study, study.words, 0, shuffled=flag) for flag in (False, True))
     assert Counter(e.target for e in true) == Counter(e.target for e in shuffled)
     same = sum(a.target == b.target for a, b in zip(true, shuffled, strict=True)) / len(true)
@@ -133,22 +131,24 @@ def test_shuffled_targets_keep_their_numbers_but_not_their_prompts(study: Study)
 
 @ONE_MODEL
 def test_a_word_of_several_pieces_is_refused_as_a_target(lm: LanguageModel) -> None:
-    study = Study(lm, PARAMS, get_task("places"))
+    study = TaskStudy(lm, PARAMS, get_task("places"))
     words = [word_tokens(word, lm.tokenizer) for word in ("capital", "zyx wvu", "river")]
-    with pytest.raises(InputError, match=r"^word 'zyx wvu': with a leading space it is no single token of tiny-llama"):
+    with pytest.raises(InputError, match=r"^target word 'zyx wvu': with a leading space it is no single token"):
         examples(study, words, 0, shuffled=False)
 
 
 @ONE_MODEL
 def test_training_is_measured_apart_and_leaves_the_model_as_it_was(lm: LanguageModel, tmp_path: Path) -> None:
-    study = Study(lm, PARAMS, get_task("comparison"))
+    study = TaskStudy(lm, PARAMS, get_task("comparison"))
     base = study.base_answers
     before = {name: p.clone() for name, p in lm.model.named_parameters()}
-    result = trained(study, "dual_reward", 0, tmp_path / "adapter")(tmp_path / "work")
-    again = trained(study, "dual_reward", 0, tmp_path / "adapter")(tmp_path / "again")
+    result, again = (
+        train_arm({"comparison": study}, tmp_path / work, "comparison", "dual_reward", 0, tmp_path / "adapter")
+        for work in ("work", "again")
+    )
     assert plain(result) == plain(again)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
-    assert set(PARTS) < result.keys()
+    assert set(HELD_OUT) < result.keys()
     change = result["held_out_groups"]["answers_change"]["mean"]
     assert change != 0
     assert change == pytest.approx(
@@ -165,17 +165,25 @@ def test_a_stopped_study_goes_on_where_it_was(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results" / "fetch").mkdir(parents=True)
     (tmp_path / "results" / "fetch" / "m.json").write_text("{}")
-    task = get_task("places")
+    monkeypatch.setattr(other_tasks, "load", lambda key, registry: lm)
+    monkeypatch.setattr(other_tasks, "NAMES", ("places",))
     params = PARAMS.model_copy(update={"other_tasks": PARAMS.other_tasks.model_copy(update={"seeds": [0]})})
-    runs = Runs("other_tasks", "m", params)
-    full = whole(Study(lm, params, task), runs)
-    (runs.folder / "places-shuffled_targets-0.json").unlink()  # as if it had been stopped there
-    assert whole(Study(lm, params, task), runs) == full
-    monkeypatch.setattr("experiments.stages.other_tasks.load", lambda key, registry: lm)
-    monkeypatch.setattr("experiments.stages.other_tasks.NAMES", ("places",))
-    run(params, "m")
-    result = read_result("results/other_tasks/m.json")
-    assert result["places"]["dual_reward"]["held_out_groups"]["top"]["n"] == 3 * params.other_tasks.test_items
-    assert len(result["places"]["lens"]["alignment"]["mean"]) == len(result["layers"])
+    other_tasks.run(params, "m")
+    uncut = read_result("results/other_tasks/m.json")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut:
+        cut.setattr(other_tasks, "arm_summary", stop)
+        with pytest.raises(KeyboardInterrupt):
+            other_tasks.run(params, "m")
+    kept = {path.stem for path in Path("data/runs/other_tasks/m").glob("*.json")}
+    assert kept == {"places-untrained", *(f"places-{arm}-0" for arm in other_tasks.ARMS)}
+    Path("data/runs/other_tasks/m/places-shuffled_targets-0.json").unlink()  # as if it had been stopped there
+    other_tasks.run(params, "m")
+    assert read_result("results/other_tasks/m.json") == uncut
+    assert uncut["places"]["dual_reward"]["held_out_groups"]["top"]["n"] == 3 * params.other_tasks.test_items
+    assert len(uncut["places"]["lens"]["alignment"]["mean"]) == len(uncut["layers"])
     assert Path("data/adapters/other_tasks/m/places/adapter_model.safetensors").exists()
-    assert not runs.folder.exists()
+    assert not Path("data/runs/other_tasks/m").exists()

@@ -1,0 +1,122 @@
+"""Words in the lens against other words of the same unembedding norm: statistics that several stages read."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from classifier_emergence.reading.lens import lens_scores
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.vocabulary import WordTokens, matched_words, row_norms, word_tokens
+from classifier_emergence.statistics import permutation_p
+from classifier_emergence.tasks.arithmetic import OPERATIONS, SYMBOLS, SYNONYMS, prompt_bank
+from experiments.params import Params
+from experiments.shared.summaries import accuracy_curve, mean_of
+
+KINDS = ("word", "synonyms", "symbols")
+OPERATION_WORDS = {*OPERATIONS, *(word for words in SYNONYMS.values() for word in words)}
+
+
+def null_words(
+    lm: LanguageModel, targets: Sequence[WordTokens], n: int, exclude: Collection[str]
+) -> list[list[WordTokens]]:
+    """For each target other words that match it in spelling forms and unembedding norm."""
+    norms = row_norms(lm.readout.weight, lm.readout.gain)
+    return [matched_words(target, norms, lm.tokenizer, n, exclude=exclude) for target in targets]
+
+
+def own_class(values: Tensor, own: Tensor) -> Tensor:
+    """(layers, prompts, ...): the entry of each prompt's own class, of ``values`` (layers, prompts, classes, ...)."""
+    return values[:, torch.arange(len(own)), own]
+
+
+def own_alignment(log_alignment: Tensor, own: Tensor) -> np.ndarray:
+    """(layers, words): mean alignment of words on the prompts of their own class, averaged over classes.
+
+    ``log_alignment`` is (layers, prompts, classes, words).
+    """
+    classes = range(log_alignment.shape[2])
+    means = [log_alignment[:, own == c, c].exp().double().mean(1) for c in classes]
+    return torch.stack(means).mean(0).numpy()
+
+
+def contrast(log_alignment: Tensor, own: Tensor) -> np.ndarray:
+    """(layers, words): how much more probable words are on their own class's prompts than on the others.
+
+    Mean log-alignment on the class minus that on the other classes, in nats, averaged over classes; what a word gains
+    everywhere cancels. ``log_alignment`` is (layers, prompts, classes, words).
+    """
+    differences = [
+        log_alignment[:, own == c, c].mean(1) - log_alignment[:, own != c, c].mean(1)
+        for c in range(log_alignment.shape[2])
+    ]
+    # Rounded well above float32's noise: where all states are equal (an embedding of "="), no word stands out.
+    return torch.stack(differences).mean(0).double().numpy().round(3)
+
+
+def against_null(
+    alignment: np.ndarray, log_contrast: np.ndarray, null_log: Tensor, own: Tensor
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Alignment and contrast (layers,) of the own words against those of other words, and these alignments.
+
+    ``null_log`` is (layers, prompts, classes, words).
+    """
+    null, null_contrast = own_alignment(null_log, own), contrast(null_log, own)
+    table = {
+        "words": null.shape[-1],
+        "alignment_95": np.quantile(null, 0.95, axis=-1),
+        "p": permutation_p(alignment, null),
+        "log_contrast_95": np.quantile(null_contrast, 0.95, axis=-1),
+        "contrast_p": permutation_p(log_contrast, null_contrast),
+    }
+    return table, null
+
+
+def bank_lens(
+    lm: LanguageModel,
+    states: Tensor,
+    style: str,
+    targets: Sequence[WordTokens],
+    null: Sequence[Sequence[WordTokens]],
+    params: Params,
+) -> dict[str, Any]:
+    """The lens on the prompt bank: operation words, synonyms and signs over layers, with the null of other words.
+
+    Args:
+        lm: The model.
+        states: (layers, prompts, d) of the bank in a style.
+        style: Of the bank.
+        targets: The operation words, in the order of the operations.
+        null: Other words for each of them; see ``null_words``.
+        params: For the bank and intervals.
+    """
+    own = torch.tensor([OPERATIONS.index(prompt.operation) for prompt in prompt_bank(style, params.bank)])
+    n_ops, settings = len(OPERATIONS), params.logit_lens
+    groups = [target.ids for target in targets]
+    for others in (SYNONYMS, SYMBOLS):
+        groups += [[i for word in others[op] for i in word_tokens(word, lm.tokenizer).ids] for op in OPERATIONS]
+    ranked = [[k * n_ops + o for k in range(len(KINDS))] for o in own.tolist()]
+    ids = groups + [word.ids for words in null for word in words]
+    text = f"logit lens of {lm.key}: {len(own)} {style} prompts x {len(states)} layers"
+    scores = lens_scores(states, lm.readout, ids, ranked=ranked, description=text)
+    result: dict[str, Any] = {"n": len(own)}
+    for k, kind in enumerate(KINDS):
+        log_alignment = scores.log_alignment[..., k * n_ops : (k + 1) * n_ops]
+        alignment = own_class(log_alignment, own).exp().double().numpy()
+        mean = mean_of(alignment, params.confidence, settings.resamples, seed=settings.seed)
+        result[kind] = {
+            "alignment": mean["mean"],
+            "interval": mean["interval"],
+            "by_operation": {op: alignment[:, (own == o).numpy()].mean(-1) for o, op in enumerate(OPERATIONS)},
+            "rank": np.median(scores.rank[..., k].numpy(), axis=-1),
+            # Which of the four words is the most probable one? A question of order, whatever the scale; chance is 1/4.
+            "choice": accuracy_curve(log_alignment.argmax(-1) == own, params.confidence),
+            "log_contrast": contrast(log_alignment[..., None], own)[:, 0],
+        }
+    word, null_log = result["word"], scores.log_alignment[..., len(groups) :].unflatten(-1, (n_ops, -1))
+    table, others_alignment = against_null(word["alignment"], word["log_contrast"], null_log, own)
+    median, largest = np.median(others_alignment, axis=-1), others_alignment.max(-1)
+    word["null"] = {**table, "alignment_median": median, "alignment_max": largest}
+    return result

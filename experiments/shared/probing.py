@@ -1,0 +1,108 @@
+"""Linear probes on held-out groups, and what the surface of a prompt gives away without a model."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sklearn.feature_extraction.text import CountVectorizer
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from classifier_emergence.reading.layers import layer_labels
+from classifier_emergence.reading.probes import fit_probes, shuffled_labels
+from classifier_emergence.tasks.splits import rotations
+from experiments.params import OtherTasks, Probing
+from experiments.shared.summaries import accuracy_curve, share_of
+
+# Relative to the objective. Ten times tighter changes one prediction in a thousand and takes half as long again.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class HeldOutProbes:
+    """Whether probes are right on groups that they were not fitted on; row 0 of the label sets is the true one."""
+
+    correct: Tensor
+    """(layers, 1 + shuffles, n): at every layer."""
+    selected: Tensor
+    """(1 + shuffles, n): at the layer that each rotation chose."""
+    layers: list[str]
+    """That layer, by rotation."""
+
+    def curve(self, confidence: float) -> dict[str, Any]:
+        """Accuracy at every layer, and the largest one over layers that shuffled labels reach."""
+        peaks = self.correct[:, 1:].double().mean(-1).amax(0)
+        return {
+            **accuracy_curve(self.correct[:, 0], confidence),
+            "shuffled_peak_accuracy_95": torch.quantile(peaks, 0.95),
+        }
+
+    def with_selectivity(self, confidence: float, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+        """The curve with its chance level and, at the chosen layers, accuracy and selectivity.
+
+        Shuffled accuracies are averaged in ``dtype``.
+        """
+        score, shuffled = share_of(self.selected[0], confidence), self.selected[1:].to(dtype).mean(-1).mean()
+        return {
+            **self.curve(confidence),
+            "shuffled_accuracy": self.correct[:, 1:].double().mean((1, 2)),
+            "selected": {
+                "layers": self.layers,
+                **vars(score),
+                "shuffled_accuracy": shuffled,
+                "selectivity": score.accuracy - shuffled,
+            },
+        }
+
+
+def held_out_probes(
+    states: Tensor, y: Tensor, groups: Sequence[object], settings: Probing | OtherTasks, *, seed: int
+) -> HeldOutProbes:
+    """Standardised probes on held-out groups, rotated so that every prompt is tested once.
+
+    Each rotation chooses its layer on its validation groups. Shuffled labels are permuted on the training part and
+    judged on the true test labels.
+
+    Args:
+        states: (layers, n, d).
+        y: (n,) classes.
+        groups: The group of each prompt.
+        settings: C, folds and shuffles.
+        seed: Of the folds and the shuffles.
+    """
+    correct = torch.zeros(len(states), 1 + settings.shuffles, len(y), dtype=torch.bool)
+    selected, layers = torch.zeros_like(correct[0]), []
+    for k, (fit, validation, test) in enumerate(_parts(groups, settings.folds, seed)):
+        label_sets = torch.cat([y[None, fit], shuffled_labels(y[fit], settings.shuffles, seed=seed + k)])
+        probes = fit_probes(states[:, fit], label_sets, C=settings.C, standardise=True, tol=TOLERANCE)
+        valid = (probes.predict(states[:, validation])[:, 0] == y[validation]).double().mean(-1)
+        best = int(valid.argmax())
+        correct[:, :, test] = probes.predict(states[:, test]) == y[test]
+        selected[:, test] = correct[best][:, test]
+        layers.append(layer_labels(len(states) - 1)[best])
+    return HeldOutProbes(correct, selected, layers)
+
+
+def bag_of_tokens(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    y: Tensor,
+    groups: Sequence[object],
+    settings: Probing | OtherTasks,
+    *,
+    seed: int,
+) -> Tensor:
+    """(n,) whether a probe on token counts is right on the same held-out groups: what the surface alone gives away."""
+    counter = CountVectorizer(analyzer=lambda text: tokenizer(text)["input_ids"])
+    counts = torch.from_numpy(counter.fit_transform(texts).toarray())[None].float()
+    correct = torch.zeros(len(y), dtype=torch.bool)
+    for fit, _, test in _parts(groups, settings.folds, seed):
+        correct[test] = fit_probes(counts[:, fit], y[fit], C=settings.C).predict(counts[:, test])[0] == y[test]
+    return correct
+
+
+def _parts(groups: Sequence[object], folds: int, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    for split in rotations(groups, folds, seed=seed):
+        fit, validation, test = (torch.from_numpy(part) for part in (split.train, split.validation, split.test))
+        yield fit, validation, test
