@@ -1,4 +1,4 @@
-"""The lists of modules in dvc.yaml: every file that a stage's module imports, directly or not, and no other.
+"""The lists of modules in dvc.yaml: every file that a stage's module imports, directly or not, with its data files.
 
 DVC runs a stage again when one of its dependencies changes. A module that is missing from the list leaves results
 behind that are older than their code; one too many costs hours of training for nothing. So no hand writes these lists.
@@ -16,6 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = "src/classifier_emergence/"
 SHORT = "${src}/"
 """What dvc.yaml writes for it."""
+CODE = ("experiments/", LIBRARY, SHORT)
+"""What lies there is listed by this tool; all other dependencies are written by hand."""
+NOT_READ = "registry.yaml"
+"""In a clone the registry of params.yaml is read in its place."""
 WIDTH = 120
 
 
@@ -25,7 +29,7 @@ def rewritten(text: str) -> str:
     for _, stage in reversed(_child(root, "stages").value):  # from the end: what comes before keeps its position
         body = _child(stage, "do") or stage
         deps = _child(body, "deps")
-        others = [item.value for item in deps.value if not item.value.endswith(".py")]
+        others = [item.value for item in deps.value if not item.value.startswith(CODE)]
         listed = _flow_list(others, modules(_child(body, "cmd").value), indent=body.start_mark.column + 2)
         text = text[: deps.start_mark.index] + listed + text[deps.end_mark.index :]
     return text
@@ -36,7 +40,7 @@ def differing(text: str) -> dict[str, list[str]]:
     found = {}
     for name, stage in yaml.safe_load(text)["stages"].items():
         body = stage.get("do", stage)
-        listed = {item.replace(SHORT, LIBRARY) for item in body["deps"] if item.endswith(".py")}
+        listed = {item.replace(SHORT, LIBRARY) for item in body["deps"] if item.startswith(CODE)}
         imported = set(modules(body["cmd"]))
         if listed != imported:
             found[name] = [f"+{m}" for m in sorted(imported - listed)] + [f"-{m}" for m in sorted(listed - imported)]
@@ -44,7 +48,7 @@ def differing(text: str) -> dict[str, list[str]]:
 
 
 def modules(command: str) -> list[str]:
-    """Files that ``python -m module ...`` runs and imports, from the repository's root, sorted."""
+    """Files that ``python -m module ...`` runs, imports and reads beside them, from the repository's root, sorted."""
     name = command.split()[2]
     waiting = [source(f"{name}.__main__") or source(name)]
     seen: set[Path] = set()
@@ -53,7 +57,7 @@ def modules(command: str) -> list[str]:
         if file is not None and file not in seen:
             seen.add(file)
             waiting += imports(file)
-    return sorted(file.relative_to(ROOT).as_posix() for file in seen)
+    return sorted(file.relative_to(ROOT).as_posix() for file in seen.union(*map(data_files, seen)))
 
 
 @cache
@@ -67,6 +71,13 @@ def imports(file: Path) -> frozenset[Path]:
             names += [(alias.name,) for alias in node.names]
     found = (next(filter(None, map(source, choices)), None) for choices in names)
     return frozenset(path for path in found if path)
+
+
+@cache
+def data_files(file: Path) -> frozenset[Path]:
+    """YAML files that lie beside a module and that its source names, as ``tasks/prompts.py`` does."""
+    texts = {node.value for node in ast.walk(_parsed(file)) if isinstance(node, ast.Constant)}
+    return frozenset(path for path in file.parent.glob("*.yaml") if path.name in texts - {NOT_READ})
 
 
 @cache

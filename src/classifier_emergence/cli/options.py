@@ -58,7 +58,8 @@ def labelled_prompts(classes: Sequence[str] | None, file: Path | None, task: str
     Raises:
         InputError: None or several of them are given, or what they give cannot be read.
     """
-    from classifier_emergence.tasks.classification import get_task, load_task
+    from classifier_emergence.tasks.classification import get_task
+    from classifier_emergence.tasks.files import load_task
 
     if sum(map(bool, (classes, file, task))) != 1:
         raise InputError("prompts: give exactly one of --class (repeated), --file and --task")

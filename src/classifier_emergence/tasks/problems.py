@@ -7,28 +7,14 @@ import numpy as np
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.tasks.arithmetic import N_TEMPLATES, SIGNS, frames
+from classifier_emergence.tasks.prompts import PROMPTS
 
 COMPUTE = {"multiply": int.__mul__, "add": int.__add__, "subtract": int.__sub__, "divide": int.__floordiv__}
 
-COT_REPORTED = (
-    "7 * 8", "12 * 5", "9 * 9", "23 + 45", "17 + 38", "55 + 27", "89 - 34", "65 - 28", "100 - 43",
-)  # fmt: skip
+COT_REPORTED: tuple[str, ...] = tuple(PROMPTS["chain_of_thought"])
 """The nine problems of the chain-of-thought write-up, in its order."""
 
-NEUTRAL = (
-    "The old bridge was closed last winter because the river had damaged two of its pillars.",
-    "She left her umbrella on the train and only noticed when the rain began in the evening.",
-    "Bread dough needs time to rise, and a warm corner of the kitchen makes it rise faster.",
-    "The committee will meet again in spring to decide where the new library should be built.",
-    "Swallows return to the same barn every year, although the journey takes them many weeks.",
-    "He had never liked the sea, yet he spent most of his working life on fishing boats.",
-    "The museum keeps a small collection of clocks, most of which stopped long ago.",
-    "When the lights went out, the children lit candles and told each other stories.",
-    "Good paper is made from cotton, and it lasts for centuries if it is kept dry.",
-    "The mayor thanked the volunteers who had cleaned the park after the storm.",
-    "Cats sleep for most of the day, but they wake at the slightest sound of food.",
-    "From the top of the hill one can see the harbour, the market and the two churches.",
-)
+NEUTRAL: tuple[str, ...] = tuple(PROMPTS["neutral"])
 """Sentences without numbers or operation words, on which training for arithmetic should change nothing."""
 
 
