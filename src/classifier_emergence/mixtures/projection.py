@@ -153,7 +153,7 @@ def project_routers(
     gain = weights.final_gain.float()
     sweeps = [_Sweep(each, rows.float() * gain if each.gains else rows.float(), wanted, words, top) for each in sets]
     asked = torch.tensor(sorted({*wanted, *keep}), dtype=torch.int64)
-    kept = _Kept()
+    kept = _Kept(width)
     mean = torch.zeros(width, dtype=torch.float64)
     with progress(description, total=vocabulary) as advance:
         for start in range(0, vocabulary, block_rows):
@@ -178,26 +178,30 @@ def project_routers(
 
 
 class _Kept:
-    """Rows of tokens, gathered block by block. Most leave the tops again: they are dropped when they are the most."""
+    """Rows of tokens, gathered block by block. Most leave the tops again: they are dropped when they are the most.
 
-    def __init__(self) -> None:
-        self.ids: list[Tensor] = []
-        self.rows: list[Tensor] = []
+    They go into room that is taken at once: small pieces between the blocks' would keep freed memory from being used.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.ids = torch.empty(0, dtype=torch.int64)
+        self.room = torch.empty(0, width)
 
     def add(self, stored: Tensor, start: int, needed: Tensor) -> None:
         """Take what is needed of a block that begins at token ``start``."""
         new = needed[(needed >= start) & (needed < start + len(stored))]
-        self.ids.append(new)
-        self.rows.append(stored[new - start])
-        if sum(map(len, self.ids)) > 2 * len(needed):
-            ids, rows = self.of(needed)
-            self.ids, self.rows = [ids], [rows]
+        if len(self.ids) + len(new) > len(self.room):
+            self.ids, rows = self.of(needed)
+            if len(self.room) < 2 * len(needed):
+                self.room = stored.new_empty(2 * len(needed), stored.shape[1])
+            self.room[: len(rows)] = rows
+        self.room[len(self.ids) : len(self.ids) + len(new)] = stored[new - start]
+        self.ids = torch.cat([self.ids, new])
 
     def of(self, needed: Tensor) -> tuple[Tensor, Tensor]:
         """Ids, ascending, and rows of the tokens that are still needed."""
-        ids = torch.cat(self.ids)
-        stays = torch.isin(ids, needed)
-        return ids[stays], torch.cat(self.rows)[stays]
+        stays = torch.isin(self.ids, needed)
+        return self.ids[stays], self.room[: len(self.ids)][stays]
 
 
 class _Sweep:
