@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from number_snapshots import NumbersExtension, TinyNumbersExtension
 from syrupy.assertion import SnapshotAssertion
@@ -15,7 +16,6 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from classifier_emergence.models.loading import load
 from classifier_emergence.reading.model import LanguageModel
-from experiments.pipeline import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 

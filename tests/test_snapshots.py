@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from headlines import HEADLINES, headline, verdicts
 from syrupy.assertion import SnapshotAssertion
 
 from classifier_emergence.results import read_result
 from experiments.params import load_params
-from experiments.pipeline import tiny
 from experiments.shared.stage import STAGES, TRAINING
 
 ROOT = Path(__file__).resolve().parents[1]

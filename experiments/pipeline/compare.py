@@ -20,8 +20,6 @@ from typing import Any
 
 from classifier_emergence.results import read_result
 
-_Path = tuple[str | int, ...]
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -94,17 +92,14 @@ class Difference:
     expected: Any
     actual: Any
     reason: str
-    tolerance: float
-    used: float
+    tolerance: float = 0.0
+    used: float = math.inf
 
     def __str__(self) -> str:
         """``$.probe.accuracy: 0.98 != 0.9 (tolerance 0.01, accuracy)``."""
         allowed = f"tolerance {self.tolerance:.3g}, " if 0 < self.tolerance < math.inf else ""
-        left, right = (_shown(value) for value in (self.expected, self.actual))
-        if self.reason == "missing":
-            right = "nothing"
-        elif self.reason == "new":
-            left = "nothing"
+        left = "nothing" if self.reason == "new" else _shown(self.expected)
+        right = "nothing" if self.reason == "missing" else _shown(self.actual)
         return f"$.{self.path}: {left} != {right} ({allowed}{self.reason})"
 
 
@@ -113,14 +108,12 @@ class Comparison:
     """A result file against another version of itself.
 
     Attributes:
-        file: Name of the file on the left.
         values: Number of values compared.
         differences: What differs by more than its tolerance.
         worst: Largest deviation as a fraction of its tolerance; infinite where an exact value differs.
         worst_path: Where that is; empty if all values are equal.
     """
 
-    file: str
     values: int
     differences: tuple[Difference, ...]
     worst: float
@@ -129,7 +122,7 @@ class Comparison:
 
 def differences(expected: Any, actual: Any, *, rules: Sequence[Rule] = RULES) -> list[Difference]:
     """What differs between two JSON trees by more than the tolerance of its kind; empty if they agree."""
-    return [pair for pair in _walk(expected, actual, (), (), None, rules) if pair.used > 1]
+    return [pair for pair in _walk(expected, actual, rules) if pair.used > 1]
 
 
 def compare_files(expected: Path, actual: Path, *, rules: Sequence[Rule] = RULES) -> Comparison:
@@ -138,11 +131,10 @@ def compare_files(expected: Path, actual: Path, *, rules: Sequence[Rule] = RULES
     Raises:
         InputError: A file is missing or is not a result.
     """
-    pairs = list(_walk(read_result(expected), read_result(actual), (), (), None, rules))
-    worst = max(pairs, key=lambda pair: pair.used, default=None)
+    pairs = list(_walk(read_result(expected), read_result(actual), rules))
+    worst = max((pair for pair in pairs if pair.used), key=lambda pair: pair.used, default=None)
     found = tuple(pair for pair in pairs if pair.used > 1)
-    used = worst.used if worst else 0.0
-    return Comparison(str(expected), len(pairs), found, used, worst.path if worst and used else "")
+    return Comparison(len(pairs), found, worst.used if worst else 0.0, worst.path if worst else "")
 
 
 def apart_over_seeds(expected: Any, actual: Any) -> tuple[list[Difference], int]:
@@ -151,93 +143,63 @@ def apart_over_seeds(expected: Any, actual: Any) -> tuple[list[Difference], int]
     Returns:
         Those, and how many were compared.
     """
-    pairs = list(_over_seeds(expected, actual, ()))
-    found = [
-        _structural((*path, "interval"), left, right, "apart")
-        for path, left, right in pairs
-        if left[1] < right[0] or right[1] < left[0]
-    ]
-    return found, len(pairs)
+    left, right = dict(_over_seeds(expected)), dict(_over_seeds(actual))
+    shared = [Difference(path, left[path], right[path], "apart") for path in left if path in right]
+    apart = [d for d in shared if d.expected[1] < d.actual[0] or d.actual[1] < d.expected[0]]
+    return apart, len(shared)
 
 
-def _over_seeds(expected: Any, actual: Any, path: _Path) -> Iterator[tuple[_Path, list[float], list[float]]]:
-    if isinstance(expected, dict) and isinstance(actual, dict):
-        if "interval" in expected and "interval" in actual and len(expected.get("by_seed", ())) > 1:
-            yield path, expected["interval"], actual["interval"]
-        for key in sorted({*expected} & {*actual}):
-            yield from _over_seeds(expected[key], actual[key], (*path, key))
-    elif isinstance(expected, list) and isinstance(actual, list):
-        for i, pair in enumerate(zip(expected, actual, strict=False)):
-            yield from _over_seeds(*pair, (*path, i))
+def _over_seeds(tree: Any, prefix: str = "") -> Iterator[tuple[str, list[float]]]:
+    if isinstance(tree, dict) and "interval" in tree and len(tree.get("by_seed", ())) > 1:
+        yield f"{prefix}interval", tree["interval"]
+    for key, item in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+        yield from _over_seeds(item, f"{prefix}{key}.")
 
 
 def _walk(
-    expected: Any,
-    actual: Any,
-    path: _Path,
-    names: tuple[str, ...],
-    n: int | None,
-    rules: Sequence[Rule],
+    expected: Any, actual: Any, rules: Sequence[Rule], path: str = "", names: tuple[str, ...] = (), n: int = 0
 ) -> Iterator[Difference]:
     """One item a leaf, equal ones too; ``names`` are those that may tell its kind, nearest first."""
+    prefix = f"{path}." if path else ""
     if isinstance(expected, dict) and isinstance(actual, dict):
         size = expected.get("n")
         n = size if type(size) is int and size > 0 else n
         for key in sorted({*expected, *actual}):
-            here = (*path, key)
-            if key not in actual:
-                yield _structural(here, expected[key], None, "missing")
-            elif key not in expected:
-                yield _structural(here, None, actual[key], "new")
-            else:
+            if key in expected and key in actual:
                 beside = sorted(expected) if _BESIDE.match(key) else []
-                yield from _walk(expected[key], actual[key], here, (key, *beside, *names), n, rules)
+                yield from _walk(expected[key], actual[key], rules, f"{prefix}{key}", (key, *beside, *names), n)
+            else:
+                reason = "missing" if key in expected else "new"
+                yield Difference(f"{prefix}{key}", expected.get(key), actual.get(key), reason)
     elif isinstance(expected, list) and isinstance(actual, list):
         if len(expected) != len(actual):
-            yield _structural(path, len(expected), len(actual), "length")
-        else:
-            for i, pair in enumerate(zip(expected, actual, strict=True)):
-                yield from _walk(*pair, (*path, i), names, n, rules)
+            yield Difference(path, len(expected), len(actual), "length")
+            return
+        for i, pair in enumerate(zip(expected, actual, strict=True)):
+            yield from _walk(*pair, rules, f"{prefix}{i}", names, n)
     elif type(expected) is not type(actual):
-        yield _structural(path, expected, actual, "type")
+        yield Difference(path, expected, actual, "type")
     else:
         yield _leaf(expected, actual, path, _rule(names, type(expected), rules), n)
 
 
-def _leaf(expected: Any, actual: Any, path: _Path, rule: Rule, n: int | None) -> Difference:
+def _leaf(expected: Any, actual: Any, path: str, rule: Rule, n: int) -> Difference:
     if isinstance(expected, float) and not (math.isfinite(expected) and math.isfinite(actual)):
-        return _structural(path, expected, actual, "not finite")
+        return Difference(path, expected, actual, "not finite")
     tolerance = rule.absolute
-    if rule.flips and type(expected) is int:
-        tolerance = rule.flips
-    elif rule.flips and n:
-        tolerance = rule.flips / n
+    if rule.flips and (n or type(expected) is int):
+        tolerance = rule.flips if type(expected) is int else rule.flips / n
     if rule.relative:
         tolerance = max(tolerance, rule.relative * abs(expected))
     if expected == actual or tolerance == math.inf:
-        used = 0.0
-    elif tolerance == 0:
-        used = math.inf
-    else:
-        used = abs(expected - actual) / tolerance
-        used = 1.0 if 1 < used <= 1 + _SLACK else used
-    return Difference(_dotted(path), expected, actual, rule.kind, tolerance, used)
+        return Difference(path, expected, actual, rule.kind, tolerance, 0.0)
+    used = abs(expected - actual) / tolerance if tolerance else math.inf
+    return Difference(path, expected, actual, rule.kind, tolerance, 1.0 if 1 < used <= 1 + _SLACK else used)
 
 
 def _rule(names: Sequence[str], kind: type, rules: Sequence[Rule]) -> Rule:
-    for name in names:
-        for rule in rules:
-            if kind in rule.types and re.search(rule.pattern, name):
-                return rule
-    return _OTHER if kind is float else _EXACT
-
-
-def _structural(path: _Path, expected: Any, actual: Any, reason: str) -> Difference:
-    return Difference(_dotted(path), expected, actual, reason, 0.0, math.inf)
-
-
-def _dotted(path: _Path) -> str:
-    return ".".join(map(str, path))
+    found = (rule for name in names for rule in rules if kind in rule.types and re.search(rule.pattern, name))
+    return next(found, _OTHER if kind is float else _EXACT)
 
 
 def _shown(value: Any) -> str:

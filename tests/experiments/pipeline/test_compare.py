@@ -111,10 +111,10 @@ def test_tolerance_of_each_kind(key, expected, inside, outside):
     assert not agree(key, expected, outside)
 
 
-@given(st.integers(1, 5000), st.data())
+@given(st.integers(3, 5000), st.data())
 @settings(deadline=None, max_examples=50)
 def test_two_of_n_examples_may_flip_and_not_three(n, data):
-    successes = data.draw(st.integers(0, n))
+    successes = data.draw(st.integers(0, n - 3))
 
     def stored(k):
         return float(f"{k / n:.10g}")
@@ -178,7 +178,7 @@ def test_files(tmp_path):
     write_result(a, {"accuracy": [0.5, 0.6], "n": 100, "token": "x"})
     write_result(b, {"accuracy": [0.5, 0.61], "n": 100, "token": "x"})
     close = compare_files(a, b)
-    assert (close.file, close.values, close.differences, close.worst_path) == (str(a), 4, (), "accuracy.1")
+    assert (close.values, close.differences, close.worst_path) == (4, (), "accuracy.1")
     assert close.worst == pytest.approx(0.5)
     same = compare_files(a, a)
     assert (same.worst, same.worst_path) == (0.0, "")

@@ -1,6 +1,7 @@
 """The whole pipeline in a minute, on tiny models that are built from config and trained here."""
 
 import contextlib
+import gc
 import re
 import shutil
 from importlib import import_module
@@ -22,7 +23,7 @@ from classifier_emergence.tasks.classification import TASKS, get_task
 from experiments.params import load_params
 from experiments.shared.stage import STAGES
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PARAMS = "params.tiny.yaml"
 REPORT = ("ledger", "tables.__main__", "figures.__main__", "build")
 """Modules of the stages of ``ENDING``."""
@@ -123,6 +124,7 @@ def run(folder: Path) -> None:
         for stage, models in STAGES.items():
             for model in getattr(params, models):
                 torch.manual_seed(0)
+                gc.freeze()  # every training collects garbage, which would go through all that the libraries hold
                 import_module(f"experiments.stages.{stage}").run(params, model)
         for name in REPORT:
             import_module(f"experiments.report.{name}").run()
