@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from classifier_emergence.instruments.lens import lens
     from classifier_emergence.instruments.probe import probe
     from classifier_emergence.instruments.routing import routing_usage, trace_texts
-    from classifier_emergence.models.names import open_model
+    from classifier_emergence.models.loading import open_model
     from classifier_emergence.reading.estimator import LayerProbes
     from classifier_emergence.reading.model import LanguageModel
 
@@ -42,7 +42,7 @@ _HOME = {
     "dual_reward": "instruments.finetune",
     "grpo": "instruments.grpo",
     "lens": "instruments.lens",
-    "open_model": "models.names",
+    "open_model": "models.loading",
     "probe": "instruments.probe",
     "routing_usage": "instruments.routing",
     "sft": "instruments.finetune",

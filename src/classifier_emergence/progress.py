@@ -1,7 +1,9 @@
 """Progress with time left, on the terminal only: silent in pipes and logs except for one line a task."""
 
+import io
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 
 from rich.console import Console
 from rich.progress import (
@@ -43,3 +45,8 @@ def progress(description: str | None, *, total: float) -> Iterator[Callable[...,
                 bar.update(task, status=status)
 
         yield advance
+
+
+def no_bars_in_logs() -> AbstractContextManager[object]:
+    """Keeps bars that other libraries draw out of pipes and logs, with all else that they write on standard error."""
+    return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
