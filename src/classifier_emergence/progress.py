@@ -20,11 +20,9 @@ from rich.progress import (
 def progress(description: str | None, *, total: float) -> Iterator[Callable[..., None]]:
     """A progress bar on standard error; yields ``advance(amount, status="")``. No description, no bar."""
     console = Console(stderr=True)
-    if description is None:
-        yield lambda amount, status="": None
-        return
-    if not console.is_terminal:
-        console.print(description, markup=False, highlight=False)
+    if description is None or not console.is_terminal:
+        if description is not None:
+            console.print(description, markup=False, highlight=False)
         yield lambda amount, status="": None
         return
     columns = (

@@ -24,7 +24,7 @@ from classifier_emergence.reading.readout import decoder_blocks, find_readout
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def open_model(name: str, *, adapter: str | Path | Sequence[str | Path] = ()) -> LanguageModel:
+def open_model(name: str, *, adapter: str | Path | Sequence[str | Path] | None = None) -> LanguageModel:
     """Load what ``name`` and ``adapter`` mean: float32, in evaluation mode, frozen.
 
     Args:
@@ -41,7 +41,7 @@ def open_model(name: str, *, adapter: str | Path | Sequence[str | Path] = ()) ->
         'gemma-3-270m+dual-reward'
     """
     lm = load(name)
-    for folder in [adapter] if isinstance(adapter, str | Path) else adapter:
+    for folder in [adapter] if isinstance(adapter, str | Path) else adapter or ():
         lm = _adapted(lm, Path(folder).expanduser())
     return lm
 

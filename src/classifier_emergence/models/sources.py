@@ -234,19 +234,20 @@ def _sha256(file: Path) -> str:
 
 
 def _from_hub(key: str, source: HubSource) -> Path:
+    subfolders = ["*/*"]  # other formats of the same weights
+    wanted: Any = {"revision": source.revision, "allow_patterns": _HUB_FILES, "ignore_patterns": subfolders}
     with suppress(LocalEntryNotFoundError, InputError):  # what another program left in the cache may be incomplete
-        return _complete(_snapshot(source, local_files_only=True))
+        return _complete(Path(snapshot_download(source.repo, **wanted, local_files_only=True)))
     try:
         # Asked once and first: without a hub snapshot_download alone goes on retrying for half a minute.
         files = HfApi().model_info(source.repo, revision=source.revision, timeout=10).siblings or []
         if not any(file.rfilename.endswith(".safetensors") for file in files):
             raise InputError(f"{source.repo} has no safetensors; pickled weights are never read, choose another")
-        folder = _snapshot(source, local_files_only=False)
+        return _complete(Path(snapshot_download(source.repo, **wanted, local_files_only=False)))
     except InputError:
         raise
     except Exception as error:  # the HTTP library under huggingface_hub changes: whatever it raises, there is no model
         raise InputError(_refusal(key, source, error)) from error
-    return _complete(folder)
 
 
 def _refusal(key: str, source: HubSource, error: Exception) -> str:
@@ -258,19 +259,6 @@ def _refusal(key: str, source: HubSource, error: Exception) -> str:
         return f"the hub has no repository {source.repo}; correct registry.{key}.repo, or set HF_TOKEN if it is private"
     advice = "run where the hub is reachable, or choose a model whose source is wheel or path"
     return f"{source.repo} cannot be fetched from the hub ({first_line(error)}); {advice}"
-
-
-def _snapshot(source: HubSource, *, local_files_only: bool) -> Path:
-    other_formats = ["*/*"]  # of the same weights
-    return Path(
-        snapshot_download(
-            source.repo,
-            revision=source.revision,
-            allow_patterns=_HUB_FILES,
-            ignore_patterns=other_formats,
-            local_files_only=local_files_only,
-        )
-    )
 
 
 def _complete_snapshots(repo: str) -> list[str]:
