@@ -89,3 +89,17 @@ for use in (reading.plot, lambda: classifier_emergence.grpo):
     ]
     assert done.stderr.count("error") == 7
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_the_experiments_without_the_pipelines_packages_name_their_extra() -> None:
+    code = """
+from classifier_emergence.cli.app import run
+
+for line in (["experiments", "list"], ["experiments", "run", "probing"], ["compare"]):
+    assert run(line) == 2
+"""
+    done = in_base(code)
+    assert done.returncode == 0, done.stderr
+    advice = "error: dvc: not installed; it comes with the extra 'paper': pip install \"classifier-emergence[paper]\"\n"
+    assert done.stderr == 3 * advice
+    assert not done.stdout

@@ -29,9 +29,9 @@ from classifier_emergence.mixtures.upcycling import (
     train_jointly,
     trained_tensors,
 )
-from classifier_emergence.models.checkpoint import checkpoint_of
 from classifier_emergence.models.loading import load
 from classifier_emergence.models.registry import HubSource
+from classifier_emergence.models.sources import checkpoint_of
 from classifier_emergence.reading.layers import peak_row
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel

@@ -10,30 +10,19 @@ from typing import TYPE_CHECKING, Any
 from classifier_emergence.extras import missing_extras_named
 
 if TYPE_CHECKING:
-    from classifier_emergence.instruments.direction import direction
-    from classifier_emergence.instruments.finetune import dual_reward, sft
-    from classifier_emergence.instruments.grpo import grpo
-    from classifier_emergence.instruments.lens import lens
-    from classifier_emergence.instruments.probe import probe
-    from classifier_emergence.instruments.routing import routing_usage, trace_texts
-    from classifier_emergence.models.names import open_model
-    from classifier_emergence.reading.estimator import LayerProbes
-    from classifier_emergence.reading.model import LanguageModel
+    from classifier_emergence.instruments.direction import direction as direction
+    from classifier_emergence.instruments.finetune import dual_reward as dual_reward
+    from classifier_emergence.instruments.finetune import sft as sft
+    from classifier_emergence.instruments.grpo import grpo as grpo
+    from classifier_emergence.instruments.lens import lens as lens
+    from classifier_emergence.instruments.probe import probe as probe
+    from classifier_emergence.instruments.routing import routing_usage as routing_usage
+    from classifier_emergence.instruments.routing import trace_texts as trace_texts
+    from classifier_emergence.models.loading import open_model as open_model
+    from classifier_emergence.reading.estimator import LayerProbes as LayerProbes
+    from classifier_emergence.reading.model import LanguageModel as LanguageModel
 
 __version__ = "0.1.0"
-__all__ = [
-    "LanguageModel",
-    "LayerProbes",
-    "direction",
-    "dual_reward",
-    "grpo",
-    "lens",
-    "open_model",
-    "probe",
-    "routing_usage",
-    "sft",
-    "trace_texts",
-]
 
 _HOME = {
     "LanguageModel": "reading.model",
@@ -42,7 +31,7 @@ _HOME = {
     "dual_reward": "instruments.finetune",
     "grpo": "instruments.grpo",
     "lens": "instruments.lens",
-    "open_model": "models.names",
+    "open_model": "models.loading",
     "probe": "instruments.probe",
     "routing_usage": "instruments.routing",
     "sft": "instruments.finetune",

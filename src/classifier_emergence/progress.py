@@ -1,7 +1,9 @@
 """Progress with time left, on the terminal only: silent in pipes and logs except for one line a task."""
 
+import io
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 
 from rich.console import Console
 from rich.progress import (
@@ -18,11 +20,9 @@ from rich.progress import (
 def progress(description: str | None, *, total: float) -> Iterator[Callable[..., None]]:
     """A progress bar on standard error; yields ``advance(amount, status="")``. No description, no bar."""
     console = Console(stderr=True)
-    if description is None:
-        yield lambda amount, status="": None
-        return
-    if not console.is_terminal:
-        console.print(description, markup=False, highlight=False)
+    if description is None or not console.is_terminal:
+        if description is not None:
+            console.print(description, markup=False, highlight=False)
         yield lambda amount, status="": None
         return
     columns = (
@@ -43,3 +43,8 @@ def progress(description: str | None, *, total: float) -> Iterator[Callable[...,
                 bar.update(task, status=status)
 
         yield advance
+
+
+def no_bars_in_logs() -> AbstractContextManager[object]:
+    """Keeps bars that other libraries draw out of pipes and logs, with all else that they write on standard error."""
+    return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())

@@ -16,8 +16,7 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.instruments import finetune as finetuning
 from classifier_emergence.instruments.finetune import dual_reward, held_out, sft
 from classifier_emergence.instruments.grpo import begins_with_answer, grpo, in_turn
-from classifier_emergence.models.loading import load
-from classifier_emergence.models.names import open_model
+from classifier_emergence.models.loading import load, open_model
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.results import write_result

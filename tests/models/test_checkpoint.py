@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.models.checkpoint import Checkpoint, checkpoint_of
+from classifier_emergence.models.checkpoint import Checkpoint
 from classifier_emergence.models.registry import HubSource, PathSource
+from classifier_emergence.models.sources import checkpoint_of
 
 TENSORS = {
     "wide": torch.randn(20, 3, generator=torch.Generator().manual_seed(0)),
@@ -134,5 +135,5 @@ def test_a_folder_needs_no_tokenizer_and_a_cached_hub_model_no_hub(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert checkpoint_of("moe", PathSource(source="path", path=str(folder))).root == str(folder)
-    monkeypatch.setattr("classifier_emergence.models.checkpoint.snapshot_download", lambda *_, **__: str(folder))
+    monkeypatch.setattr("classifier_emergence.models.sources.snapshot_download", lambda *_, **__: str(folder))
     assert checkpoint_of("moe", on_hub()).root == str(folder)

@@ -1,10 +1,11 @@
-"""Loading: what every model promises, and what a folder must not do."""
+"""Loading: what every model promises, what a folder must not do, and adapters that fit or do not."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -12,8 +13,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.models.loading import load
+from classifier_emergence.models.loading import describe, load, open_model
 from classifier_emergence.models.registry import ModelSource, PathSource
+from classifier_emergence.reading.residuals import residual_stream
 
 WORDS = ["</s>", "one", "two", "three"]
 
@@ -33,6 +35,16 @@ def folder(tmp_path: Path) -> Path:
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
     save_tokenizer(path, eos_token="</s>")
     return path
+
+
+@pytest.fixture
+def adapter(tiny_models: Path, tmp_path: Path) -> Path:
+    """A LoRA adapter of tiny-llama that does something."""
+    lm = load(str(tiny_models / "tiny-llama"), {})
+    config = LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    torch.manual_seed(0)
+    get_peft_model(lm.model, config).save_pretrained(str(tmp_path / "adapter"))
+    return tmp_path / "adapter"
 
 
 def save_tokenizer(path: Path, **special: str) -> None:
@@ -99,7 +111,7 @@ def test_missing_and_misshapen_weights_are_not_filled_with_random_ones(folder: P
 def test_a_truncated_weights_file_is_one_clear_line(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(InputError, match="tiny: transformers cannot load") as raised:
+    with pytest.raises(InputError, match=r"^tiny: .*model.safetensors cannot be read") as raised:
         load(str(folder), {})
     assert "\n" not in str(raised.value)
 
@@ -134,3 +146,53 @@ def test_a_tokenizer_with_nothing_to_pad_with_is_refused(folder: Path) -> None:
     save_tokenizer(folder)
     with pytest.raises(InputError, match="neither a padding nor an end token"):
         load(str(folder), {})
+
+
+def test_an_adapter_is_on_and_the_lens_still_fits(adapter: Path, tiny_models: Path) -> None:
+    base = open_model(str(tiny_models / "tiny-llama"))
+    adapted = open_model(str(tiny_models / "tiny-llama"), adapter=adapter)
+    assert adapted.key == "tiny-llama+adapter"
+    states = [residual_stream(lm.model, lm.tokenizer, ["7 * 8 ="]) for lm in (base, adapted)]
+    assert torch.equal(states[0][0], states[1][0])
+    assert not torch.allclose(states[0][1:], states[1][1:])
+    assert not any(parameter.requires_grad for parameter in adapted.model.parameters())
+    assert describe(adapted)["lens_log_gap"] < 1e-3
+
+
+def test_pickled_and_missing_adapters_are_refused(adapter: Path, tiny_models: Path) -> None:
+    name = str(tiny_models / "tiny-llama")
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(InputError, match=r"no adapter_model.safetensors"):
+        open_model(name, adapter=adapter)
+    with pytest.raises(InputError, match=r"no adapter_config.json"):
+        open_model(name, adapter=adapter / "nowhere")
+
+
+@pytest.mark.parametrize("damage", ["another layer", "a layer less", "another width", "no json", "truncated"])
+def test_an_adapter_that_does_not_fit_is_refused(damage: str, adapter: Path, tiny_models: Path) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    name = min(tensors)
+    if damage == "another layer":
+        tensors[name.replace("layers.0.", "layers.9.")] = tensors[name].clone()
+    elif damage == "a layer less":
+        del tensors[name]
+    elif damage == "another width":
+        tensors[name] = torch.zeros(3, 3)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    if damage == "no json":
+        (adapter / "adapter_config.json").write_text("{")
+    elif damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(InputError, match=r"^adapter ") as raised:
+        open_model(str(tiny_models / "tiny-llama"), adapter=adapter)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_description_says_what_config_and_tokenizer_say(tiny_models: Path) -> None:
+    for name, tied in (("tiny-llama", False), ("tiny-gemma", True)):
+        facts = describe(open_model(str(tiny_models / name)))
+        config = json.loads((tiny_models / name / "config.json").read_text())
+        assert facts["n_layers"] == config["num_hidden_layers"]
+        assert facts["vocabulary"] == config["vocab_size"] == facts["tokenizer_vocabulary"] + 5
+        assert facts["tied_embeddings"] is tied

@@ -146,7 +146,7 @@ def show_model(
 
     ``lens log gap`` is how far the lens at the last layer is from the model's own log-probabilities, in nats.
     """
-    from classifier_emergence.models.names import describe, open_model
+    from classifier_emergence.models.loading import describe, open_model
 
     facts = describe(open_model(name))
     table(["what", "value"], [[key.replace("_", " "), str(value)] for key, value in facts.items()])

@@ -6,7 +6,7 @@ import typer
 
 import classifier_emergence as library  # each of its names is imported on first use
 from classifier_emergence.cli import options
-from classifier_emergence.cli.options import check_outputs, labelled_prompts, opened, texts_and_labels, write_outputs
+from classifier_emergence.cli.options import check_outputs, labelled_prompts, texts_and_labels, write_outputs
 from classifier_emergence.cli.terminal import bar, printable, say, spark, spread, table
 from classifier_emergence.numbers import interval_text, number, percent
 
@@ -53,7 +53,14 @@ def probe(
     check_outputs(json, plot)
     groups = [item.group for item in data.items]
     reading = library.probe(
-        opened(model, adapter), prompts, labels, test=test or [], groups=groups, C=C, shuffles=shuffles, seed=seed
+        library.open_model(model, adapter=adapter),
+        prompts,
+        labels,
+        test=test or [],
+        groups=groups,
+        C=C,
+        shuffles=shuffles,
+        seed=seed,
     )
     table(
         ["layer", "accuracy", "95 % interval", "permuted labels, 95 %", ""],
@@ -101,7 +108,9 @@ def lens(
     Probability and rank of words, and the top tokens.
     """
     check_outputs(json, plot)
-    reading = library.lens(opened(model, adapter), prompts, target or [], layers=layer, null_words=null_words)
+    reading = library.lens(
+        library.open_model(model, adapter=adapter), prompts, target or [], layers=layer, null_words=null_words
+    )
     if reading.targets:
         table(
             ["target", "prompt", "largest probability", "at", "best rank", "p", "over layers, by decades"],
@@ -155,7 +164,15 @@ def direction(
     check_outputs(json, plot)
     words = [data.words[data.classes.index(label)] for label in dict.fromkeys(labels)]
     reading = library.direction(
-        opened(model, adapter), prompts, labels, words=words, layers=layer, top=top, C=C, shuffles=shuffles, seed=seed
+        library.open_model(model, adapter=adapter),
+        prompts,
+        labels,
+        words=words,
+        layers=layer,
+        top=top,
+        C=C,
+        shuffles=shuffles,
+        seed=seed,
     )
     table(
         ["layer", "class", "word's cosine", "word's rank", "p", "top tokens", "largest cosine", "p"],

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import classifier_emergence as library  # each of its names is imported on first use
 from classifier_emergence.errors import InputError
 
 if TYPE_CHECKING:
     from classifier_emergence.instruments.base import Reading
-    from classifier_emergence.reading.model import LanguageModel
     from classifier_emergence.tasks.classification import Task
 
 EXAMPLE = "\b\nExample:\n  "
@@ -86,11 +84,6 @@ def _from_flags(classes: Sequence[str]) -> "Task":
     pairs = [(prompt, label) for label, found in enumerate(prompts.values()) for prompt in found]
     items = tuple(Item(prompt, label, group, 0, None) for group, (prompt, label) in enumerate(pairs))
     return Task("prompts of the command line", tuple(prompts), tuple(prompts), items)
-
-
-def opened(model: str, adapter: Sequence[Path] | None) -> "LanguageModel":
-    """The model that ``--model`` and ``--adapter`` give; see ``open_model``."""
-    return library.open_model(model, adapter=adapter or ())
 
 
 def check_outputs(json: Path | None, plot: Path | None) -> None:

@@ -3,23 +3,85 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from classifier_emergence.cli.options import EXAMPLE, JsonFile, check_outputs, write_json
+from classifier_emergence.cli.options import JsonFile, check_outputs, example, write_json
 from classifier_emergence.cli.terminal import printable, say, table
 from classifier_emergence.errors import InputError
 
 experiments = typer.Typer(help="List, check and run the paper's experiments.")
+Picks = Annotated[
+    list[str] | None, typer.Argument(metavar="STAGE|MODEL...", help="probing, probing@MODEL or MODEL. Default: all.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.add_typer(experiments, name="experiments", no_args_is_help=True)
-    app.command("claims", epilog=EXAMPLE + "classifier-emergence claims C09")(claims)
-    app.command("compare", epilog=EXAMPLE + "classifier-emergence compare committed.json regenerated.json")(compare)
+    app.command("claims", epilog=example("claims C09"))(claims)
+    app.command("compare", epilog=example("compare committed.json regenerated.json"))(compare)
+
+
+@experiments.command("list", epilog=example("experiments list"))
+def list_experiments(json: JsonFile = None) -> None:
+    """List the stages, their models and minutes."""
+    _pipeline("list", json=json)
+
+
+@experiments.command(epilog=example("experiments status"))
+def status(picks: Picks = None, json: JsonFile = None) -> None:
+    """Show what is stale and why.
+
+    Exit code 1 if anything is.
+    """
+    _pipeline("status", picks, json=json)
+
+
+@experiments.command(epilog=example("experiments run probing@smollm2-135m-instruct"))
+def run(picks: Picks = None) -> None:
+    """Run stages that are stale, with what they need (dvc repro)."""
+    _pipeline("run", picks)
+
+
+@experiments.command(epilog=example("experiments reproduce gemma-3-270m"))
+def reproduce(
+    picks: Picks = None,
+    list_only: Annotated[bool, typer.Option("--list", help="Only list what would run, and its minutes.")] = False,
+) -> None:
+    """Run stages again, stale or not, and compare with the committed results.
+
+    Exit code 1 if they differ by more than tolerance.
+    """
+    _pipeline("reproduce", [*(picks or []), *(["--list"] if list_only else [])])
+
+
+def compare(
+    expected: Annotated[Path | None, typer.Argument(metavar="[EXPECTED]", help="A result file.")] = None,
+    actual: Annotated[Path | None, typer.Argument(metavar="[ACTUAL]", help="Another version of it.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Compare results within tolerances.
+
+    Of two files, or, without any, of what is committed and what is in the tree. Exit code 1 if they differ.
+    """
+    _pipeline("compare", [str(file.absolute()) for file in (expected, actual) if file is not None], json=json)
+
+
+def _pipeline(command: str, arguments: list[str] | None = None, *, json: Path | None = None) -> None:
+    """``python -m experiments.pipeline`` with the clone's code; exits with its code if that is not 0."""
+    check_outputs(json, None)
+    root = _root()
+    import_module("dvc")  # said here, the lack of it is one line that names the extra
+    path = os.pathsep.join([str(root / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONPATH": path, "DVC_NO_ANALYTICS": "1"}
+    words = [command, *(arguments or []), *(["--json", str(json.absolute())] if json else [])]
+    done = subprocess.run([sys.executable, "-m", "experiments.pipeline", *words], cwd=root, env=env, check=False)
+    if done.returncode:
+        raise typer.Exit(done.returncode)
 
 
 def _root() -> Path:
@@ -29,59 +91,6 @@ def _root() -> Path:
     if root is None:
         raise InputError(f"{Path.cwd()}: not in a clone of the repository; change into one")
     return root
-
-
-def _pipeline(*arguments: str) -> None:
-    """``python -m experiments.pipeline`` with the clone's code; exits with its code if that is not 0."""
-    root = _root()
-    path = os.pathsep.join([str(root / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "PYTHONPATH": path, "DVC_NO_ANALYTICS": "1"}
-    command = [sys.executable, "-m", "experiments.pipeline", *arguments]
-    if code := subprocess.run(command, cwd=root, env=env, check=False).returncode:
-        raise typer.Exit(code)
-
-
-def _json_option(file: Path | None) -> list[str]:
-    check_outputs(file, None)
-    return [] if file is None else ["--json", str(file.absolute())]
-
-
-Picks = Annotated[
-    list[str] | None, typer.Argument(metavar="STAGE|MODEL...", help="probing, probing@MODEL or MODEL. Default: all.")
-]
-
-
-@experiments.command("list", epilog=EXAMPLE + "classifier-emergence experiments list")
-def list_experiments(json: JsonFile = None) -> None:
-    """List the stages, their models and minutes."""
-    _pipeline("list", *_json_option(json))
-
-
-@experiments.command("status", epilog=EXAMPLE + "classifier-emergence experiments status")
-def status(picks: Picks = None, json: JsonFile = None) -> None:
-    """Show what is stale and why.
-
-    Exit code 1 if anything is.
-    """
-    _pipeline("status", *(picks or []), *_json_option(json))
-
-
-@experiments.command("run", epilog=EXAMPLE + "classifier-emergence experiments run probing@smollm2-135m-instruct")
-def run(picks: Picks = None) -> None:
-    """Run stages that are stale, with what they need (dvc repro)."""
-    _pipeline("run", *(picks or []))
-
-
-@experiments.command("reproduce", epilog=EXAMPLE + "classifier-emergence experiments reproduce gemma-3-270m")
-def reproduce(
-    picks: Picks = None,
-    list_only: Annotated[bool, typer.Option("--list", help="Only list what would run, and its minutes.")] = False,
-) -> None:
-    """Run stages again, stale or not, and compare with the committed results.
-
-    Exit code 1 if they differ by more than tolerance.
-    """
-    _pipeline("reproduce", *(picks or []), *(["--list"] if list_only else []))
 
 
 def claims(
@@ -135,16 +144,3 @@ def _show(evidence: list[dict[str, Any]]) -> None:
     for (protocol, what, expected), rows in tests.items():  # one wide table would be unreadable
         say()
         table(columns, rows, title=f"{protocol}: {what}; claimed: {expected}")
-
-
-def compare(
-    expected: Annotated[Path | None, typer.Argument(metavar="[EXPECTED]", help="A result file.")] = None,
-    actual: Annotated[Path | None, typer.Argument(metavar="[ACTUAL]", help="Another version of it.")] = None,
-    json: JsonFile = None,
-) -> None:
-    """Compare results within tolerances.
-
-    Of two files, or, without any, of what is committed and what is in the tree. Exit code 1 if they differ.
-    """
-    files = [str(file.absolute()) for file in (expected, actual) if file is not None]
-    _pipeline("compare", *files, *_json_option(json))

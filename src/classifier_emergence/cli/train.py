@@ -7,7 +7,7 @@ import typer
 
 import classifier_emergence as library  # each of its names is imported on first use
 from classifier_emergence.cli import options
-from classifier_emergence.cli.options import check_outputs, example, labelled_prompts, opened, write_outputs
+from classifier_emergence.cli.options import check_outputs, example, labelled_prompts, write_outputs
 from classifier_emergence.cli.terminal import printable, say, table
 from classifier_emergence.numbers import percent, share_text
 
@@ -137,7 +137,7 @@ def _train(
     data = labelled_prompts(classes, file, task if classes or file or task else "arithmetic")
     check_outputs(json, plot)
     train = getattr(library, method)
-    reading: FineTuned = train(opened(model, adapter), data, output, **settings)
+    reading: FineTuned = train(library.open_model(model, adapter=adapter), data, output, **settings)
     _report(reading, output)
     if method == "grpo":
         _report_rewards(reading)

@@ -68,7 +68,7 @@ def load_routers(source: Path | Checkpoint) -> RouterWeights:
     """Read the routers and norm gains of a Hugging Face checkpoint, or of OpenAI's own files of GPT-OSS.
 
     Args:
-        source: A folder, or a checkpoint that lies elsewhere (``checkpoint.checkpoint_of``).
+        source: A folder, or a checkpoint that lies elsewhere (``sources.checkpoint_of``).
 
     Raises:
         InputError: Files are missing, truncated, pickled or disagree; the model is dense or of another family; or

