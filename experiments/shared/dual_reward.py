@@ -66,8 +66,7 @@ class DualRewardStudy(ProblemStudy):
     def adapter(self, arm: DualRewardArm) -> Adapter:
         """Where the arm's low-rank update goes."""
         if arm.all_layers:
-            settings = self.settings.model_copy(update={"rank": self.settings.rank_all_layers})
-            return adapter_of(settings, self.n_layers, arm.modules)
+            return adapter_of(self.settings, self.n_layers, arm.modules, rank=self.settings.rank_all_layers)
         return adapter_of(self.settings, self.layer_of(arm), arm.modules)
 
     def examples(self, arm: DualRewardArm, seed: int) -> list[Example]:

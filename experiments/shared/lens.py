@@ -16,6 +16,11 @@ from experiments.params import Params
 from experiments.shared.summaries import accuracy_curve, mean_of
 
 KINDS = ("word", "synonyms", "symbols")
+TRUTH_WORDS = (
+    "correct", "incorrect", "right", "wrong", "true", "false", "yes", "no", "valid", "invalid", "good", "bad", "ok",
+    "error",
+)  # fmt: skip
+"""The originals' words for true and false."""
 OPERATION_WORDS = {*OPERATIONS, *(word for words in SYNONYMS.values() for word in words)}
 
 

@@ -27,14 +27,10 @@ from classifier_emergence.statistics import expected_max_cosine, permutation_p
 from classifier_emergence.tasks.arithmetic import N_TEMPLATES, OPERATIONS, STYLES
 from classifier_emergence.tasks.problems import Problem, sample
 from experiments.params import MoeRouters, Params
+from experiments.shared.lens import TRUTH_WORDS
 from experiments.shared.study import ProblemStudy
 from experiments.shared.summaries import accuracy_curve
 
-TRUTH = (
-    "correct", "incorrect", "right", "wrong", "true", "false", "yes", "no", "valid", "invalid", "good", "bad", "ok",
-    "error",
-)  # fmt: skip
-"""The originals' words for true and false."""
 DOMAINS = (*OPERATIONS, "text")
 REREAD_BATCH_TOKENS = 256  # tokens a batch when texts are read again: other batches, other rounding
 READ = ("symbol", "word")
@@ -46,11 +42,11 @@ READ = ("symbol", "word")
 
 def projection(weights: RouterWeights, tokenizer: PreTrainedTokenizerBase, settings: MoeRouters) -> dict[str, Any]:
     """Both protocols and every null, from one pass over the unembedding."""
-    targets = [word_tokens(word, tokenizer) for word in (*OPERATIONS, *TRUTH)]
+    targets = [word_tokens(word, tokenizer) for word in (*OPERATIONS, *TRUTH_WORDS)]
     words = [word for word in targets if word.ids]
     pool = token_pool(weights.vocabulary)
     null = random_routers(weights, settings.null_experts, seed=settings.seed)
-    found, tokens = project_routers(
+    projections, tokens = project_routers(
         weights,
         [reported(weights), controlled(weights), reported(null), controlled(null)],
         top=settings.top,
@@ -58,7 +54,7 @@ def projection(weights: RouterWeights, tokenizer: PreTrainedTokenizerBase, setti
         keep=pool,
         description="router rows against the vocabulary",
     )
-    plain, folded, plain_null, folded_null = found
+    plain, folded, plain_null, folded_null = projections
 
     def texts(ids: torch.Tensor) -> list[list[str]]:
         return [[token_text(tokenizer, int(i)) for i in row] for row in ids.flatten(0, -2)]

@@ -180,11 +180,11 @@ def _end_with(parent: int) -> None:
 
 
 def _work(runs: Runs, run: Run) -> None:
-    place = (runs.stage, runs.key, runs.state)
-    runs._study = _STUDIES.get(place)
+    of = (runs.stage, runs.key, runs.state)
+    runs._study = _STUDIES.get(of)
     with contextlib.redirect_stdout(sys.stderr):
         runs.once(run.name, run.function, *run.arguments)
-    _STUDIES[place] = runs._study
+    _STUDIES[of] = runs._study
 
 
 def _state(stage: str, key: str, params: Params, sections: Sequence[str]) -> str:

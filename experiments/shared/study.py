@@ -19,9 +19,9 @@ from experiments.params import Params, Supervised, Update
 from experiments.shared.summaries import mean_of, share_of
 
 
-def adapter_of(settings: Update, layers: int, modules: tuple[str, ...] = VO) -> Adapter:
-    """A low-rank update of modules, V and O by default, in the first ``layers`` blocks."""
-    return Adapter(modules, settings.rank, settings.scale, tuple(range(layers)))
+def adapter_of(settings: Update, layers: int, modules: tuple[str, ...] = VO, *, rank: int | None = None) -> Adapter:
+    """A low-rank update of modules in the first ``layers`` blocks; ``rank`` in place of that of the settings."""
+    return Adapter(modules, rank or settings.rank, settings.scale, tuple(range(layers)))
 
 
 def schedule_of(settings: Supervised, seed: int, steps: int | None = None) -> Schedule:

@@ -59,13 +59,13 @@ class CollapseArm:
 def run(params: Params, key: str) -> None:
     """Train every arm and write one result."""
     with Runs("collapse", key, params, PolicyStudy, "grpo", "bank") as runs:
-        before, seeds = runs.once("base", measure_model), params.grpo.seeds
+        before, seeds = runs.once("base", lambda study, _: measure_model(study)), params.grpo.seeds
         calls = {
             name: [Run(f"{name}-{s}", train_arm, (name, arm, s)) for s in seeds[: None if arm.several_seeds else 1]]
             for name, arm in all_arms(params).items()
         }
         arms: dict[str, Any] = {
-            name: {"runs": found, "summary": arm_summary(found)} for name, found in runs.by_arm(calls).items()
+            name: {"runs": results, "summary": arm_summary(results)} for name, results in runs.by_arm(calls).items()
         }
         result = {
             "model": key,
@@ -139,7 +139,7 @@ def train_arm(study: PolicyStudy, work: Path, name: str, arm: CollapseArm, seed:
             dtype=torch.bfloat16 if arm.half else torch.float32,
             description=f"collapse of {study.lm.key}: {name.replace('_', ' ')}, seed {seed}",
         )  # fmt: skip
-        return {**vars(trained), **measure_model(study, work)}
+        return {**vars(trained), **measure_model(study)}
 
 
 def prepared(study: PolicyStudy, arm: CollapseArm, seed: int) -> AbstractContextManager[Any]:
@@ -192,7 +192,7 @@ def classes(study: PolicyStudy, problems: Sequence[Problem], prompt: Callable[[P
     }
 
 
-def measure_model(study: PolicyStudy, _: Path) -> dict[str, Any]:
+def measure_model(study: PolicyStudy) -> dict[str, Any]:
     """Classes and rewards on held-out problems, and the originals' table."""
     test, table = study.problems.test, [Problem.parse(text) for text in labelled(LENS)[0]]
     table = [problem for problem in table if problem.operation in CLASSES]

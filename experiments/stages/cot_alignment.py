@@ -58,7 +58,7 @@ class ChainOfThoughtStudy(ProblemStudy):
 def run(params: Params, key: str) -> None:
     """Train both formats, measure before and after and write one result."""
     with Runs("cot_alignment", key, params, ChainOfThoughtStudy) as runs:
-        before = runs.once("before", measure_base)
+        before = runs.once("before", lambda study, _: measure_both(study, None))
         calls = {
             name: [
                 Run(f"{name}-{seed}", train_format, (name, seed, before, runs.adapters / f"{name}-{seed}"))
@@ -76,11 +76,6 @@ def run(params: Params, key: str) -> None:
             "chain_against_direct": against(runs.study, after["chain_of_thought"], after["direct"]),
         }
         runs.finish(result)
-
-
-def measure_base(study: ChainOfThoughtStudy, _: Path) -> dict[str, Any]:
-    """The model before training."""
-    return measure_both(study, None)
 
 
 def train_format(

@@ -33,7 +33,7 @@ def run(params: Params, key: str) -> None:
     """Train every arm, measure what each did and write one result."""
     settings = params.dual_reward
     with Runs("dual_reward", key, params, DualRewardStudy) as runs:
-        before = runs.once("base", measure_base)
+        before = runs.once("base", lambda study, _: measure_wide(study, None))
         first = settings.seeds[0]
         calls = {"main": [Run(f"main-{first}", train_main, (first, runs.adapters / f"seed-{first}"))]}
         for name, arm in all_arms(params).items():
@@ -75,11 +75,6 @@ def all_arms(params: Params) -> dict[str, DualRewardArm]:
         "read_after_answer": DualRewardArm(read="answer"),
         "bare_targets": DualRewardArm(targets="bare"),
     }
-
-
-def measure_base(study: DualRewardStudy, _: Path) -> dict[str, Any]:
-    """The model before any training."""
-    return measure_wide(study, None)
 
 
 def train_arm(study: DualRewardStudy, work: Path, name: str, arm: DualRewardArm, seed: int) -> dict[str, Any]:

@@ -5,7 +5,6 @@ tells what reads them anyway from what training made read them.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from classifier_emergence.results import read_result
@@ -20,7 +19,7 @@ def run(params: Params, key: str) -> None:
     """Train, measure and write one result."""
     first = read_result(result_path("dual_reward", key))
     with Runs("dual_reward_long", key, params, DualRewardStudy, "dual_reward") as runs:
-        before = runs.once("reading", reading_before)
+        before = runs.once("reading", lambda study, _: who_reads(study))
         calls = [
             Run(f"main-{seed}", train_main, (seed, runs.adapters / f"seed-{seed}"))
             for seed in params.dual_reward_long.seeds
@@ -36,11 +35,6 @@ def run(params: Params, key: str) -> None:
             "main": long_summary(seeds),
         }
         runs.finish(result)
-
-
-def reading_before(study: DualRewardStudy, _: Path) -> dict[str, Any]:
-    """What reads the words' directions before any training."""
-    return who_reads(study)
 
 
 def long_summary(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:

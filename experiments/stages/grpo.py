@@ -30,18 +30,12 @@ from classifier_emergence.training.rl.run import all_weights_trainable, train_gr
 from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask
 from classifier_emergence.training.supervised import Schedule
 from experiments.params import Params
-from experiments.shared.lens import OPERATION_WORDS, bank_lens, null_words
+from experiments.shared.lens import OPERATION_WORDS, TRUTH_WORDS, bank_lens, null_words
 from experiments.shared.probing import held_out_probes
 from experiments.shared.reinforcement import PolicyStudy, early_and_late, reported_problems, reported_prompt
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main
 from experiments.shared.summaries import difference, over_seeds, summary_over_seeds
-
-TRUTH_WORDS = (
-    "correct", "incorrect", "right", "wrong", "true", "false", "yes", "no", "valid", "invalid", "good", "bad", "ok",
-    "error",
-)  # fmt: skip
-"""The words that the originals looked for in the probe's direction."""
 
 LENS_NUMBERS = ("alignment", "interval", "choice", "null")
 NEAR_MISSES = (-10, -2, -1, 1, 2, 10)
@@ -76,7 +70,7 @@ class GrpoStudy(PolicyStudy):
 def run(params: Params, key: str) -> None:
     """Train every arm, measure before and after and write one result."""
     with Runs("grpo", key, params, GrpoStudy, "bank", "probing") as runs:
-        before = runs.once("base", measure_model)
+        before = runs.once("base", lambda study, _: measure_model(study))
         calls = {
             name: [Run(f"{name}-{s}", train_arm, (name, s)) for s in params.grpo.seeds[: 1 if arm.reported else None]]
             for name, arm in ARMS.items()
@@ -114,7 +108,7 @@ def train_arm(study: GrpoStudy, work: Path, name: str, seed: int) -> dict[str, A
         )  # fmt: skip
         moved = sum(int((p != q).sum()) for p, q in zip(model.parameters(), start, strict=True))
         del start
-        after = measure_model(study, work)
+        after = measure_model(study)
     return {
         "steps": trained.steps,
         "parameters": trained.parameters,
@@ -132,7 +126,7 @@ def tasks(study: GrpoStudy, seed: int, *, reported: bool) -> list[PolicyTask]:
     return [PolicyTask(prompt(p), p.answer, study.targets[p.operation].strict_id) for p in problems]
 
 
-def measure_model(study: GrpoStudy, _: Path) -> dict[str, Any]:
+def measure_model(study: GrpoStudy) -> dict[str, Any]:
     """What the model is now, by both protocols."""
     states = residual_stream(study.lm, [prompt.text for prompt in prompt_bank("symbol", study.params.bank)])
     lens = bank_lens(study.lm, states, "symbol", list(study.targets.values()), study.null, study.params)

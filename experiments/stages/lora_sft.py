@@ -47,7 +47,7 @@ class LoraSftStudy(ProblemStudy):
 def run(params: Params, key: str) -> None:
     """Train, measure on the way and after it and write one result."""
     with Runs("lora_sft", key, params, LoraSftStudy) as runs:
-        before = runs.once("before", measure_both)
+        before = runs.once("before", lambda study, _: measure_both(study))
         calls = [Run(f"seed-{s}", train_seed, (s, before, runs.adapters / f"seed-{s}")) for s in params.lora_sft.seeds]
         seeds = list(runs.all(calls).values())
         result = {
@@ -75,7 +75,7 @@ def train_seed(
             watch=lambda: plain(watch(study)), description=f"plain LoRA of {lm.key}: seed {seed}",
         )  # fmt: skip
         wrapped.save_pretrained(str(adapter_folder))
-        after = measure_both(study, work)
+        after = measure_both(study)
     for style in ("symbol", "word"):
         after[style]["growth"] = after[style]["peak"]["mean"] - before[style]["peak"]["mean"]
     return {**vars(trained), "final": after}
@@ -89,7 +89,7 @@ def watch(study: LoraSftStudy) -> dict[str, Any]:
     }
 
 
-def measure_both(study: LoraSftStudy, _: Path) -> dict[str, Any]:
+def measure_both(study: LoraSftStudy) -> dict[str, Any]:
     """Both metrics, on every test problem, and the answers."""
     now = study.answer()
     return {
@@ -151,7 +151,7 @@ def reported_score(lm: LanguageModel, top: int) -> dict[str, Any]:
                 hits = (j for j, token in enumerate(tokens) if any(w in token.lower() for w in wanted))
                 if (j := next(hits, None)) is not None:
                     hit = (float(probabilities[i, j]), label, tokens[j])
-                    best[i, operation] = max(best.get((i, operation), hit), hit, key=lambda found: found[0])
+                    best[i, operation] = max(best.get((i, operation), hit), hit, key=lambda one: one[0])
     own = [best.get((i, problem.operation)) for i, problem in enumerate(problems)]
     own_probabilities = [hit[0] for hit in own if hit]
     pairs = [(i, op) for i, problem in enumerate(problems) for op in SUBSTRINGS if op != problem.operation]

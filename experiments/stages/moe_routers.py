@@ -246,10 +246,6 @@ def mixtures_summary(mixtures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     run).
     """
     rows = [mixture["projection"] for mixture in mixtures]
-    found = {
-        name: over([row[name]["found"] / np.size(row[name]["q"]) for row in rows])
-        for name in ("reported", "controlled", "coherence")
-    }
     contexts = [mixture["routing"]["context"] for mixture in mixtures if mixture["routing"]]
     change, decided = [], []
     for context in contexts:
@@ -262,7 +258,10 @@ def mixtures_summary(mixtures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "experts": np.size(rows[0]["reported"]["q"]),
         "largest_cosine": over([row["reported"]["largest"] for row in rows]),
-        **{f"{name}_found": share for name, share in found.items()},
+        **{
+            f"{name}_found": over([row[name]["found"] / np.size(row[name]["q"]) for row in rows])
+            for name in ("reported", "controlled", "coherence")
+        },
         "words_smallest_q": over([min((word["q"] for word in row["words"]), default=1.0) for row in rows]),
         "context_change": over(change) if change else unknown,
         "decided_by_token": over(decided) if decided else unknown,

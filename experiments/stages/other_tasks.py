@@ -93,7 +93,7 @@ def run(params: Params, key: str) -> None:
 def study_task(runs: Runs, name: str) -> dict[str, Any]:
     """Everything about one task."""
     study: TaskStudy = runs.study[name]
-    untrained = runs.once(f"{name}-untrained", measure_untrained, name)
+    untrained = runs.once(f"{name}-untrained", lambda *_: measure_untrained(study))
     calls = {
         arm: [
             Run(f"{name}-{arm}-{seed}", train_arm, (name, arm, seed, runs.adapters / name))
@@ -110,11 +110,10 @@ def study_task(runs: Runs, name: str) -> dict[str, Any]:
     }
 
 
-def measure_untrained(studies: Mapping[str, TaskStudy], _: Path, name: str) -> dict[str, Any]:
+def measure_untrained(study: TaskStudy) -> dict[str, Any]:
     """Probes and lens at every layer, and what is measured again after training."""
-    study = studies[name]
     items = balanced(study.task.items, study.settings.items, seed=0)
-    text = f"{name} on {study.lm.key}: residuals of {len(items)} prompts"
+    text = f"{study.task.name} on {study.lm.key}: residuals of {len(items)} prompts"
     states = residual_stream(study.lm, prompts(items), description=text)
     return {
         "probing": {

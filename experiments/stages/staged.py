@@ -29,7 +29,7 @@ ORDERS = {"dual_then_grpo": ("dual", "grpo"), "grpo_then_dual": ("grpo", "dual")
 def run(params: Params, key: str) -> None:
     """Train in every order and write one result."""
     with Runs("staged", key, params, PolicyStudy, "dual_reward", "grpo", "collapse", "bank") as runs:
-        before = runs.once("base", measure_base)
+        before = runs.once("base", lambda study, _: measure_model(study))
         calls = {
             name: [Run(f"{name}-{seed}", train_in_order, (rewards, seed)) for seed in params.grpo.seeds]
             for name, rewards in ORDERS.items()
@@ -45,11 +45,6 @@ def run(params: Params, key: str) -> None:
             },
         }
         runs.finish(result)
-
-
-def measure_base(study: PolicyStudy, _: Path) -> dict[str, Any]:
-    """The model before training."""
-    return measure_model(study)
 
 
 def train_in_order(study: PolicyStudy, work: Path, rewards: Sequence[str], seed: int) -> dict[str, Any]:
