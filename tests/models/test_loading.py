@@ -152,7 +152,7 @@ def test_an_adapter_is_on_and_the_lens_still_fits(adapter: Path, tiny_models: Pa
     base = open_model(str(tiny_models / "tiny-llama"))
     adapted = open_model(str(tiny_models / "tiny-llama"), adapter=adapter)
     assert adapted.key == "tiny-llama+adapter"
-    states = [residual_stream(lm.model, lm.tokenizer, ["7 * 8 ="]) for lm in (base, adapted)]
+    states = [residual_stream(lm, ["7 * 8 ="]) for lm in (base, adapted)]
     assert torch.equal(states[0][0], states[1][0])
     assert not torch.allclose(states[0][1:], states[1][1:])
     assert not any(parameter.requires_grad for parameter in adapted.model.parameters())
