@@ -58,18 +58,16 @@ class Criterion(_Strict):
 
     def met_by(self, value: float) -> bool:
         """Whether a value lies within the bounds."""
-        low = -np.inf if self.at_least is None else self.at_least
-        high = np.inf if self.at_most is None else self.at_most
-        return bool(low <= value <= high)
+        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
 
     @property
     def expected(self) -> str:
         """The bounds in words."""
         if self.across == "increasing":
             return "grows with parameters, intervals apart"
-        bounds = [f"at least {self.at_least:g}"] if self.at_least is not None else []
-        bounds += [f"at most {self.at_most:g}"] if self.at_most is not None else []
-        return ("spread between models " if self.across else "") + " and ".join(bounds)
+        bounds = {"at least": self.at_least, "at most": self.at_most}
+        words = " and ".join(f"{name} {bound:g}" for name, bound in bounds.items() if bound is not None)
+        return ("spread between models " if self.across else "") + words
 
 
 class Claim(_Strict):
@@ -144,25 +142,23 @@ def _verdict(claim: Claim, evidence: list[Evidence]) -> Verdict:
     evidence = [item for item in evidence if item.protocol != "flaw ablation"]
     if not evidence:
         return "not tested yet"
-    met = sum(item.met for item in evidence)
-    if met == len(evidence):
+    if all(item.met for item in evidence):
         return "holds"
-    return "holds in part" if met else "does not hold"
+    return "holds in part" if any(item.met for item in evidence) else "does not hold"
 
 
 def _evidence(
     test: Criterion, results: Mapping[str, Any], models: Sequence[str], parameters: Mapping[str, int]
 ) -> list[Evidence]:
     found = []
-    for model in (model for model in models if model in results):
-        suffix = _row(test, results[model])
-        key = test.key + suffix
-        value = lookup(results[model], key)
+    for model, result in ((model, results[model]) for model in models if model in results):
+        row = _row(test, result)
+        value = lookup(result, test.key + row)
         if value is None:  # not measured on this model, so no evidence
             continue
-        interval = lookup(results[model], test.interval + suffix) if test.interval else None
-        n = lookup(results[model], test.n) if test.n else None
-        source = {"file": result_path(test.stage, model).as_posix(), "key": key}
+        interval = lookup(result, test.interval + row) if test.interval else None
+        n = lookup(result, test.n) if test.n else None
+        source = {"file": result_path(test.stage, model).as_posix(), "key": test.key + row}
         met = test.met_by(value)
         found.append(Evidence(model, test.protocol, test.what, value, interval, n, test.expected, met, source))
     if test.across is None or not found:

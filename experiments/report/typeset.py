@@ -53,12 +53,11 @@ def write_table(
         [rf"\texttt{{{_latex_text(x)}}}" if t else _latex_text(x) for x, t in zip(row, verbatim, strict=True)]
         for row in body
     ]
-    written = {
-        "csv": _csv([header, *body]),
-        "md": _markdown(header, body, numeric, visible(caption)),
-        "tex": _latex([[*map(_latex_text, header)], *latex], numeric, visible(caption), stem.name),
-    }
-    for ending, text in written.items():
+    for ending, text in (
+        ("csv", _csv([header, *body])),
+        ("md", _markdown(header, body, numeric, visible(caption))),
+        ("tex", _latex([[*map(_latex_text, header)], *latex], numeric, visible(caption), stem.name)),
+    ):
         write_text_atomic(stem.parent / f"{stem.name}.{ending}", text)
 
 
@@ -97,25 +96,14 @@ def _markdown_text(text: str) -> str:
     return re.sub(r"([\\`*_<>\[\]#~&|$])", r"\\\1", text)
 
 
-_LATEX = (
-    {char: f"\\{char}" for char in "{}$&#%_"}
-    | {
-        "\\": r"\textbackslash{}",
-        "^": r"\textasciicircum{}",
-        "~": r"\textasciitilde{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        '"': r"\textquotedbl{}",
-        "'": r"\textquotesingle{}",
-        "`": r"\textasciigrave{}",
-        _SPACE: r"\textvisiblespace{}",
-        "−": r"\textminus{}",
-        "×": r"\texttimes{}",
-        "⁻": r"\textsuperscript{\textminus}",
-    }
-    | {raised: rf"\textsuperscript{{{digit}}}" for digit, raised in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
-)
+_LATEX = {
+    **{char: f"\\{char}" for char in "{}$&#%_"},
+    **{raised: rf"\textsuperscript{{{digit}}}" for digit, raised in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+    "\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "'": r"\textquotesingle{}",
+    "`": r"\textasciigrave{}", _SPACE: r"\textvisiblespace{}", "−": r"\textminus{}", "×": r"\texttimes{}",
+    "⁻": r"\textsuperscript{\textminus}",
+}  # fmt: skip
 
 
 def _latex(body: Sequence[_Row], numeric: Sequence[bool], caption: str, label: str) -> str:

@@ -1,12 +1,14 @@
 """Figures of the models as they are published: probes and the lens over depth."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
 from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.tasks.arithmetic import STYLES
 from experiments.report.figures import draw
-from experiments.report.figures.draw import Results, line
+from experiments.report.figures.draw import Results, band, line
 
 FLOOR = 1e-12
 """Of alignments on a logarithmic axis."""
@@ -20,19 +22,17 @@ def probe_depth(probing: Results) -> Figure:
     for axis, style, result in panels:
         controlled = result["controlled"][style]
         if style in result["reported"]:
-            after = np.arange(len(result["layers"]))[layer_row(0) :]
-            accuracy = np.array(result["reported"][style]["accuracy"])[after]
-            line(axis, accuracy, x=after, color="0.45", ls=":", marker=".", ms=3, lw=0.8,
-                 label="reported protocol, n = 16")  # fmt: skip
+            accuracy, first = result["reported"][style]["accuracy"], layer_row(0)
+            look: Any = {"color": "0.45", "ls": ":", "marker": ".", "ms": 3, "lw": 0.8}
+            line(axis, accuracy[first:], x=range(first, len(accuracy)), label="reported protocol, n = 16", **look)
         for split, ls, shade in (("held_out_operands", "-", "0.0"), ("held_out_templates", "--", "0.3")):
-            curve, label = controlled[split], f"controlled, {split.replace('_', ' ')}"
-            line(axis, curve["accuracy"], curve["interval"], color=shade, ls=ls, label=label)
+            curve, name = controlled[split], split.replace("_", " ")
+            line(axis, curve["accuracy"], curve["interval"], color=shade, ls=ls, label=f"controlled, {name}")
         bag = controlled["held_out_templates"]["bag_of_tokens"]["accuracy"]
         axis.axhline(bag, color="0.3", ls=(0, (1, 3)), lw=0.9, label="bag of tokens, held out templates")
         axis.axhline(0.25, color="0.7", lw=0.6, zorder=0)
         axis.set_ylim(0, 1.04)
-    draw.legend(figure)
-    return figure
+    return draw.legend(figure)
 
 
 @draw.figure("logit_lens")
@@ -43,14 +43,12 @@ def alignment_null(lens: Results) -> Figure:
     for axis, style, result in panels:
         word, synonyms = (result["controlled"][style][key] for key in ("word", "synonyms"))
         median, upper, largest = (word["null"][f"alignment_{name}"] for name in ("median", "95", "max"))
-        axis.fill_between(range(len(median)), np.clip(median, FLOOR, None), np.clip(upper, FLOOR, None), color="0.85",
-                          lw=0, label="null words, median to 95 %")  # fmt: skip
-        line(axis, largest, floor=FLOOR, color="0.6", ls=":", label="largest null word")
-        line(axis, word["alignment"], word["interval"], floor=FLOOR, alpha=0.25, color="0.0", label="operation word")
-        line(axis, synonyms["alignment"], floor=FLOOR, color="0.35", ls="--", lw=0.8, label="synonyms")
         draw.alignment_axis(axis, FLOOR)
-    draw.legend(figure)
-    return figure
+        band(axis, median, upper, color="0.85", label="null words, median to 95 %")
+        line(axis, largest, color="0.6", ls=":", label="largest null word")
+        line(axis, word["alignment"], word["interval"], alpha=0.25, color="0.0", label="operation word")
+        line(axis, synonyms["alignment"], color="0.35", ls="--", lw=0.8, label="synonyms")
+    return draw.legend(figure)
 
 
 @draw.figure("logit_lens")

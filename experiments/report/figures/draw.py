@@ -54,23 +54,19 @@ class PaperFigure:
         return self.draw.__name__
 
     def write(self, *results: Results, folder: Path = FOLDER) -> None:
-        """Draw in the paper's style; see ``save``."""
+        """Draw in the paper's style and write SVG and PNG atomically, without dates or versions in them."""
+        metadata: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
         with mpl.rc_context(STYLE):
-            save(self.draw(*results), folder / self.name)
+            drawn = self.draw(*results)
+            for ending, entries in metadata.items():
+                buffer = io.BytesIO()
+                drawn.savefig(buffer, format=ending, metadata=entries)
+                write_bytes_atomic(folder / f"{self.name}.{ending}", buffer.getvalue())
 
 
 def figure(*stages: str) -> Callable[[Callable[..., Figure]], PaperFigure]:
     """Make a function of the results of these stages a figure of the paper, under its own name."""
     return lambda draw: PaperFigure(draw, stages)
-
-
-def save(drawn: Figure, stem: Path) -> None:
-    """Write ``stem.svg`` and ``stem.png`` atomically, without dates or versions in them."""
-    metadata: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
-    for ending, entries in metadata.items():
-        buffer = io.BytesIO()
-        drawn.savefig(buffer, format=ending, metadata=entries)
-        write_bytes_atomic(stem.parent / f"{stem.name}.{ending}", buffer.getvalue())
 
 
 def panels(rows: int, columns: int, *, height: float, xlabel: str = "", **options: Any) -> tuple[Figure, Any]:
@@ -93,13 +89,13 @@ def by_model(
     drawn, grid = panels(len(rows), len(results), height=height, xlabel=xlabel, **options)
     for axis, model in zip(grid[0], results, strict=True):
         axis.set_title(model)
-    for axis, label in zip(grid[:, 0], rows.values(), strict=True):
-        axis.set_ylabel(label)
-    cells = [(key, result) for key in rows for result in results.values()]
-    if xlabel == "layer":
-        for axis, (_, result) in zip(grid.flat, cells, strict=True):
-            layer_axis(axis, result["layers"])
-    return drawn, [(axis, *cell) for axis, cell in zip(grid.flat, cells, strict=True)]
+    found = []
+    for axes, (key, label) in zip(grid, rows.items(), strict=True):
+        axes[0].set_ylabel(label)
+        found += [(axis, key, result) for axis, result in zip(axes, results.values(), strict=True)]
+    for axis, _, result in found if xlabel == "layer" else ():
+        layer_axis(axis, result["layers"])
+    return drawn, found
 
 
 def layer_axis(axis: Axes, labels: Sequence[str], *, margin: float = 0.2) -> None:
@@ -112,36 +108,40 @@ def layer_axis(axis: Axes, labels: Sequence[str], *, margin: float = 0.2) -> Non
 
 
 def alignment_axis(axis: Axes, floor: float) -> None:
-    """A logarithmic axis of alignments; what lies below is to be drawn on it (see ``line``)."""
-    axis.set_yscale("log")
-    axis.set_ylim(floor, 2)
+    """Make the vertical axis a logarithmic one of alignments from ``floor`` on."""
+    axis.set(yscale="log", ylim=(floor, 2))
 
 
-def line(
-    axis: Axes, y: Any, interval: Any = None, *, x: Any = None, floor: float | None = None, alpha: float = BAND,
-    **options: Any,
-) -> None:  # fmt: skip
+def line(axis: Axes, y: Any, interval: Any = None, *, x: Any = None, alpha: float = BAND, **options: Any) -> None:
     """A line over rows of a residual stream, or over ``x``, with a band of that opacity between ends (n, 2).
 
-    What lies below ``floor`` is drawn on it. ``options`` are those of ``Axes.plot``.
+    On a logarithmic axis, what lies below its lower end is drawn on it. ``options`` are those of ``Axes.plot``.
     """
     x = np.arange(len(y)) if x is None else x
-    axis.plot(x, np.clip(y, floor, None), **options)
+    axis.plot(x, _raised(axis, y), **options)
     if interval is not None:
-        axis.fill_between(x, *np.clip(np.transpose(interval), floor, None), color=options["color"], alpha=alpha, lw=0)
+        band(axis, *np.transpose(interval), x=x, color=options["color"], alpha=alpha)
 
 
-def seeds_line(axis: Axes, curves: Any, **options: Any) -> None:
-    """Mean over seeds (the first axis), and a band from the least to the largest."""
+def band(axis: Axes, low: Any, high: Any, *, x: Any = None, **options: Any) -> None:
+    """What lies between two such lines."""
+    axis.fill_between(np.arange(len(low)) if x is None else x, _raised(axis, low), _raised(axis, high), lw=0, **options)
+
+
+def _raised(axis: Axes, y: Any) -> Any:
+    return np.clip(y, axis.get_ylim()[0], None) if axis.get_yscale() == "log" else np.asarray(y)
+
+
+def seeds_line(axis: Axes, curves: Any, intervals: Any = None, **options: Any) -> None:
+    """Mean over seeds (the first axis), and a band from the least to the largest, or over all of their intervals."""
     values = np.array(curves)
-    band = np.stack([values.min(0), values.max(0)], axis=-1) if len(values) > 1 else None
-    line(axis, values.mean(0), band, **options)
+    span = spanning(np.stack([values, values], axis=-1)) if len(values) > 1 else None
+    line(axis, values.mean(0), span if intervals is None else spanning(intervals), **options)
 
 
 def spanning(intervals: Any) -> Any:
     """Intervals (n, 2) from the lowest to the highest end of any seed (the first axis)."""
-    ends = np.array(intervals)
-    return np.stack([ends[..., 0].min(0), ends[..., 1].max(0)], axis=-1)
+    return np.stack([np.min(intervals, axis=0)[:, 0], np.max(intervals, axis=0)[:, 1]], axis=-1)
 
 
 def heat_map(axis: Axes, values: Any, *, vmin: float = 0, vmax: float = 1, **options: Any) -> AxesImage:
@@ -157,12 +157,12 @@ def dots(axis: Axes, items: Sequence[Result], y: Any, *, marker: str, face: str,
     axis.errorbar(
         values, y, xerr=bars, fmt=marker, ms=3, mfc=face, mec="0.0", ecolor="0.4", elinewidth=0.7, label=label
     )
-    axis.set_xlim(-0.03, 1.03)
-    axis.set_xticks([0, 0.5, 1], ["0", "½", "1"])
+    axis.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
 
 
-def legend(drawn: Figure, *axes: Axes, ncols: int = 3) -> None:
-    """One legend above the figure, of what some panels show (else the first), each name once."""
+def legend(drawn: Figure, *axes: Axes, ncols: int = 3) -> Figure:
+    """The figure with one legend above it, of what some panels show (else the first), each name once."""
     shown = [axis.get_legend_handles_labels() for axis in axes or drawn.axes[:1]]
     entries = {name: handle for handles, names in shown for handle, name in zip(handles, names, strict=True)}
     drawn.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=ncols)
+    return drawn

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from experiments.report.figures import draw
 from experiments.report.figures.draw import Results, line, seeds_line
-from experiments.report.names import ROUTERS, router_readings, upcycled
+from experiments.report.names import NAMES, router_readings, upcycled
 
 FLOOR = 1e-16
 """Of alignments on a logarithmic axis."""
@@ -40,8 +40,7 @@ def router_maxima(moe: Results) -> Figure:
             axis.set_ylabel(label)
             draw.layer_axis(axis, phases[last]["layers"], margin=0.8)
         row[0].set_title(model, loc="left")
-    draw.legend(figure)
-    return figure
+    return draw.legend(figure)
 
 
 def _fresh_beside_trained(moe: Results, shares: Any, *, height: float, xlabel: str) -> tuple[Figure, list[Any]]:
@@ -56,12 +55,12 @@ def _fresh_beside_trained(moe: Results, shares: Any, *, height: float, xlabel: s
     Returns:
         The figure; the two panels of each model with its result and both maps.
     """
-    made = upcycled(moe)
-    figure, grid = draw.panels(len(made), len(ROUTERS), height=0.35 + height * len(made), xlabel=xlabel, sharey="row")
+    made, phases = upcycled(moe), NAMES["routers"]
+    figure, grid = draw.panels(len(made), len(phases), height=0.35 + height * len(made), xlabel=xlabel, sharey="row")
     drawn = []
     for row, (model, result) in zip(grid, made.items(), strict=True):
-        maps = [shares(result, when) for when in ROUTERS]
-        for axis, values, name in zip(row, maps, ROUTERS.values(), strict=True):
+        maps = [shares(result, when) for when in phases]
+        for axis, values, name in zip(row, maps, phases.values(), strict=True):
             image = draw.heat_map(axis, values, vmax=np.max(maps))
             axis.set_title(f"{model}: {name}", loc="left")
         row[0].set_yticks(range(len(result["experts"])), result["experts"])
@@ -111,7 +110,7 @@ def routing_layers(moe: Results) -> Figure:
     made = upcycled(moe)
     figure, grid = draw.panels(len(made), 3, height=0.4 + 1.9 * len(made), xlabel="layer")
     for (told, own, context), (model, result) in zip(grid, made.items(), strict=True):
-        for (when, label), ls, color in zip(ROUTERS.items(), ("--", "-"), ("0.5", "0.0"), strict=True):
+        for (when, label), ls, color in zip(NAMES["routers"].items(), ("--", "-"), ("0.5", "0.0"), strict=True):
             look: Any = {"ls": ls, "color": color, "label": label}
             routings = [run[when]["routing"] for run in result["mixtures"]]
             seeds_line(told, [r["domain"]["share"] for r in routings], **look)
@@ -119,23 +118,19 @@ def routing_layers(moe: Results) -> Figure:
             for style, marker in (("symbol", ""), ("word", "s")):
                 shares = [r["prompts"][style]["own_share"] for r in routings]
                 seeds_line(own, shares, marker=marker, ms=2, markevery=3, **look)
-        for key, label, look in (
-            ("other_tokens", "another token", {"ls": ":"}),
-            ("repeated", "the same context again", {"ls": "-.", "lw": 0.7}),
-        ):
-            line(context, np.mean([r["context"][key] for r in routings], axis=0), color="0.3", label=label, **look)
+        other, again = (np.mean([r["context"][key] for r in routings], axis=0) for key in ("other_tokens", "repeated"))
+        line(context, other, color="0.3", label="another token", ls=":")
+        line(context, again, color="0.3", label="the same context again", ls="-.", lw=0.7)
         own.plot([], [], color="0.0", ls="", marker="s", ms=2, label="word prompts")
         own.axhline(routings[0]["prompts"]["symbol"]["chance"], color="0.7", lw=0.6)
         told.axhline(0, color="0.7", lw=0.6)
         told.set_title(model, loc="left")
-        ylabels = ("part of the domain told", "share of the own expert", "experts changed by context")
-        for axis, ylabel in zip((told, own, context), ylabels, strict=True):
-            axis.set_ylabel(ylabel)
+        told.set_ylabel("part of the domain told")
+        own.set(ylabel="share of the own expert", ylim=(-0.03, 1.03))
+        context.set(ylabel="experts changed by context", ylim=(-0.03, 1.03))
+        for axis in (told, own, context):
             draw.layer_axis(axis, routings[0]["layers"])
-        for axis in (own, context):
-            axis.set_ylim(-0.03, 1.03)
-    draw.legend(figure, *grid[0], ncols=5)
-    return figure
+    return draw.legend(figure, *grid[0], ncols=5)
 
 
 @draw.figure("moe_routers")
@@ -152,11 +147,11 @@ def mixture_lens(moe: Results) -> Figure:
             "dense twin": [run["after"] for run in result["twins"]],
         }
         for lens, probe, style in zip(lenses, probes, ("symbol", "word"), strict=True):
+            draw.alignment_axis(lens, FLOOR)
             for (name, found), (color, ls) in zip(runs.items(), looks, strict=True):
                 look: Any = {"ls": ls, "color": color, "label": name}
-                seeds_line(lens, [run["lens"][style]["alignment"] for run in found], floor=FLOOR, **look)
+                seeds_line(lens, [run["lens"][style]["alignment"] for run in found], **look)
                 seeds_line(probe, [run["probe"][style]["accuracy"] for run in found], **look)
-            draw.alignment_axis(lens, FLOOR)
             probe.set_ylim(0, 1.04)
             probe.axhline(1 / 4, color="0.7", lw=0.6)
             lens.set_title(f"{model}: {style} prompts", loc="left")
@@ -165,5 +160,4 @@ def mixture_lens(moe: Results) -> Figure:
                 draw.layer_axis(axis, result["layers"])
         lenses[0].set_ylabel("mean alignment")
         probes[0].set_ylabel("probe accuracy")
-    draw.legend(figure, ncols=4)
-    return figure
+    return draw.legend(figure, ncols=4)

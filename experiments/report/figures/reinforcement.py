@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.report import names
 from experiments.report.figures import draw
 from experiments.report.figures.draw import Results, line, seeds_line
+from experiments.report.names import NAMES
 
 CURVES = {
     "reward": "reward", "kl": "KL, nats", "entropy": "entropy, nats", "zero_variance": "equal groups",
@@ -28,13 +28,12 @@ def grpo_steps(grpo: Results) -> Figure:
     figure, panels = draw.by_model(grpo, CURVES, height=height, xlabel="step", sharex=True, sharey="row")
     looks = (("-", "0.0"), ("--", "0.3"), (":", "0.5"))
     for axis, key, result in panels:
-        for (arm, name), (ls, shade) in zip(names.GRPO_ARMS.items(), looks, strict=True):
+        for (arm, name), (ls, shade) in zip(NAMES["grpo_arms"].items(), looks, strict=True):
             runs = [run["steps"] for run in result["arms"][arm]["runs"]]
             values = [[entry[key] for entry in steps] for steps in runs]
             seeds_line(axis, values, x=[entry["step"] for entry in runs[0]], color=shade, ls=ls, label=name)
         axis.set_ylim(bottom=0)
-    draw.legend(figure)
-    return figure
+    return draw.legend(figure)
 
 
 @draw.figure("grpo")
@@ -44,15 +43,14 @@ def grpo_depth(grpo: Results) -> Figure:
     for axis, _, result in panels:
         before = result["before"]["alignment"]["alignment"]
         after = [run["alignment"] for run in result["arms"]["controlled"]["runs"]]
+        curves, intervals = ([lens[key] for lens in after] for key in ("alignment", "interval"))
         null = np.max([lens["null"]["alignment_max"] for lens in after], axis=0)
-        mean, band = np.mean([r["alignment"] for r in after], axis=0), draw.spanning([r["interval"] for r in after])
-        line(axis, null, floor=FLOOR, color="0.6", ls="--", label="largest null word, after")
-        line(axis, before, floor=FLOOR, color="0.4", ls=":", label="before")
-        line(axis, mean, band, floor=FLOOR, color="0.0", label="after GRPO")
-        axis.axvline(result["layers"].index(result["layer"]), color="0.85", lw=0.7, zorder=0)
         draw.alignment_axis(axis, FLOOR)
-    draw.legend(figure)
-    return figure
+        line(axis, null, color="0.6", ls="--", label="largest null word, after")
+        line(axis, before, color="0.4", ls=":", label="before")
+        seeds_line(axis, curves, intervals, color="0.0", label="after GRPO")
+        axis.axvline(result["layers"].index(result["layer"]), color="0.85", lw=0.7, zorder=0)
+    return draw.legend(figure)
 
 
 @draw.figure("collapse")
@@ -61,8 +59,8 @@ def collapse_map(collapse: Results) -> Figure:
 
     The cells of the factorial go down, its seeds across; beside them the originals' configurations and the flaws.
     """
-    cells = names.COLLAPSE_FACTORIAL
-    beside = (names.COLLAPSE_ATTEMPTS, names.COLLAPSE_FLAWS | names.COLLAPSE_IN_32_BITS)
+    cells = NAMES["collapse_factorial"]
+    beside = (NAMES["collapse_attempts"], NAMES["collapse_flaws"] | NAMES["collapse_in_32_bits"])
     seeds = max(len(result["arms"][key]["runs"]) for result in collapse.values() for key in cells)
     rows = len(cells) * len(collapse)
     figure, grid = draw.panels(rows, seeds + len(beside), height=0.3 + 0.78 * rows, xlabel="step", sharey=True)
@@ -82,35 +80,29 @@ def collapse_map(collapse: Results) -> Figure:
     for axis in grid.flat:
         if not axis.collections:
             axis.set_axis_off()
-    draw.legend(figure)
-    return figure
+    return draw.legend(figure)
 
 
 def _class_shares(axis: Axes, watched: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
     steps = [entry["step"] for entry in watched]
     shares = [[entry["shares"][name] for entry in watched] for name in classes]
     axis.stackplot(steps, shares, colors=CLASS_SHADES, labels=classes)
-    axis.set_xlim(0, steps[-1])
-    axis.set_ylim(0, 1)
-    axis.set_xticks([0, steps[-1]])
-    axis.set_yticks([0, 1])
+    axis.set(xlim=(0, steps[-1]), ylim=(0, 1), xticks=[0, steps[-1]], yticks=[0, 1])
 
 
 @draw.figure("staged")
 def staged(staged: Results) -> Figure:
     """Alignment and reward before training and after each part of it, for every order of the rewards."""
-    figure, grid = draw.panels(len(staged), len(names.STAGED_ORDERS), height=0.4 + 1.5 * len(staged), sharey=True)
+    figure, grid = draw.panels(len(staged), len(NAMES["staged_orders"]), height=0.4 + 1.5 * len(staged), sharey=True)
     for row, (model, result) in zip(grid, staged.items(), strict=True):
-        for axis, (order, name) in zip(row, names.STAGED_ORDERS.items(), strict=True):
+        for axis, (order, name) in zip(row, NAMES["staged_orders"].items(), strict=True):
             found = [[result["before"], *run["stages"]] for run in result["orders"][order]["runs"]]
             alignment = [[part["lens"]["alignment"]["mean"] for part in run] for run in found]
             reward = [[part["sampled_reward"]["mean"] for part in run] for run in found]
             seeds_line(axis, alignment, ls="-", color="0.0", marker="o", ms=3, label="alignment")
             seeds_line(axis, reward, ls="--", color="0.5", marker="o", ms=3, label="reward")
-            trained_on = [names.STAGED_REWARDS[part["reward"]] for part in found[0][1:]]
+            trained_on = [NAMES["staged_rewards"][part["reward"]] for part in found[0][1:]]
             axis.set_xticks(range(len(found[0])), ["before", *trained_on])
-            axis.set_xlim(-0.3, len(found[0]) - 0.7)
-            axis.set_ylim(0, 1.02)
-            axis.set_title(name if len(staged) == 1 else f"{model}: {name}")
-    draw.legend(figure)
-    return figure
+            title = name if len(staged) == 1 else f"{model}: {name}"
+            axis.set(xlim=(-0.3, len(found[0]) - 0.7), ylim=(0, 1.02), title=title)
+    return draw.legend(figure)

@@ -4,23 +4,21 @@ from classifier_emergence.results import read_result
 from experiments.params import load_params
 from experiments.report.tables import arithmetic, mixtures, reinforcement, training
 from experiments.report.tables.table import Table
-from experiments.shared.stage import RESULTS, exit_on_bad_input, results_of
+from experiments.shared.stage import RESULTS, STAGES, exit_on_bad_input, results_of
 
 MODULES = (arithmetic, training, reinforcement, mixtures)
 TABLES = [each for module in MODULES for each in vars(module).values() if isinstance(each, Table)]
-"""All tables with rows by model, as their functions stand in the modules."""
+"""All tables with rows by model or claim, as their functions stand in the modules."""
 
 
 def run() -> None:
     """Write every table."""
     params = load_params()
-    results = {stage: results_of(stage, params) for stage in {each.stage for each in TABLES}}
+    results = {stage: results_of(stage, params) for stage in {each.stage for each in TABLES} & {*STAGES}}
+    results["claims"] = read_result(RESULTS / "claims.json")
     for each in TABLES:
         each.write(results[each.stage])
     arithmetic.held_out(results["probing"])
-    ledger = read_result(RESULTS / "claims.json")
-    arithmetic.claims(ledger)
-    arithmetic.evidence(ledger)
 
 
 if __name__ == "__main__":

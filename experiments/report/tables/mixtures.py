@@ -1,6 +1,6 @@
 """Tables of the mixtures of experts."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -9,8 +9,8 @@ import numpy as np
 from classifier_emergence.numbers import interval_text, number, percent, small_share
 from classifier_emergence.results import lookup
 from classifier_emergence.tasks.arithmetic import OPERATIONS
-from experiments.report.names import ROUTERS, router_readings
-from experiments.report.tables.cells import NOTHING, share, value
+from experiments.report.names import NAMES, router_readings
+from experiments.report.tables.cells import NOTHING, cells, share, value
 from experiments.report.tables.table import Result, Rows, table
 
 SHOWN = 5
@@ -32,13 +32,10 @@ def router_found(result: Result) -> Rows:
         read = [(name, str(run["seed"]), run[when]) for name, when in phases for run in result["mixtures"]]
     for name, seed, routers in read:
         part = routers["projection"]
-        cosines = part["reported"]
-        yield [
-            name, seed, number(np.size(cosines["q"])),
-            *(number(cosines[key], 3) for key in ("largest", "null_95", "null_largest")),
-            *(number(part[score]["found"]) for score in ("reported", "controlled", "coherence")),
-            number(min((word["q"] for word in part["words"]), default=None), 3),
-        ]  # fmt: skip
+        cosines = cells(part["reported"], "largest:3 | null_95:3 | null_largest:3")
+        counts = cells(part, "reported.found | controlled.found | coherence.found")
+        smallest = min((word["q"] for word in part["words"]), default=None)
+        yield [name, seed, np.size(part["reported"]["q"]), *cosines, *counts, number(smallest, 3)]
 
 
 @table(
@@ -50,18 +47,13 @@ def router_rows(result: Result) -> Rows:
     read = _last_reading(result)
     plain, folded, alike = read["reported"], read["controlled"], read["coherence"]
     for layer, expert in _largest(plain["value"]):
-        yield [
-            "as stored", read["layers"][layer], _expert_name(result, expert), plain["category"][layer][expert],
-            _tokens(plain, layer, expert), number(plain["z"][layer][expert], 1), number(plain["q"][layer][expert], 3),
-            NOTHING, NOTHING,
-        ]  # fmt: skip
+        at, where = f"{layer}.{expert}", [read["layers"][layer], _expert_name(result, expert)]
+        scores = [*cells(plain, f"z.{at}:1 | q.{at}:3"), NOTHING, NOTHING]
+        yield ["as stored", *where, plain["category"][layer][expert], _tokens(plain, at), *scores]
     for layer, expert in _largest(alike["value"]):
-        yield [
-            "gains folded in", read["layers"][layer], _expert_name(result, expert), NOTHING,
-            _tokens(folded, layer, expert), number(folded["value"][layer][expert], 1),
-            number(folded["q"][layer][expert], 3), number(alike["value"][layer][expert]),
-            number(alike["q"][layer][expert], 3),
-        ]  # fmt: skip
+        at, where = f"{layer}.{expert}", [read["layers"][layer], _expert_name(result, expert)]
+        scores = [*cells(folded, f"value.{at}:1 | q.{at}:3"), *cells(alike, f"value.{at}:2 | q.{at}:3")]
+        yield ["gains folded in", *where, NOTHING, _tokens(folded, at), *scores]
 
 
 def _last_reading(result: Result) -> Mapping[str, Any]:
@@ -83,8 +75,8 @@ def _largest(values: Any) -> list[tuple[int, int]]:
     return [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, array.shape), strict=True)]
 
 
-def _tokens(part: Mapping[str, Any], layer: int, expert: int) -> str:
-    pairs = zip(part["top_tokens"][layer][expert], part["top_scores"][layer][expert], strict=True)
+def _tokens(part: Mapping[str, Any], at: str) -> str:
+    pairs = zip(lookup(part, f"top_tokens.{at}"), lookup(part, f"top_scores.{at}"), strict=True)
     return ", ".join(f"“{token}” {number(score, 3)}" for token, score in list(pairs)[:TOKENS])
 
 
@@ -92,10 +84,8 @@ def _tokens(part: Mapping[str, Any], layer: int, expert: int) -> str:
 def router_words(result: Result) -> Rows:
     """Words looked up for every expert: the expert whose row fits each best."""
     for word in _last_reading(result)["words"]:
-        yield [
-            word["word"], number(len(word["forms"])), word["layer"], _expert_name(result, word["expert"]),
-            number(word["rank"]), *(number(word[key], 3) for key in ("p", "p_equal_frequency", "q")),
-        ]  # fmt: skip
+        found = cells(word, "rank | p:3 | p_equal_frequency:3 | q:3")
+        yield [word["word"], len(word["forms"]), word["layer"], _expert_name(result, word["expert"]), *found]
 
 
 @table("moe_routers", f"Trained on | {' | '.join(OPERATIONS)} | text")
@@ -103,12 +93,11 @@ def expert_losses(result: Result) -> Rows:
     """Mean loss on held-out texts, in nats a token, of MLPs trained apart."""
     if result["kind"] != "upcycled":
         return
-    domains = result["experts"]
-    yield ["before training", *(number(value(result["base"]["losses"][domain]), 3) for domain in domains)]
-    for name in (*domains, "all"):
-        losses = result["branches"][name]["test_losses"]
-        shown = "all (the dense twin)" if name == "all" else name
-        yield [shown, *(number(losses[domain], 3) for domain in domains)]
+    shown = " | ".join(f"{domain}:3" for domain in result["experts"])
+    yield ["before training", *cells(result["base"]["losses"], shown)]
+    for name in (*result["experts"], "all"):
+        losses = cells(result["branches"][name]["test_losses"], shown)
+        yield ["all (the dense twin)" if name == "all" else name, *losses]
 
 
 IN_USE: dict[str, tuple[str, str | None, Callable[[float], str]]] = {
@@ -140,7 +129,7 @@ def routing_use(result: Result) -> Rows:
     for what, (key, chance, shown) in IN_USE.items():
         ranges = [
             f"{shown(fmean(values))} [{shown(min(values))}, {shown(max(values))}]"
-            for values in (by_seed(when, key) for when in ROUTERS)
+            for values in (by_seed(when, key) for when in NAMES["routers"])
         ]
         yield [what, *ranges, shown(fmean(by_seed("after", chance))) if chance else NOTHING]
 
@@ -151,28 +140,25 @@ def mixture_twin(result: Result) -> Rows:
     if result["kind"] != "upcycled":
         return
 
-    def compared(key: str, shown: Callable[[Mapping[str, Any]], str]) -> Iterator[str]:
+    def compared(key: str) -> list[Mapping[str, Any]]:
         """A number of the base model, then over seeds of the joined experts, of the mixture and of the twin."""
-        yield shown(lookup(result["base"], key))
-        for kind in ("joined", "mixture", "twin"):
-            yield shown(result["over_seeds"][kind][key])
+        return [
+            lookup(result["base"], key),
+            *(result["over_seeds"][kind][key] for kind in ("joined", "mixture", "twin")),
+        ]
 
     for domain in result["experts"]:
-        yield [f"loss on {domain}", *compared(f"losses.{domain}", _loss), NOTHING]
-    yield ["exact answers", *compared("answers", share), NOTHING]
+        yield [f"loss on {domain}", *map(_loss, compared(f"losses.{domain}")), NOTHING]
+    yield ["exact answers", *map(share, compared("answers")), NOTHING]
     for style, gap in result["mixture_minus_twin"].items():
         low, high = map(_signed, gap["interval"])
-        difference = f"{_signed(gap['mean'])} [{low}, {high}]"
-        yield [f"alignment, {style} prompts", *compared(f"lens.{style}.at_depth", _alignment), difference]
-        yield [f"probe, {style} prompts", *compared(f"probe.{style}.at_depth", share), NOTHING]
+        alignment = (small_share(value(item)) for item in compared(f"lens.{style}.at_depth"))
+        yield [f"alignment, {style} prompts", *alignment, f"{_signed(gap['mean'])} [{low}, {high}]"]
+        yield [f"probe, {style} prompts", *map(share, compared(f"probe.{style}.at_depth")), NOTHING]
 
 
 def _loss(item: Mapping[str, Any]) -> str:
     return f"{number(value(item), 3)} {interval_text(item['interval'], 3, scale=1)}"
-
-
-def _alignment(item: Mapping[str, Any]) -> str:
-    return small_share(value(item))
 
 
 def _signed(x: float) -> str:

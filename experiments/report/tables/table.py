@@ -7,6 +7,7 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
+from classifier_emergence.numbers import number
 from classifier_emergence.results import lookup
 from experiments.report.typeset import write_table
 
@@ -15,7 +16,7 @@ Result = Mapping[str, Any]
 """Of one stage on one model."""
 Results = Mapping[str, Result]
 """Model -> result of one stage."""
-Rows = Iterable[Sequence[str | int]]
+Rows = Iterable[Sequence[str | int | None]]
 
 
 @dataclass(frozen=True)
@@ -25,25 +26,27 @@ class Table:
     stage: str
     columns: str
     rows: Callable[[Result], Rows]
-    n: str
+    first: str
 
     def write(self, results: Results) -> None:
-        """Write the table under the name of its function, with the function's docstring as caption."""
+        """Write the table under the name of its function, with the function's docstring as caption.
+
+        A dotted key in braces there stands for a number of the first model's result.
+        """
         caption = " ".join(cleandoc(self.rows.__doc__ or "").split())
-        if self.n:
-            caption = caption.format(n=lookup(next(iter(results.values())), self.n))
+        caption = re.sub("{(.*?)}", lambda key: number(lookup(next(iter(results.values())), key[1])), caption)
         rows = [[model, *row] for model, result in results.items() for row in self.rows(result)]
-        columns = ["Model", *self.columns.replace("`", "").split(" | ")]
+        columns = [self.first, *self.columns.replace("`", "").split(" | ")]
         tokens = re.findall("`(.*?)`", self.columns)
         write_table(FOLDER / self.rows.__name__, columns, rows, caption=caption, tokens=tokens)
 
 
-def table(stage: str, columns: str, *, n: str = "") -> Callable[..., Table]:
+def table(stage: str, columns: str, *, first: str = "Model") -> Callable[..., Table]:
     """Make a function that gives the rows of a model's result a table of the paper.
 
     Args:
         stage: Whose results it shows.
-        columns: Titles after "Model", between bars; in backquotes those of vocabulary tokens and prompts.
-        n: Key of a number of the first model's result that stands for ``{n}`` in the caption.
+        columns: Titles after the first, between bars; in backquotes those of vocabulary tokens and prompts.
+        first: Title of the first column; of the ledger's tables, which have a claim where others have a model.
     """
-    return lambda rows: Table(stage, columns, rows, n)
+    return lambda rows: Table(stage, columns, rows, first)

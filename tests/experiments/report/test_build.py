@@ -18,10 +18,11 @@ SOURCES = sorted(path for path in PAPER.glob("*.typ") if path.name != "lib.typ")
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A repository root with lib.typ, the parameters and a ledger of one claim."""
+    """A repository root with lib.typ, the names, the parameters and a ledger of one claim."""
     (tmp_path / "paper" / "figures").mkdir(parents=True)
     (tmp_path / "results").mkdir()
-    shutil.copy(PAPER / "lib.typ", tmp_path / "paper")
+    for name in ("lib.typ", "names.yaml"):
+        shutil.copy(PAPER / name, tmp_path / "paper")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     ledger = {"C01": {"claim": "It rains.", "reported": "50-80 %", "verdict": "holds"}}
     (tmp_path / "results" / "claims.json").write_text(json.dumps(ledger))

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from classifier_emergence.results import read_result
 from experiments.params import load_params
 from experiments.report.figures.__main__ import FIGURES
-from experiments.report.figures.draw import PaperFigure, save
+from experiments.report.figures.draw import PaperFigure
 from experiments.shared.stage import STAGES, result_path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,5 +33,5 @@ def test_every_committed_figure_is_drawn() -> None:
 def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        save(Figure(), tmp_path / "figure")
+        PaperFigure(Figure, ()).write(folder=tmp_path)
     assert not list(tmp_path.iterdir())
