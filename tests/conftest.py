@@ -1,3 +1,4 @@
+import gc
 import json
 import re
 import shutil
@@ -18,6 +19,13 @@ from classifier_emergence.models.loading import load
 from classifier_emergence.reading.model import LanguageModel
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _libraries_are_no_garbage() -> None:
+    """Every training collects garbage, which would go through all that the libraries hold: seconds in each test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -3,22 +3,22 @@
 Exit codes: 0; 1 where the answer is no; 2 after one line on standard error about bad input; 130 after an interrupt.
 """
 
-import subprocess
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.exceptions import TyperException
 
+from classifier_emergence.cli.app import run as run_line
 from classifier_emergence.cli.options import EXAMPLE, JsonFile, write_json
 from classifier_emergence.cli.terminal import printable, say, table
 from classifier_emergence.errors import InputError
 from experiments.pipeline.compare import compare_files
 from experiments.pipeline.dependencies import differing, rewritten
 from experiments.pipeline.graph import minutes_of, overview, select, stale
-from experiments.pipeline.reproduce import report, reproduce, results_in_git
-from experiments.shared.stage import RESULTS, exit_on_bad_input
+from experiments.pipeline.reproduce import dvc_repro, report, reproduce, results_in_git
+from experiments.shared.stage import RESULTS
 
 NAME = "python -m experiments.pipeline"
 SHOW = f"{EXAMPLE}{NAME} "
@@ -33,13 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-Picks = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[STAGE|MODEL]...",
-        help="probing, probing@MODEL or MODEL, with what it needs and what ends in the paper. Default: all.",
-    ),
-]
+WHICH = "probing, probing@MODEL or MODEL, with what it needs and what ends in the paper. Default: all."
+Picks = Annotated[list[str] | None, typer.Argument(metavar="[STAGE|MODEL]...", help=WHICH)]
 
 
 @app.command("list", epilog=f"{SHOW}list smollm2-135m-instruct")
@@ -70,9 +65,7 @@ def status(picks: Picks = None, json: JsonFile = None) -> None:
 @app.command(epilog=f"{SHOW}run dual_reward@gemma-3-270m")
 def run(picks: Picks = None) -> None:
     """Run what is stale, with what it needs (dvc repro)."""
-    command = [sys.executable, "-m", "dvc", "repro", *select(picks or [])]
-    if code := subprocess.run(command, check=False).returncode:
-        raise InputError(f"dvc repro failed (exit code {code}, its message is above); mend it and run again")
+    dvc_repro(*select(picks or []))
 
 
 @app.command("reproduce", epilog=f"{SHOW}reproduce probing@smollm2-135m-instruct")
@@ -85,11 +78,11 @@ def reproduce_stages(
     Ends with a table and exit code 0 if the results agree, else 1: within tolerance, or (results of training, on
     another kind of processor) over seeds.
     """
-    if list_only:
-        for name, stage in select(picks or []).items():
-            say(f"{name}  about {minutes_of(stage):g} min")
+    if not list_only:
+        _answer(reproduce(picks or []))
         return
-    _answer(reproduce(picks or []), None, None)
+    for name, stage in select(picks or []).items():
+        say(f"{name}  about {minutes_of(stage):g} min")
 
 
 @app.command(epilog=f"{SHOW}compare committed.json regenerated.json")
@@ -102,33 +95,23 @@ def compare(
 
     Exit code 1 if they differ.
     """
-    if expected is not None:
-        if actual is None:
-            raise InputError("ACTUAL: missing; give two result files, or none to compare the committed results")
-        _compare_two(expected, actual, json)
+    if expected is None:
+        committed = results_in_git()
+        files = sorted(path.relative_to(committed) for path in (committed / RESULTS).rglob("*.json"))
+        found = {file: compare_files(committed / file, file).differences for file in files} if json else {}
+        said = {str(file): [str(difference) for difference in differences] for file, differences in found.items()}
+        _answer(report(committed, files), json, {"differences": said})
         return
-    committed = results_in_git()
-    files = sorted(path.relative_to(committed) for path in (committed / RESULTS).rglob("*.json"))
-    found = {}
-    for file in files if json else ():
-        found[str(file)] = [str(difference) for difference in compare_files(committed / file, file).differences]
-    _answer(report(committed, files), json, {"differences": found})
-
-
-def _compare_two(expected: Path, actual: Path, json: Path | None) -> None:
-    found = compare_files(expected, actual)
-    differences = [str(difference) for difference in found.differences]
-    for difference in differences:
-        say(printable(difference))
-    worst = f"; largest deviation {found.worst:.2g} of its tolerance, at {printable(found.worst_path)}"
-    say(f"{found.values} values, {len(differences)} differences{worst if found.worst else ', identical'}")
-    answer = {
-        "values": found.values,
-        "differences": differences,
-        "worst": None if found.worst == float("inf") else found.worst,
-        "worst_path": found.worst_path,
-    }
-    _answer(not differences, json, answer)
+    if actual is None:
+        raise InputError("ACTUAL: missing; give two result files, or none to compare the committed results")
+    both = compare_files(expected, actual)
+    lines = [str(difference) for difference in both.differences]
+    for line in lines:
+        say(printable(line))
+    worst = f"; largest deviation {both.worst:.2g} of its tolerance, at {printable(both.worst_path)}"
+    say(f"{both.values} values, {len(lines)} differences{worst if both.worst else ', identical'}")
+    finite = both.worst if math.isfinite(both.worst) else None
+    _answer(not lines, json, {**vars(both), "differences": lines, "worst": finite})
 
 
 @app.command(epilog=f"{SHOW}dependencies --check")
@@ -143,36 +126,16 @@ def dependencies(
     found = differing(text)
     for name, changes in found.items():
         say(f"{name}: {' '.join(changes)}")
-    if check:
-        _answer(not found, None, None)
-        return
-    PIPELINE.write_text(rewritten(text), encoding="utf-8")
+    if not check:
+        PIPELINE.write_text(rewritten(text), encoding="utf-8")
+    _answer(not (check and found))
 
 
-def _answer(yes: bool, json: Path | None, answer: Any) -> None:
+def _answer(yes: bool, json: Path | None = None, answer: Any = None) -> None:
     write_json(json, answer)
     if not yes:
         raise typer.Exit(1)
 
 
-def main() -> None:
-    """Entry point."""
-
-    def go() -> None:
-        try:
-            code = typer.main.get_command(app).main(prog_name=NAME, standalone_mode=False)
-        except TyperException as error:
-            message = error.format_message()
-            if "\n" not in message.strip():
-                raise InputError(f"{message} Try --help.") from error
-            say(message)  # the help, where a command is missing
-            code = 2
-        if code == 130:
-            raise KeyboardInterrupt
-        sys.exit(code if isinstance(code, int) else 0)
-
-    exit_on_bad_input(go)
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(run_line(sys.argv[1:], app, NAME))

@@ -1,14 +1,13 @@
 """Do two results agree? Numbers within a tolerance that their kind sets, everything else exactly.
 
-Byte equality across CPUs and thread counts does not exist (reduction order), and one tolerance for everything
-is either blind or noisy. ``RULES`` is the table of kinds. The kind of a value is that of the nearest name on
-its path that a rule matches, list indices left out: ``accuracy.L3`` and ``accuracy`` are both accuracies.
-What is called ``interval``, ``std`` or ``by_...`` takes the kind of what stands beside it. A deviation is
-allowed up to the larger of the absolute and the relative tolerance. What no rule matches: floats within 1e-6
-or 0.1 %, all other values exactly.
+Byte equality across CPUs and thread counts does not exist (reduction order), and one tolerance for everything is either
+blind or noisy. ``RULES`` is the table of kinds. The kind of a value is that of the nearest name on its path that a rule
+matches, list indices left out: ``accuracy.L3`` and ``accuracy`` are both accuracies. What is called ``interval``,
+``std`` or ``by_...`` takes the kind of what stands beside it. A deviation is allowed up to the larger of the absolute
+and the relative tolerance. What no rule matches: floats within 1e-6 or 0.1 %, all other values exactly.
 
-Keys and lengths of lists are exact. Types are strict: 1, 1.0 and true differ from each other. NaN and
-infinity always differ, also from themselves.
+Keys and lengths of lists are exact. Types are strict: 1, 1.0 and true differ from each other. NaN and infinity always
+differ, also from themselves.
 """
 
 import math
@@ -23,24 +22,14 @@ from classifier_emergence.results import read_result
 
 @dataclass(frozen=True)
 class Rule:
-    """A kind of quantity and how far two values of it may lie apart.
+    """A kind of quantity and how far two values of it may lie apart."""
 
-    Attributes:
-        kind: Its name, for messages.
-        pattern: Regular expression that is searched for in a key.
-        absolute: Allowed absolute deviation; infinity allows any value of the same type.
-        relative: Allowed deviation as a fraction of the expected value.
-        flips: Examples that may flip; for a count this replaces ``absolute``, for a float ``flips / n`` does
-            if there is an ``n``.
-        types: Types of the values that follow the rule.
-    """
-
-    kind: str
-    pattern: str
-    absolute: float = 0.0
-    relative: float = 0.0
-    flips: int = 0
-    types: tuple[type, ...] = (float,)
+    kind: str  # its name, for messages
+    pattern: str  # regular expression that is searched for in a key
+    absolute: float = 0.0  # allowed deviation; infinity allows any value of the same type
+    relative: float = 0.0  # allowed deviation as a fraction of the expected value
+    flips: int = 0  # examples that may flip: in place of ``absolute`` for a count; flips / n for a float, if there is n
+    types: tuple[type, ...] = (float,)  # of the values that follow the rule
 
 
 RULES: tuple[Rule, ...] = (
@@ -50,16 +39,12 @@ RULES: tuple[Rule, ...] = (
     Rule("rank", r"(?<!lora_)rank", absolute=2.0, relative=0.02, types=(int, float)),
     # float32 attention and softmax drift by 1e-5 to 1e-3 between instruction sets.
     Rule("log-probability", r"^log_|^logits?$|^logp|log_gap$", absolute=1e-3),
-    # A count over a null, so it moves in steps.
-    Rule("p-value", r"(^|_)p(_value)?$", absolute=0.01, relative=0.05),
-    # Drift adds up over training steps.
-    Rule("loss", r"loss|^kl", absolute=1e-4, relative=0.01),
-    # float32 dot products.
-    Rule("cosine", r"cosine", absolute=1e-4),
+    Rule("p-value", r"(^|_)p(_value)?$", absolute=0.01, relative=0.05),  # a count over a null, so it moves in steps
+    Rule("loss", r"loss|^kl", absolute=1e-4, relative=0.01),  # drift adds up over training steps
+    Rule("cosine", r"cosine", absolute=1e-4),  # float32 dot products
     # Two examples at the boundary flip; n is that of the nearest object around the value that has one.
     Rule("accuracy", r"accuracy|chance|selectivity|correct", absolute=0.02, flips=2, types=(int, float)),
-    # Exponentials of logits.
-    Rule("probability", r"probabilit|align|^probs?$|^strict$", absolute=1e-5, relative=0.02),
+    Rule("probability", r"probabilit|align|^probs?$|^strict$", absolute=1e-5, relative=0.02),  # exponentials of logits
 )
 """In order of precedence. A caller that lets more vary puts its own in front: ``[Rule("choice", "^layer$",
 absolute=math.inf, types=(int, str)), *RULES]`` lets a selected layer flip."""
@@ -76,24 +61,14 @@ _SLACK = 1e-6
 
 @dataclass(frozen=True)
 class Difference:
-    """Two values at one place.
+    """Two values at one place."""
 
-    Attributes:
-        path: Dotted key, as ``results.lookup`` takes it.
-        expected: The value on the left, None if there is none.
-        actual: The value on the right, None if there is none.
-        reason: The kind of the number, or what is wrong: ``missing``, ``new``, ``type``, ``length``,
-            ``exact``, ``not finite``, ``apart``.
-        tolerance: Allowed absolute deviation.
-        used: Deviation as a fraction of the tolerance: above 1 is a difference, infinite if none is allowed.
-    """
-
-    path: str
-    expected: Any
-    actual: Any
-    reason: str
-    tolerance: float = 0.0
-    used: float = math.inf
+    path: str  # dotted key, as ``results.lookup`` takes it
+    expected: Any  # the value on the left, None if there is none
+    actual: Any  # the value on the right, None if there is none
+    reason: str  # kind of the number, or what is wrong: missing, new, type, length, exact, not finite, apart
+    tolerance: float = 0.0  # allowed absolute deviation
+    used: float = math.inf  # deviation as a fraction of it: above 1 is a difference, infinite if none is allowed
 
     def __str__(self) -> str:
         """``$.probe.accuracy: 0.98 != 0.9 (tolerance 0.01, accuracy)``."""
@@ -105,19 +80,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A result file against another version of itself.
+    """A result file against another version of itself."""
 
-    Attributes:
-        values: Number of values compared.
-        differences: What differs by more than its tolerance.
-        worst: Largest deviation as a fraction of its tolerance; infinite where an exact value differs.
-        worst_path: Where that is; empty if all values are equal.
-    """
-
-    values: int
-    differences: tuple[Difference, ...]
-    worst: float
-    worst_path: str
+    values: int  # how many were compared
+    differences: list[Difference]  # what differs by more than its tolerance
+    worst: float  # largest deviation as a fraction of its tolerance; infinite where an exact value differs
+    worst_path: str  # where that is; empty if all values are equal
 
 
 def differences(expected: Any, actual: Any, *, rules: Sequence[Rule] = RULES) -> list[Difference]:
@@ -132,17 +100,13 @@ def compare_files(expected: Path, actual: Path, *, rules: Sequence[Rule] = RULES
         InputError: A file is missing or is not a result.
     """
     pairs = list(_walk(read_result(expected), read_result(actual), rules))
-    worst = max((pair for pair in pairs if pair.used), key=lambda pair: pair.used, default=None)
-    found = tuple(pair for pair in pairs if pair.used > 1)
-    return Comparison(len(pairs), found, worst.used if worst else 0.0, worst.path if worst else "")
+    worst = max(pairs, key=lambda pair: pair.used, default=Difference("", None, None, "", used=0.0))
+    found = [pair for pair in pairs if pair.used > 1]
+    return Comparison(len(pairs), found, worst.used, worst.path if worst.used else "")
 
 
 def apart_over_seeds(expected: Any, actual: Any) -> tuple[list[Difference], int]:
-    """Intervals over several seeds (``interval`` beside a ``by_seed`` of two or more) that do not overlap.
-
-    Returns:
-        Those, and how many were compared.
-    """
+    """Intervals over seeds (beside a ``by_seed`` of two or more) that do not overlap, and how many were compared."""
     left, right = dict(_over_seeds(expected)), dict(_over_seeds(actual))
     shared = [Difference(path, left[path], right[path], "apart") for path in left if path in right]
     apart = [d for d in shared if d.expected[1] < d.actual[0] or d.actual[1] < d.expected[0]]
@@ -180,7 +144,10 @@ def _walk(
     elif type(expected) is not type(actual):
         yield Difference(path, expected, actual, "type")
     else:
-        yield _leaf(expected, actual, path, _rule(names, type(expected), rules), n)
+        fitting = (
+            rule for name in names for rule in rules if type(expected) in rule.types and re.search(rule.pattern, name)
+        )
+        yield _leaf(expected, actual, path, next(fitting, _OTHER if type(expected) is float else _EXACT), n)
 
 
 def _leaf(expected: Any, actual: Any, path: str, rule: Rule, n: int) -> Difference:
@@ -195,11 +162,6 @@ def _leaf(expected: Any, actual: Any, path: str, rule: Rule, n: int) -> Differen
         return Difference(path, expected, actual, rule.kind, tolerance, 0.0)
     used = abs(expected - actual) / tolerance if tolerance else math.inf
     return Difference(path, expected, actual, rule.kind, tolerance, 1.0 if 1 < used <= 1 + _SLACK else used)
-
-
-def _rule(names: Sequence[str], kind: type, rules: Sequence[Rule]) -> Rule:
-    found = (rule for name in names for rule in rules if kind in rule.types and re.search(rule.pattern, name))
-    return next(found, _OTHER if kind is float else _EXACT)
 
 
 def _shown(value: Any) -> str:

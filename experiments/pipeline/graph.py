@@ -24,23 +24,22 @@ def select(picks: Collection[str]) -> dict[str, PipelineStage]:
         InputError: There is no such stage or model; names the nearest. Or this is no pipeline that DVC can read.
     """
     with _repository() as repo:
-        graph = repo.index.graph  # an edge leads from a stage to one that it needs
-        place = {stage: i for i, stage in enumerate(repo.index.stages)}
+        graph, place = repo.index.graph, {stage: i for i, stage in enumerate(repo.index.stages)}
+        # An edge leads from a stage to one that it needs.
         ordered = nx.lexicographical_topological_sort(graph.reverse(), key=place.__getitem__)
         order = {stage.addressing: stage for stage in ordered}
         models = list(dict.fromkeys(_model(stage.addressing) for stage in place))
-    wanted = set(order) & set(ENDING)
-    for pick in picks or order:
-        named = [name for name in order if pick in (name, *name.split("@"))]
-        if not named:
-            known = sorted({part for name in order for part in (name, *name.split("@"))})
+    called = {name: {name, *name.split("@")} for name in order}
+    known = sorted(set().union(*called.values()))
+    for pick in picks:
+        if pick not in known:
             near = difflib.get_close_matches(pick, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise InputError(f"{pick!r}: no such stage or model; {hint}")
-        for name in named:
-            # Of the ending only itself: what it needs from other models is committed.
-            needed = set() if name in ENDING else nx.descendants(graph, order[name])
-            wanted |= {name, *(stage.addressing for stage in needed)}
+    wanted = {name for name in order if name in ENDING or not picks or called[name] & {*picks}}
+    # Of the ending only itself: what it needs from other models is committed.
+    needed = (nx.descendants(graph, order[name]) for name in wanted - {*ENDING})
+    wanted |= {stage.addressing for stages in needed for stage in stages}
     # Model by model, in the order of the parameters: one model's answer does not wait for the others.
     rank = {name: models.index(_model(name)) if "@" in name else len(models) for name in wanted}
     return {name: order[name] for name in sorted(order, key=lambda name: rank.get(name, 0)) if name in wanted}
@@ -73,22 +72,21 @@ def stale(names: Collection[str]) -> dict[str, list[str]]:
         needs = {stage.addressing: {other.addressing for other in nx.descendants(graph, stage)} for stage in graph}
         cached = {out.def_path for stage in graph for out in stage.outs if out.use_cache}
         new = {stage.addressing for stage in graph if not any(out.hash_info for out in stage.outs)}
-    changed = {name: why for name in names if (why := reasons(changes.get(name, []), cached))}
-    changed |= {name: ["never run"] for name in changed if name in new}
-    found = {}
+    changed: dict[str, list[str]] = {}
     for name in names:
-        above = [other for other in changed if other in needs[name]]
-        if name in changed or above:
-            found[name] = [*changed.get(name, []), *(f"needs {other}, which is stale" for other in above)]
-    return found
+        if why := reasons(changes.get(name, []), cached):
+            changed[name] = ["never run"] if name in new else why
+    found = {
+        name: changed.get(name, []) + [f"needs {other}, which is stale" for other in changed if other in needs[name]]
+        for name in names
+    }
+    return {name: why for name, why in found.items() if why}
 
 
 def reasons(changes: Collection[Any], cached: Collection[str]) -> list[str]:
-    """DVC's account of one stage in words; empty if nothing in it makes results stale.
+    """DVC's account of one stage (``dvc status --json``) in words; empty if nothing in it makes results stale.
 
-    Args:
-        changes: What ``dvc status --json`` gives for the stage.
-        cached: Outputs that DVC keeps outside git: where one is merely absent, it is made when something needs it.
+    An output that DVC keeps outside git (``cached``) and that is merely absent is made when something needs it.
     """
     found = []
     for change in changes:

@@ -1,14 +1,15 @@
 """Run stages again from the weights and compare what they make with what is committed."""
 
 import math
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from dvc.stage import PipelineStage
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -41,27 +42,26 @@ def reproduce(picks: Collection[str]) -> bool:
         # The table of minutes is for one machine; after the first stages this machine's own pace corrects it.
         pace = elapsed / done if done >= 1 else 1.0
         console.rule(f"[{i + 1}/{len(stages)}] {name}: {elapsed:.0f} min gone, about {left * pace:.0f} min left")
-        command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--force", "--single-item", name]
-        if code := subprocess.run(command, check=False).returncode:
-            raise InputError(f"stage {name} failed (exit code {code}, its message is above); mend it and run again")
+        dvc_repro("--quiet", "--force", "--single-item", name, what=f"stage {name}")
     console.rule("committed against regenerated")
-    return report(committed, regenerated_by(stages))
-
-
-def regenerated_by(stages: dict[str, PipelineStage]) -> list[Path]:
-    """Result files among the outputs of the stages."""
     outs = (Path(out.fspath).relative_to(Path.cwd()) for stage in stages.values() for out in stage.outs)
-    return sorted(path for path in outs if path.suffix == ".json" and path.is_relative_to(RESULTS))
+    return report(committed, sorted(out for out in outs if out.suffix == ".json" and out.is_relative_to(RESULTS)))
+
+
+def dvc_repro(*arguments: str, what: str = "dvc repro") -> None:
+    """Run ``dvc repro`` on this terminal; an ``InputError`` says that ``what`` failed."""
+    if code := subprocess.run([sys.executable, "-m", "dvc", "repro", *arguments], check=False).returncode:
+        raise InputError(f"{what} failed (exit code {code}, its message is above); mend it and run again")
 
 
 def results_in_git() -> Path:
     """A folder with the committed results; as they lie there, where this is no git checkout."""
     folder = Path(tempfile.mkdtemp(prefix="committed-"))
-    archive = ["git", "archive", "--format=tar", "HEAD", str(RESULTS)]
-    packed = subprocess.run(archive, capture_output=True, check=False)
+    packed = subprocess.run(["git", "archive", "--format=tar", "HEAD", RESULTS], capture_output=True, check=False)
     if packed.returncode:
-        packed = subprocess.run(["tar", "-cf", "-", str(RESULTS)], capture_output=True, check=True)
-    subprocess.run(["tar", "-xf", "-", "-C", str(folder)], input=packed.stdout, check=True)
+        shutil.copytree(RESULTS, folder / RESULTS)
+    else:
+        subprocess.run(["tar", "-xf", "-", "-C", folder], input=packed.stdout, check=True)
     return folder
 
 
@@ -74,29 +74,28 @@ def report(committed: Path, files: Iterable[Path]) -> bool:
     """
     table = Table(Column("result", overflow="fold"), "values", "differences", "largest deviation / tolerance", "agrees")
     said: list[str] = []
-    counts = dict.fromkeys(("yes", "no", "over seeds"), 0)
+    agrees: Counter[str] = Counter()
     for file in files:
         name = str(file.relative_to(RESULTS).with_suffix(""))
         if not (committed / file).exists():
             table.add_row(name, "", "", "not committed", "no")
-            counts["no"] += 1
+            agrees["no"] += 1
             continue
         judged = file == RESULTS / "claims.json"
         found = compare_files(committed / file, file, rules=JUDGED if judged else RULES)
-        bad, how = list(found.differences), "yes"
+        bad, how = found.differences, "yes"
         if bad and file.parent.name in TRAINING:
             bad, how = _over_seeds(committed / file, file, bad)
-        counts["no" if bad else "over seeds" if found.differences else "yes"] += 1
-        worst = f"{found.worst:.2g}  {found.worst_path}"
-        if not found.worst:
-            worst = f"0 ({'verdicts' if judged else 'identical'})"
+        agrees["no" if bad else "over seeds" if found.differences else "yes"] += 1
+        none = "0 (verdicts)" if judged else "0 (identical)"
+        worst = f"{found.worst:.2g}  {found.worst_path}" if found.worst else none
         table.add_row(name, str(found.values), str(len(found.differences)), worst, "no" if bad else how)
         said += [f"{name} {difference}" for difference in bad[:10]]
     console.print(table)
     for line in said:
         console.print(line, markup=False)
-    console.print(_verdict(**{how.replace(" ", "_"): count for how, count in counts.items()}))
-    return not counts["no"]
+    console.print(_verdict(agrees))
+    return not agrees["no"]
 
 
 def _over_seeds(committed: Path, file: Path, differences: list[Difference]) -> tuple[list[Difference], str]:
@@ -107,13 +106,11 @@ def _over_seeds(committed: Path, file: Path, differences: list[Difference]) -> t
     return bad, f"{compared - len(apart)} of {compared} over seeds"
 
 
-def _verdict(*, yes: int, no: int, over_seeds: int) -> str:
-    total = yes + no + over_seeds
-    if no:
-        return f"NO: {no} of {total} results differ from the committed ones by more than tolerance."
-    if over_seeds:
-        return (
-            f"YES: {yes} of {total} regenerated results agree with the committed ones within tolerance; the other "
-            f"{over_seeds}, of training, over seeds, as they do on another kind of processor."
-        )
-    return f"YES: all {total} regenerated results agree with the committed ones within tolerance."
+def _verdict(agrees: Counter[str]) -> str:
+    total, seeds = agrees.total(), agrees["over seeds"]
+    if agrees["no"]:
+        return f"NO: {agrees['no']} of {total} results differ from the committed ones by more than tolerance."
+    if not seeds:
+        return f"YES: all {total} regenerated results agree with the committed ones within tolerance."
+    most = f"{agrees['yes']} of {total} regenerated results agree with the committed ones within tolerance"
+    return f"YES: {most}; the other {seeds}, of training, over seeds, as they do on another kind of processor."

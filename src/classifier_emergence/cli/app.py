@@ -43,8 +43,8 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command line.
+def run(arguments: Sequence[str], commands: typer.Typer = app, name: str = "classifier-emergence") -> int:
+    """Run one command line, of this program or of another one with its habits.
 
     Returns:
         The exit code: 0; 1 where the answer is no; 2 after one line on standard error about bad input; 130 after an
@@ -52,9 +52,9 @@ def run(arguments: Sequence[str]) -> int:
     """
     logging.captureWarnings(True)
     try:
-        command = typer.main.get_command(app)
+        command = typer.main.get_command(commands)
         with missing_extras_named():
-            code = command.main(args=list(arguments), prog_name="classifier-emergence", standalone_mode=False)
+            code = command.main(args=list(arguments), prog_name=name, standalone_mode=False)
     except InputError as error:
         complain(f"error: {error}")
         return 2

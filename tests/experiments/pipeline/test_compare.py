@@ -178,7 +178,7 @@ def test_files(tmp_path):
     write_result(a, {"accuracy": [0.5, 0.6], "n": 100, "token": "x"})
     write_result(b, {"accuracy": [0.5, 0.61], "n": 100, "token": "x"})
     close = compare_files(a, b)
-    assert (close.values, close.differences, close.worst_path) == (4, (), "accuracy.1")
+    assert (close.values, close.differences, close.worst_path) == (4, [], "accuracy.1")
     assert close.worst == pytest.approx(0.5)
     same = compare_files(a, a)
     assert (same.worst, same.worst_path) == (0.0, "")

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from classifier_emergence.cli.app import run
 from classifier_emergence.errors import InputError
+from experiments.pipeline.__main__ import NAME, app
 from experiments.pipeline.dependencies import differing
 from experiments.pipeline.graph import reasons, select, stale
 from experiments.shared import stage
@@ -98,21 +100,29 @@ def test_every_stage_has_minutes_for_every_model_of_the_paper() -> None:
         assert isinstance(minutes, int | float) or set(minutes) == set(models)
 
 
-@pytest.fixture
-def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A pipeline of two stages that has run; it is the current folder."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+@pytest.fixture(scope="module")
+def has_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline of two stages that has run."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
     stages = {
         "copy": {"cmd": "cp in.txt out.txt", "deps": ["in.txt"], "params": ["x"], "outs": ["out.txt"]},
         "count": {"cmd": "wc out.txt >n.txt", "deps": ["out.txt"], "outs": [{"n.txt": {"cache": False}}]},
     }
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
-    (tmp_path / "params.yaml").write_text("x: 1\n")
-    (tmp_path / "in.txt").write_text("a")
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], check=True)
-    return tmp_path
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (folder / "params.yaml").write_text("x: 1\n")
+    (folder / "in.txt").write_text("a")
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def pipeline(has_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, which is the current folder."""
+    copied = shutil.copytree(has_run, tmp_path / "copy")
+    monkeypatch.chdir(copied)
+    return copied
 
 
 def test_an_untouched_pipeline_is_not_stale_also_without_its_cache(pipeline: Path) -> None:
@@ -142,22 +152,19 @@ def test_a_committed_result_that_is_missing_is_stale(pipeline: Path) -> None:
     assert stale(["copy", "count"]) == {"count": ["its result n.txt deleted"]}
 
 
-def test_status_answers_with_its_exit_code(pipeline: Path) -> None:
-    done = command("status", "--json", "s.json")
-    assert (done.returncode, done.stdout.split(":")[0]) == (0, "nothing is stale")
+def test_status_answers_with_its_exit_code(pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("status", "--json", "s.json") == 0
+    assert capsys.readouterr().out.startswith("nothing is stale:")
     (pipeline / "in.txt").write_text("b")
-    done = command("status", "copy", "--json", "s.json")
-    assert done.returncode == 1
-    assert "copy\tin.txt modified\n" in done.stdout
+    assert command("status", "copy", "--json", "s.json") == 1
+    assert "copy\tin.txt modified\n" in capsys.readouterr().out
     assert json.loads((pipeline / "s.json").read_text()) == {"stale": {"copy": ["in.txt modified"]}, "stages": ["copy"]}
 
 
-def test_what_dvc_cannot_read_is_one_line(pipeline: Path) -> None:
+def test_what_dvc_cannot_read_is_one_line(pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (pipeline / "dvc.yaml").write_text("stages: {copy: {deps: [in.txt]}}")
-    done = command("status")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: dvc.yaml: DVC cannot use it")
-    assert len(done.stderr.splitlines()) == 1
+    assert command("status") == 2
+    assert re.fullmatch("error: dvc.yaml: DVC cannot use it .*\n", capsys.readouterr().err)
 
 
 def test_every_kind_of_change_has_its_words() -> None:
@@ -173,7 +180,9 @@ def test_every_kind_of_change_has_its_words() -> None:
 
 def test_reproduce_picks_what_is_needed_and_ends_in_the_paper() -> None:
     key = "smollm2-135m-instruct"
-    done = command("reproduce", "--list", f"probing@{key}", cwd=ROOT)
+    line = [sys.executable, "-m", "experiments.pipeline", "reproduce", "--list", f"probing@{key}"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     names = [line.split()[0] for line in done.stdout.splitlines()]
     assert names == [f"fetch@{key}", f"residuals@{key}", f"probing@{key}", *stage.ENDING]
 
@@ -197,14 +206,15 @@ def test_the_nearest_stage_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("words", [["nonsense"], ["compare", "one.json"], ["compare", "a.json", "b.json"]])
-def test_bad_input_is_one_line_and_exit_code_2(words: list[str], tmp_path: Path) -> None:
-    done = command(*words, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.splitlines()) == 1
+def test_bad_input_is_one_line_and_exit_code_2(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(*words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch("error: .*\n", err)
 
 
-def command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
-    line = [sys.executable, "-m", "experiments.pipeline", *arguments]
-    return subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+def command(*arguments: str) -> int:
+    return run(arguments, app, NAME)
