@@ -8,7 +8,7 @@ import networkx as nx
 from experiments.pipeline.dependencies import ROOT, imports
 
 LIBRARY, EXPERIMENTS = ROOT / "src" / "classifier_emergence", ROOT / "experiments"
-BASE = ("errors", "progress", "results", "statistics", "numbers")
+BASE = ("errors", "extras", "progress", "results", "statistics", "numbers")
 FLOORS = [
     BASE,
     ("reading",),
