@@ -52,16 +52,8 @@ def probe(
     prompts, labels = texts_and_labels(data)
     check_outputs(json, plot)
     groups = [item.group for item in data.items]
-    reading = library.probe(
-        library.open_model(model, adapter=adapter),
-        prompts,
-        labels,
-        test=test or [],
-        groups=groups,
-        C=C,
-        shuffles=shuffles,
-        seed=seed,
-    )
+    lm = library.open_model(model, adapter=adapter)
+    reading = library.probe(lm, prompts, labels, test=test or [], groups=groups, C=C, shuffles=shuffles, seed=seed)
     table(
         ["layer", "accuracy", "95 % interval", "permuted labels, 95 %", ""],
         [
@@ -108,9 +100,8 @@ def lens(
     Probability and rank of words, and the top tokens.
     """
     check_outputs(json, plot)
-    reading = library.lens(
-        library.open_model(model, adapter=adapter), prompts, target or [], layers=layer, null_words=null_words
-    )
+    lm = library.open_model(model, adapter=adapter)
+    reading = library.lens(lm, prompts, target or [], layers=layer, null_words=null_words)
     if reading.targets:
         table(
             ["target", "prompt", "largest probability", "at", "best rank", "p", "over layers, by decades"],
@@ -163,16 +154,9 @@ def direction(
     prompts, labels = texts_and_labels(data)
     check_outputs(json, plot)
     words = [data.words[data.classes.index(label)] for label in dict.fromkeys(labels)]
+    lm = library.open_model(model, adapter=adapter)
     reading = library.direction(
-        library.open_model(model, adapter=adapter),
-        prompts,
-        labels,
-        words=words,
-        layers=layer,
-        top=top,
-        C=C,
-        shuffles=shuffles,
-        seed=seed,
+        lm, prompts, labels, words=words, layers=layer, top=top, C=C, shuffles=shuffles, seed=seed
     )
     table(
         ["layer", "class", "word's cosine", "word's rank", "p", "top tokens", "largest cosine", "p"],

@@ -128,9 +128,8 @@ def convert(gguf: Path, folder: Path) -> None:
         except OSError:  # the disk, not the file
             raise
         except Exception as error:  # of any type for a bad file: tokenizers raises Exception itself
-            raise InputError(
-                f"transformers cannot read the GGUF ({first_line(error)}); choose another model"
-            ) from error
+            advice = "choose another model"
+            raise InputError(f"transformers cannot read the GGUF ({first_line(error)}); {advice}") from error
         model, report = pair
         if missing := sorted(report["missing_keys"]):
             raise InputError(f"the GGUF lacks {', '.join(missing[:3])}; choose another model")
