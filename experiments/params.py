@@ -1,14 +1,11 @@
 """The schema of params.yaml: one class a section, every mistake reported by its dotted name."""
 
-import difflib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from classifier_emergence.errors import InputError
-from classifier_emergence.models.registry import HubSource, ModelSource, PathSource, WheelSource, source_of
+from classifier_emergence.models.registry import ModelSource, read_parameters, source_of
 from classifier_emergence.tasks.arithmetic import Bank
 
 Count = Annotated[int, Field(ge=1)]
@@ -253,47 +250,4 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         InputError: The file is missing or is not YAML, a key is unknown, misspelt or missing, or a value has the
             wrong type or range. One line that names the first such parameter, with its dotted path.
     """
-    path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); run from the repository root or pass --params"
-        ) from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: expected sections with names, found {type(raw).__name__}")
-    try:
-        return Params.model_validate(raw)
-    except ValidationError as error:
-        raise InputError(f"{path}: {_first_problem(error, raw)}") from error
-
-
-def _first_problem(error: ValidationError, raw: dict[str, Any]) -> str:
-    # A misspelt key gives two problems, "unknown" and "missing"; the unknown one says more, so it comes first.
-    problem = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    kinds = {"wheel", "hub", "path"}
-    # pydantic puts the union tag (the source kind) into the location; it is not part of the dotted name.
-    where = [str(part) for i, part in enumerate(problem["loc"]) if not (i == 2 and part in kinds)]
-    name = ".".join(where)
-    if problem["type"] == "extra_forbidden":
-        siblings = _fields_at(where[:-1])
-        near = difflib.get_close_matches(where[-1], siblings, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(siblings)}"
-        return f"{name}: unknown parameter; {hint}"
-    message = problem["msg"].removeprefix("Value error, ")
-    got = problem.get("input")
-    shown = f" (found {got!r})" if isinstance(got, str | int | float | bool) or got is None else ""
-    if not name:  # a check over several sections names its parameter itself
-        return message
-    return f"{name}: {message[:1].lower() + message[1:]}{shown}"
-
-
-def _fields_at(where: list[str]) -> list[str]:
-    if where[:1] == ["registry"]:
-        return sorted({*WheelSource.model_fields, *HubSource.model_fields, *PathSource.model_fields})
-    section: Any = Params
-    for part in where:
-        section = section.model_fields[part].annotation
-    return sorted(section.model_fields)
+    return read_parameters(Path(path), Params)
