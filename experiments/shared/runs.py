@@ -149,6 +149,7 @@ class Runs:
                 for done in as_completed(waiting):
                     done.result()
                     advance(1, waiting[done])
+            workers.shutdown()
         except BrokenProcessPool as error:
             raise InputError(
                 f"{self.stage}: a process that made a run died, perhaps for want of memory; finished runs are kept: "
@@ -164,11 +165,13 @@ _STUDIES: dict[tuple[str, str, str], Any] = {}
 
 def _start_worker(parent: int, threads: int, log: Path) -> None:
     import torch
+    import transformers
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     # Two processes cannot share a terminal's line: bars and warnings go to a file.
     sys.stderr = log.open("a", encoding="utf-8", buffering=1)
+    transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
 
