@@ -75,7 +75,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def tiny(session: nox.Session) -> None:
-    """Run the whole pipeline on tiny models in a temporary folder and compare with snapshots (1 to 2 minutes)."""
+    """Run the whole pipeline on tiny models in a temporary folder and compare with snapshots (a minute)."""
     run(session, "python", "-m", "pytest", "-m", "tiny", "tests/test_snapshots.py", *session.posargs)
 
 

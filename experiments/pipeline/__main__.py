@@ -16,7 +16,7 @@ from classifier_emergence.cli.terminal import printable, say, table
 from classifier_emergence.errors import InputError
 from experiments.pipeline.compare import compare_files
 from experiments.pipeline.dependencies import differing, rewritten
-from experiments.pipeline.graph import minutes_of, overview, select, stale
+from experiments.pipeline.graph import minutes_of, select, stale
 from experiments.pipeline.reproduce import dvc_repro, report, reproduce, results_in_git
 from experiments.shared.stage import RESULTS
 
@@ -25,7 +25,6 @@ SHOW = f"{EXAMPLE}{NAME} "
 PIPELINE = Path("dvc.yaml")
 
 app = typer.Typer(
-    name=NAME,
     help="List, check, run and compare the stages of dvc.yaml, from the weights to the paper.",
     epilog=f"{SHOW}status probing@smollm2-135m-instruct",
     no_args_is_help=True,
@@ -40,8 +39,13 @@ Picks = Annotated[list[str] | None, typer.Argument(metavar="[STAGE|MODEL]...", h
 @app.command("list", epilog=f"{SHOW}list smollm2-135m-instruct")
 def list_stages(picks: Picks = None, json: JsonFile = None) -> None:
     """List the stages, their models, minutes and what they do."""
-    found = overview(picks or [])
-    rows = [[stage, " ".join(e["models"]), f"{e['minutes']:g}", e["does"]] for stage, e in found.items()]
+    found: dict[str, dict[str, Any]] = {}
+    for name, stage in select(picks or []).items():
+        base, _, model = name.partition("@")
+        entry = found.setdefault(base, {"does": stage.desc or "", "minutes": 0.0, "models": []})
+        entry["models"] += [model] if model else []
+        entry["minutes"] += minutes_of(stage)
+    rows = [[base, " ".join(e["models"]), f"{e['minutes']:g}", e["does"]] for base, e in found.items()]
     table(["stage", "models", "minutes", "what it does"], rows)
     write_json(json, found)
 
@@ -118,10 +122,7 @@ def compare(
 def dependencies(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 if a list is not right.")] = False,
 ) -> None:
-    """Write the lists of modules in dvc.yaml from what the stages import.
-
-    Everything else in the file stays as it is.
-    """
+    """Write the lists of modules in dvc.yaml from what the stages import; nothing else in the file changes."""
     text = PIPELINE.read_text(encoding="utf-8")
     found = differing(text)
     for name, changes in found.items():

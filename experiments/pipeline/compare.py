@@ -5,9 +5,8 @@ blind or noisy. ``RULES`` is the table of kinds. The kind of a value is that of 
 matches, list indices left out: ``accuracy.L3`` and ``accuracy`` are both accuracies. What is called ``interval``,
 ``std`` or ``by_...`` takes the kind of what stands beside it. A deviation is allowed up to the larger of the absolute
 and the relative tolerance. What no rule matches: floats within 1e-6 or 0.1 %, all other values exactly.
-
-Keys and lengths of lists are exact. Types are strict: 1, 1.0 and true differ from each other. NaN and infinity always
-differ, also from themselves.
+Keys and lengths of lists are exact. Types are strict: 1, 1.0 and true differ. NaN and infinity differ, also from
+themselves.
 """
 
 import math
@@ -51,12 +50,10 @@ absolute=math.inf, types=(int, str)), *RULES]`` lets a selected layer flip."""
 
 STRUCTURE = ("missing", "new", "length")
 """Reasons of a ``Difference`` that are no other number."""
-
 _OTHER = Rule("other", "", absolute=1e-6, relative=1e-3)
 _EXACT = Rule("exact", "")
 _BESIDE = re.compile(r"interval$|std$|by_")
-# Values are stored with ten digits, so 2 / n itself arrives with an error; "just two flips" must still pass.
-_SLACK = 1e-6
+_SLACK = 1e-6  # values are stored with ten digits: 2 / n itself arrives with an error, and "just two flips" must pass
 
 
 @dataclass(frozen=True)

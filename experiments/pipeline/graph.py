@@ -28,7 +28,7 @@ def select(picks: Collection[str]) -> dict[str, PipelineStage]:
         # An edge leads from a stage to one that it needs.
         ordered = nx.lexicographical_topological_sort(graph.reverse(), key=place.__getitem__)
         order = {stage.addressing: stage for stage in ordered}
-        models = list(dict.fromkeys(_model(stage.addressing) for stage in place))
+        models = list(dict.fromkeys(stage.addressing.partition("@")[2] for stage in place))
     called = {name: {name, *name.split("@")} for name in order}
     known = sorted(set().union(*called.values()))
     for pick in picks:
@@ -41,24 +41,14 @@ def select(picks: Collection[str]) -> dict[str, PipelineStage]:
     needed = (nx.descendants(graph, order[name]) for name in wanted - {*ENDING})
     wanted |= {stage.addressing for stages in needed for stage in stages}
     # Model by model, in the order of the parameters: one model's answer does not wait for the others.
-    rank = {name: models.index(_model(name)) if "@" in name else len(models) for name in wanted}
+    rank = {name: models.index(name.partition("@")[2]) if "@" in name else len(models) for name in wanted}
     return {name: order[name] for name in sorted(order, key=lambda name: rank.get(name, 0)) if name in wanted}
 
 
 def minutes_of(stage: PipelineStage) -> float:
     """What a stage takes on two cores, from its ``meta`` in dvc.yaml."""
     minutes = (stage.meta or {}).get("minutes", 1.0)
-    return float(minutes.get(_model(stage.addressing), 2.0) if isinstance(minutes, dict) else minutes)
-
-
-def overview(picks: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Of each stage that ``select`` gives, over its models: what it ``does``, its ``minutes`` and its ``models``."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, stage in select(picks).items():
-        entry = found.setdefault(name.partition("@")[0], {"does": stage.desc or "", "minutes": 0.0, "models": []})
-        entry["models"] += [_model(name)] if "@" in name else []
-        entry["minutes"] += minutes_of(stage)
-    return found
+    return float(minutes.get(stage.addressing.partition("@")[2], 2.0) if isinstance(minutes, dict) else minutes)
 
 
 def stale(names: Collection[str]) -> dict[str, list[str]]:
@@ -72,14 +62,10 @@ def stale(names: Collection[str]) -> dict[str, list[str]]:
         needs = {stage.addressing: {other.addressing for other in nx.descendants(graph, stage)} for stage in graph}
         cached = {out.def_path for stage in graph for out in stage.outs if out.use_cache}
         new = {stage.addressing for stage in graph if not any(out.hash_info for out in stage.outs)}
-    changed: dict[str, list[str]] = {}
-    for name in names:
-        if why := reasons(changes.get(name, []), cached):
-            changed[name] = ["never run"] if name in new else why
-    found = {
-        name: changed.get(name, []) + [f"needs {other}, which is stale" for other in changed if other in needs[name]]
-        for name in names
-    }
+    changed = {name: why for name in names if (why := reasons(changes.get(name, []), cached))}
+    changed |= {name: ["never run"] for name in changed if name in new}
+    above = {name: [f"needs {other}, which is stale" for other in changed if other in needs[name]] for name in names}
+    found = {name: changed.get(name, []) + above[name] for name in names}
     return {name: why for name, why in found.items() if why}
 
 
@@ -109,7 +95,3 @@ def _repository() -> Iterator[Repo]:
             yield repo
     except DvcException as error:
         raise InputError(f"dvc.yaml: DVC cannot use it ({' '.join(str(error).split())}); mend it") from error
-
-
-def _model(name: str) -> str:
-    return name.partition("@")[2]
