@@ -281,16 +281,13 @@ def test_models_are_listed_shown_and_verified(ce: Run, tiny_models: Path) -> Non
 
 
 def test_compare_says_what_differs_with_its_exit_code(ce: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b, c, answer = (str(tmp_path / f"{name}.json") for name in ("a", "b", "c", "answer"))
+    a, b, answer = (str(tmp_path / f"{name}.json") for name in ("a", "b", "answer"))
     write_result(a, {"accuracy": 0.5, "n": 100})
-    write_result(b, {"accuracy": 0.51, "n": 100})
-    write_result(c, {"accuracy": 0.6, "n": 100})
+    write_result(b, {"accuracy": 0.6, "n": 100})
     assert ce("compare", a, b)[0] == 2  # not in a clone
     monkeypatch.chdir(ROOT)
-    assert ce("compare", a, b)[0] == 0
-    assert ce("compare", a, c, "--json", answer)[0] == 1
+    assert ce("compare", a, b, "--json", answer)[0] == 1
     assert read_result(answer)["differences"] == ["$.accuracy: 0.5 != 0.6 (tolerance 0.02, accuracy)"]
-    assert ce("compare", a)[0] == 2
 
 
 def test_experiments_are_asked_of_the_clone(ce: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

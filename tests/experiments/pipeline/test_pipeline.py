@@ -15,6 +15,7 @@ import yaml
 
 from classifier_emergence.cli.app import run
 from classifier_emergence.errors import InputError
+from classifier_emergence.results import read_result, write_result
 from experiments.pipeline.__main__ import NAME, app
 from experiments.pipeline.dependencies import differing
 from experiments.pipeline.graph import reasons, select, stale
@@ -203,6 +204,19 @@ def test_the_nearest_stage_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     with pytest.raises(InputError, match=r"^'probng': no such stage or model; did you mean 'probing'\?$"):
         select(["probng"])
+
+
+def test_compare_answers_with_its_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(tmp_path / f"{name}.json") for name in ("a", "b", "c")]
+    for file, accuracy in zip(files, (0.5, 0.51, 0.6), strict=True):
+        write_result(file, {"accuracy": accuracy, "n": 100})
+    assert command("compare", *files[:2], "--json", str(tmp_path / "close.json")) == 0
+    assert "2 values, 0 differences; largest deviation 0.5 of its tolerance, at accuracy" in capsys.readouterr().out
+    assert read_result(tmp_path / "close.json") == {
+        "values": 2, "differences": [], "worst": pytest.approx(0.5), "worst_path": "accuracy",
+    }  # fmt: skip
+    assert command("compare", files[0], files[2]) == 1
+    assert capsys.readouterr().out.startswith("$.accuracy: 0.5 != 0.6 (tolerance 0.02, accuracy)\n")
 
 
 @pytest.mark.parametrize("words", [["nonsense"], ["compare", "one.json"], ["compare", "a.json", "b.json"]])
