@@ -234,5 +234,5 @@ def test_cohens_d_is_a_difference_in_standard_deviations():
     assert cohens_d(x, x + 0.2) == pytest.approx(-2.0)
     assert cohens_d(np.ones(3), np.ones(3)) == 0
     assert cohens_d(np.ones(3), 2 * np.ones(3)) is None
-    with pytest.raises(InputError, match="^before: 1 numbers have no standard deviation"):
+    with pytest.raises(InputError, match=r"^before: 1 numbers have no standard deviation"):
         cohens_d(x, [1.0])

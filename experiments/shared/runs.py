@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import TracebackType
@@ -144,11 +144,17 @@ class Runs:
         start = (os.getpid(), threads, self.folder / "workers.log")
         workers = ProcessPoolExecutor(2, initializer=_start_worker, initargs=start, env=count)
         try:
-            waiting = {workers.submit(_work, self, run): run.name for run in runs}
             with progress(f"{self.stage} of {self.key}: {len(runs)} runs, two at a time", total=len(runs)) as advance:
-                for done in as_completed(waiting):
-                    done.result()
-                    advance(1, waiting[done])
+                waiting = list(runs)
+                busy: dict[Future[None], str] = {}
+                while waiting or busy:
+                    while waiting and len(busy) < 2:  # loky's shutdown fails if more than its workers' calls wait
+                        run = waiting.pop(0)
+                        busy[workers.submit(_work, self, run)] = run.name
+                    for done in wait(busy, return_when=FIRST_COMPLETED).done:
+                        done.result()
+                        advance(1, busy.pop(done))
+            workers.shutdown()
         except BrokenProcessPool as error:
             raise InputError(
                 f"{self.stage}: a process that made a run died, perhaps for want of memory; finished runs are kept: "
@@ -164,11 +170,13 @@ _STUDIES: dict[tuple[str, str, str], Any] = {}
 
 def _start_worker(parent: int, threads: int, log: Path) -> None:
     import torch
+    import transformers
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     # Two processes cannot share a terminal's line: bars and warnings go to a file.
     sys.stderr = log.open("a", encoding="utf-8", buffering=1)
+    transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
 
