@@ -218,7 +218,7 @@ def is_alive(process: int) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -297,8 +297,8 @@ def test_workers_end_with_the_stage(ending: signal.Signals, start: Start, tmp_pa
         True,
     )
     stage.send_signal(ending)
-    _, errors = stage.communicate(timeout=30)
+    _, errors = stage.communicate(timeout=120)
     if ending == signal.SIGINT:
         assert stage.returncode == 130
         assert errors.endswith("interrupted; finished runs are kept\n")
-    wait_for(lambda: not any(map(is_alive, notes(tmp_path, "started"))), seconds=10)
+    wait_for(lambda: not any(map(is_alive, notes(tmp_path, "started"))), seconds=60)
