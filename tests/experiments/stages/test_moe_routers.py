@@ -13,8 +13,9 @@ from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.results import read_result, write_result
 from classifier_emergence.tasks.arithmetic import OPERATIONS
 from experiments.params import Params, load_params
-from experiments.report.figures import mixtures as figures_moe
-from experiments.report.tables import mixtures as moe_tables
+from experiments.report.figures import mixtures as figures
+from experiments.report.names import upcycled
+from experiments.report.tables import mixtures as tables
 from experiments.shared.mixtures import DOMAINS, MixtureStudy
 from experiments.stages import moe_routers
 
@@ -114,13 +115,13 @@ def test_a_mixture_is_read_as_it_is(lm: LanguageModel, params: Params, tmp_path:
     assert Path("data/adapters/moe_routers/moe").is_dir()
     # It goes through the tables and figures that show published mixtures beside those that are made here.
     read = {"moe": result}
-    for table in (moe_tables.router_found, moe_tables.router_rows, moe_tables.router_words):
-        table(read)
+    for table in (tables.router_found, tables.router_rows, tables.router_words):
+        table.write(read)
     found, rows = (Path(f"paper/tables/router_{name}.csv").read_text().splitlines() for name in ("found", "rows"))
     assert found[1].startswith("moe,as published,–,8,")
-    assert len(rows) == 1 + 2 * moe_tables.SHOWN
-    assert moe_tables.upcycled(read) == {}
-    assert figures_moe.router_maxima({"moe": moe_tables.projected(result)}).axes
+    assert len(rows) == 1 + 2 * tables.SHOWN
+    assert upcycled(read) == {}
+    assert figures.router_maxima.draw(read).axes
 
 
 @ONE_MODEL

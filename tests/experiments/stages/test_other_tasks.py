@@ -165,6 +165,7 @@ def test_a_stopped_study_goes_on_where_it_was(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results" / "fetch").mkdir(parents=True)
     (tmp_path / "results" / "fetch" / "m.json").write_text("{}")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # a worker would load the model itself
     monkeypatch.setattr(other_tasks, "load", lambda key, registry: lm)
     monkeypatch.setattr(other_tasks, "NAMES", ("places",))
     params = PARAMS.model_copy(update={"other_tasks": PARAMS.other_tasks.model_copy(update={"seeds": [0]})})
