@@ -197,6 +197,8 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
             "OMP_NUM_THREADS": str(threads),
             "CASE": case,
         }
+        # A background job ignores interrupts, and so would its children, unless one of them was told otherwise.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         return subprocess.Popen(
             [*command, "--params", str(ROOT / "params.tiny.yaml")], cwd=tmp_path, env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
