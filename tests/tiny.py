@@ -20,6 +20,7 @@ from transformers import (
 
 from classifier_emergence.tasks.arithmetic import OPERATIONS, REPORTED, STYLES, SYNONYMS, labelled, prompt_bank
 from classifier_emergence.tasks.classification import TASKS, get_task
+from classifier_emergence.tasks.problems import Problem
 from experiments.params import load_params
 from experiments.shared.stage import STAGES
 
@@ -33,14 +34,8 @@ STEPS = 20
 def corpus() -> list[str]:
     """The prompts with their answers, and every word of theirs in the forms that vocabularies know."""
     bank = load_params(ROOT / PARAMS).bank
-    compute = {
-        "multiply": int.__mul__,
-        "add": int.__add__,
-        "subtract": int.__sub__,
-        "divide": int.__floordiv__,
-    }
     prompts = [prompt for style in STYLES for prompt in prompt_bank(style, bank)]
-    lines = [f"{prompt.text} {compute[prompt.operation](*prompt.pair)}" for prompt in prompts]
+    lines = [f"{prompt.text} {Problem(prompt.operation, *prompt.pair).answer}" for prompt in prompts]
     lines += [text for table in REPORTED.values() for text in labelled(table)[0]]
     words = {word for line in lines for word in re.findall(r"[a-z]{3,}", line)}
     words |= {*OPERATIONS, *(word for group in SYNONYMS.values() for word in group)}
