@@ -557,7 +557,15 @@ def test_a_loss_far_above_a_guess_is_called_divergence(
         run(lm, tmp_path)
 
 
-# --- Other processes. Their order of sets is another. ---
+# --- Other processes. Their order of sets is another, and their arrays may be aligned otherwise in memory, by which
+# some matrix products round: so they agree within rounding. ---
+
+
+def assert_near(run: Trained, other: Trained) -> None:
+    assert run.parameters == other.parameters
+    for entries, others in ((run.losses, other.losses), (run.watched, other.watched)):
+        assert len(entries) == len(others)
+        assert all(a == pytest.approx(b, rel=1e-5) for a, b in zip(entries, others, strict=True))
 
 
 @pytest.fixture
@@ -575,7 +583,7 @@ def elsewhere(tiny_models: Path) -> Callable[[Path], Trained]:
 
 @ONE_MODEL
 def test_a_new_process_repeats_a_run(lm: LanguageModel, elsewhere: Callable[[Path], Trained], tmp_path: Path) -> None:
-    assert elsewhere(tmp_path / "there") == run(lm, tmp_path / "here")[0]
+    assert_near(elsewhere(tmp_path / "there"), run(lm, tmp_path / "here")[0])
 
 
 @ONE_MODEL
@@ -589,8 +597,7 @@ def test_a_new_process_resumes_a_run(lm: LanguageModel, elsewhere: Callable[[Pat
     state.write_text(json.dumps(marked))
     resumed = elsewhere(tmp_path / "broken")
     assert resumed.losses[0]["loss"] == -1.0
-    assert resumed.losses[1:] == whole.losses[1:]
-    assert resumed.watched == whole.watched
+    assert_near(replace(resumed, losses=resumed.losses[1:]), replace(whole, losses=whole.losses[1:]))
 
 
 if __name__ == "__main__":
