@@ -26,7 +26,8 @@ from classifier_emergence.reading.readout import find_readout
 from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.tasks.arithmetic import OPERATIONS
 from classifier_emergence.tasks.problems import sample, split
-from classifier_emergence.training.supervised import VO, Adapter, Example, LensTrainer, Objective, adapted, encode
+from classifier_emergence.training.adapters import ALONE, Adapter, adapted
+from classifier_emergence.training.supervised import VO, Example, LensTrainer, Member, Objective, encode
 from experiments.params import DualReward, load_params
 
 ROUNDS = 2
@@ -113,7 +114,7 @@ def measure(
             trainer = PlainTrainer(wrapped, arguments, plain_batch, examples)
             trainer.objective = objective
         else:
-            trainer = LensTrainer(lm, wrapped, arguments, examples, objective, None)
+            trainer = LensTrainer(lm, wrapped, arguments, {ALONE: Member(examples, objective, 0)}, settings.batch_size)
         clock = Clock()
         trainer.add_callback(clock)
         trainer.remove_callback(PrinterCallback)

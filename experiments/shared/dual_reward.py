@@ -14,6 +14,7 @@ from classifier_emergence.reading.layers import layer_at, layer_row
 from classifier_emergence.reading.vocabulary import WordTokens
 from classifier_emergence.tasks.arithmetic import LENS, STYLES, labelled
 from classifier_emergence.tasks.problems import NEUTRAL, Problem, sample
+from classifier_emergence.training.adapters import Adapter, adapted
 from classifier_emergence.training.evaluation import (
     alignment,
     divergence,
@@ -22,7 +23,7 @@ from classifier_emergence.training.evaluation import (
     word_basis,
 )
 from classifier_emergence.training.flaws import forgotten
-from classifier_emergence.training.supervised import VO, Adapter, Example, Objective, Trained, adapted, encode, train
+from classifier_emergence.training.supervised import VO, Example, Objective, Trained, encode, train
 from experiments.params import Params
 from experiments.shared.study import ProblemStudy, adapter_of, schedule_of
 from experiments.shared.summaries import summary_over_seeds

@@ -17,10 +17,11 @@ import torch
 from classifier_emergence.results import lookup
 from classifier_emergence.tasks.arithmetic import LENS, labelled
 from classifier_emergence.tasks.problems import Problem
+from classifier_emergence.training.adapters import adapted
 from classifier_emergence.training.rl.rewards import exact, parse_answer, parse_reported
 from classifier_emergence.training.rl.run import all_weights_trainable, train_grpo
 from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask
-from classifier_emergence.training.supervised import Schedule, adapted
+from classifier_emergence.training.supervised import Schedule
 from experiments.params import Params
 from experiments.shared.reinforcement import PolicyStudy, early_and_late, reported_problems, reported_prompt
 from experiments.shared.runs import Run, Runs

@@ -18,9 +18,10 @@ from classifier_emergence.reading.layers import layer_row, peak_row, row_at
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.tasks.problems import COT_REPORTED, Problem, sample
+from classifier_emergence.training.adapters import adapted
 from classifier_emergence.training.evaluation import generate, parse_number
 from classifier_emergence.training.flaws import forgotten
-from classifier_emergence.training.supervised import QKVO, Objective, adapted, encode, train
+from classifier_emergence.training.supervised import QKVO, Objective, encode, train
 from experiments.params import Params
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main

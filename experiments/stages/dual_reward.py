@@ -14,7 +14,8 @@ from peft import PeftModel
 from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.tasks.arithmetic import STYLES
-from classifier_emergence.training.supervised import HEAD, MLP, QK, QKVO, adapted
+from classifier_emergence.training.adapters import HEAD, adapted
+from classifier_emergence.training.supervised import MLP, QK, QKVO
 from experiments.params import Params
 from experiments.shared.dual_reward import (
     DualRewardArm,

@@ -18,7 +18,8 @@ from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import token_text
 from classifier_emergence.results import plain
 from classifier_emergence.tasks.problems import COT_REPORTED, Problem, sample
-from classifier_emergence.training.supervised import MLP, QKVO, Objective, adapted, encode, train
+from classifier_emergence.training.adapters import adapted
+from classifier_emergence.training.supervised import MLP, QKVO, Objective, encode, train
 from experiments.params import Params
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main

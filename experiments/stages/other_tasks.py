@@ -22,8 +22,9 @@ from classifier_emergence.reading.vocabulary import WordTokens
 from classifier_emergence.statistics import permutation_p
 from classifier_emergence.tasks.classification import Item, Task, balanced, get_task
 from classifier_emergence.tasks.splits import rotations
+from classifier_emergence.training.adapters import adapted
 from classifier_emergence.training.evaluation import Answers, alignment, answers
-from classifier_emergence.training.supervised import Example, Objective, adapted, encode, train
+from classifier_emergence.training.supervised import Example, Objective, encode, train
 from experiments.params import Params
 from experiments.shared.lens import against_null, contrast, null_words, own_alignment, own_class
 from experiments.shared.probing import bag_of_tokens, held_out_probes

@@ -11,10 +11,11 @@ from typing import Any
 from peft import PeftModel
 
 from classifier_emergence.tasks.problems import sample
+from classifier_emergence.training.adapters import adapted
 from classifier_emergence.training.rl.rewards import exact, parse_answer
 from classifier_emergence.training.rl.run import train_grpo
 from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask
-from classifier_emergence.training.supervised import Objective, Schedule, adapted, encode, train
+from classifier_emergence.training.supervised import Objective, Schedule, encode, train
 from experiments.params import Params
 from experiments.shared.reinforcement import PolicyStudy
 from experiments.shared.runs import Run, Runs

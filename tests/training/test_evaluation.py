@@ -16,6 +16,7 @@ from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import WordTokens, word_tokens
 from classifier_emergence.tasks.arithmetic import OPERATIONS
 from classifier_emergence.tasks.problems import NEUTRAL
+from classifier_emergence.training.adapters import Adapter, adapted
 from classifier_emergence.training.evaluation import (
     alignment,
     answers,
@@ -24,7 +25,7 @@ from classifier_emergence.training.evaluation import (
     subspace_removed,
     word_basis,
 )
-from classifier_emergence.training.supervised import VO, Adapter, adapted
+from classifier_emergence.training.supervised import VO
 
 PROMPTS = ["7 * 8 =", "What is 12 plus 5?", "(89 - 34) =", "If you divide 81 by 9, you get", "6 * 7 ="]
 WANTED = [" 56", " 17", " 55", " 9", " 42"]

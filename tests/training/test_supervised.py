@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,25 +25,29 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.models.loading import load
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.readout import Readout
+from classifier_emergence.reading.residuals import removing
 from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.tasks.arithmetic import OPERATIONS
 from classifier_emergence.training import cross_entropy as cross_entropy_module
 from classifier_emergence.training import supervised as training
+from classifier_emergence.training.adapters import ALONE, Adapter, Start, adapted, adapted_together, parameters_of
 from classifier_emergence.training.cross_entropy import cross_entropy
 from classifier_emergence.training.evaluation import alignment
 from classifier_emergence.training.supervised import (
+    MLP,
+    QK,
     QKVO,
     VO,
-    Adapter,
     Example,
     LensTrainer,
+    Member,
     Objective,
     Schedule,
     Trained,
-    adapted,
     collate,
     encode,
     train,
+    train_together,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,10 +132,23 @@ def assert_same(run: tuple[Trained, dict[str, Tensor]], other: tuple[Trained, di
     assert all(torch.equal(run[1][name], other[1][name]) for name in run[1] | other[1])
 
 
+def assert_near(run: Trained, other: Trained, rel: float = 1e-5) -> None:
+    assert run.parameters == other.parameters
+    for entries, others in ((run.losses, other.losses), (run.watched, other.watched)):
+        assert len(entries) == len(others)
+        assert all(a == pytest.approx(b, rel=rel) for a, b in zip(entries, others, strict=True))
+
+
+def alone(batch: list[Example], objective: Objective, lm: LanguageModel) -> dict[str, Tensor]:
+    """What is read of a batch whose run trains alone, and the decoder's inputs."""
+    made = collate({ALONE: batch}, {ALONE: objective}, lm.model)
+    return {**made["inputs"], **made["members"][ALONE]}
+
+
 def batch_loss(lm: LanguageModel, wrapped: PeftModel, batch: list[Example], objective: Objective) -> Tensor:
-    arguments = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
-    trainer = LensTrainer(lm, wrapped, arguments, batch, objective, None)
-    return trainer.compute_loss(wrapped, collate(batch, objective, lm.model))
+    arguments = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none", max_steps=1)
+    trainer = LensTrainer(lm, wrapped, arguments, {ALONE: Member(batch, objective, 0)}, len(batch))
+    return trainer.compute_loss(trainer.model, collate({ALONE: batch}, {ALONE: objective}, lm.model))
 
 
 # --- The adapter ---
@@ -292,7 +309,7 @@ SHORT, LONG = Example([10, 11, 30, 2], 2, 8), Example([10, 11, 12, 20, 21, 2], 3
 def test_answers_are_scored_from_the_position_before_unless_unshifted(
     lm: LanguageModel, shifted: bool, read: list[int], as_tree: bool
 ) -> None:
-    batch = collate([LONG, SHORT], Objective(0.4, 1, answer_shifted=shifted), lm.model)
+    batch = alone([LONG, SHORT], Objective(0.4, 1, answer_shifted=shifted), lm)
     assert batch["input_ids"].flatten()[batch["answer_read"]].tolist() == read
     assert batch["answer_token"].tolist() == [20, 21, 2, 30, 2]
     # What is only predicted does not pass, and what both texts begin with passes once.
@@ -301,8 +318,8 @@ def test_answers_are_scored_from_the_position_before_unless_unshifted(
 
 
 def test_the_lens_reads_the_last_token_of_prompt_or_answer(lm: LanguageModel, as_tree: bool) -> None:
-    prompt = collate([LONG, SHORT], Objective(0.4, 1), lm.model)
-    answer = collate([LONG, SHORT], Objective(0.4, 1, read="answer"), lm.model)
+    prompt = alone([LONG, SHORT], Objective(0.4, 1), lm)
+    answer = alone([LONG, SHORT], Objective(0.4, 1, read="answer"), lm)
     assert prompt["input_ids"].flatten()[prompt["read"]].tolist() == [12, 11]
     assert answer["input_ids"].flatten()[answer["read"]].tolist() == [21, 30]
     assert prompt["target"].tolist() == answer["target"].tolist() == [7, 8]
@@ -488,6 +505,68 @@ def test_a_killed_run_ends_as_an_unbroken_one(lm: LanguageModel, objective: Obje
     assert again.calls == 4  # not at step 2
 
 
+# --- Runs that train together ---
+
+TOGETHER = {
+    "dual": (Adapter(VO, 4, 2.0, (0, 1, 2)), DUAL),
+    "wide": (Adapter((*QKVO, *MLP), 2, 4.0, (0, 1, 2, 3)), PLAIN),
+    "shallow": (Adapter(VO, 4, 2.0, (0, 1)), Objective(0.8, 1)),
+    "head": (Adapter(QK, 8, 2.0, (0, 1, 2)), HEADED),
+    "flawed": (Adapter(VO, 4, 2.0, (0, 1, 2)), Objective(0.4, 2, answer_shifted=False, read="answer")),
+    "class_only": (Adapter(VO, 4, 2.0, (0, 1, 2)), Objective(1.0, 2)),
+}
+
+
+def run_together(
+    lm: LanguageModel, work: Path, names: Sequence[str], *, stop: int | None = None
+) -> dict[str, tuple[Trained, dict[str, Tensor]]]:
+    chosen = {name: TOGETHER[name] for name in names}
+    starts = {name: Start(place, i, objective.classes) for i, (name, (place, objective)) in enumerate(chosen.items())}
+    watch = Watch(lm, stop)
+    with adapted_together(lm, starts) as wrapped:
+        members = {
+            name: Member(examples(lm, objective)[i % 2 :], objective, 10 + i, watch)
+            for i, (name, (_, objective)) in enumerate(chosen.items())
+        }
+        trained = train_together(lm, wrapped, members, SCHEDULE, work=work)
+        return {name: (trained[name], clean(wrapped, name)) for name in chosen}
+
+
+def clean(wrapped: PeftModel, name: str) -> dict[str, Tensor]:
+    return {full.replace(f".{name}.", "."): p.detach().clone() for full, p in parameters_of(wrapped, name).items()}
+
+
+def test_runs_that_train_together_are_those_that_train_alone(lm: LanguageModel, tmp_path: Path) -> None:
+    together = run_together(lm, tmp_path / "together", list(TOGETHER))
+    for i, (name, (place, objective)) in enumerate(TOGETHER.items()):
+        with adapted(lm, place, seed=i, classes=objective.classes) as wrapped:
+            texts, schedule = examples(lm, objective)[i % 2 :], replace(SCHEDULE, seed=10 + i)
+            alone = train(lm, wrapped, texts, objective, schedule, work=tmp_path / name, watch=Watch(lm))
+            assert_near(together[name][0], alone, rel=1e-3)
+            for full, values in clean(wrapped, ALONE).items():
+                torch.testing.assert_close(together[name][1][full], values, rtol=1e-2, atol=1e-3)
+
+
+@ONE_MODEL
+def test_losses_on_the_lens_alone_stop_at_its_layer(lm: LanguageModel, tmp_path: Path) -> None:
+    ran: list[int] = []
+    hooks = [block.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(lm.blocks)]
+    with removing(hooks), adapted(lm, TOGETHER["class_only"][0], seed=0) as wrapped:
+        batch_loss(lm, wrapped, examples(lm), Objective(1.0, 2)).backward()
+    assert ran == [0, 1, 2]
+
+
+@ONE_MODEL
+def test_killed_runs_that_train_together_end_as_unbroken_ones(lm: LanguageModel, tmp_path: Path) -> None:
+    names = ["dual", "head", "wide"]
+    whole = run_together(lm, tmp_path / "whole", names)
+    with pytest.raises(KeyboardInterrupt):
+        run_together(lm, tmp_path / "broken", names, stop=7)  # at step 4
+    again = run_together(lm, tmp_path / "broken", names)
+    for name in names:
+        assert_same(again[name], whole[name])
+
+
 @ONE_MODEL
 def test_further_training_starts_from_the_adapter_as_it_is(lm: LanguageModel, tmp_path: Path) -> None:
     def both(stop: int | None = None) -> tuple[Trained, Trained]:
@@ -561,13 +640,6 @@ def test_a_loss_far_above_a_guess_is_called_divergence(
 # some matrix products round: so they agree within rounding. ---
 
 
-def assert_near(run: Trained, other: Trained) -> None:
-    assert run.parameters == other.parameters
-    for entries, others in ((run.losses, other.losses), (run.watched, other.watched)):
-        assert len(entries) == len(others)
-        assert all(a == pytest.approx(b, rel=1e-5) for a, b in zip(entries, others, strict=True))
-
-
 @pytest.fixture
 def elsewhere(tiny_models: Path) -> Callable[[Path], Trained]:
     """``run`` with its defaults in a new process."""
@@ -593,7 +665,7 @@ def test_a_new_process_resumes_a_run(lm: LanguageModel, elsewhere: Callable[[Pat
     # A mark on what was logged before the break shows that it was read, not run again.
     state = tmp_path / "broken" / "checkpoint-4" / "trainer_state.json"
     marked = json.loads(state.read_text())
-    marked["log_history"][0]["loss"] = -1.0
+    marked["log_history"][0][f"{ALONE}/loss"] = -1.0
     state.write_text(json.dumps(marked))
     resumed = elsewhere(tmp_path / "broken")
     assert resumed.losses[0]["loss"] == -1.0

@@ -28,19 +28,9 @@ from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.vocabulary import WordTokens
 from classifier_emergence.statistics import Proportion
 from classifier_emergence.tasks.classification import Item, Task
+from classifier_emergence.training.adapters import Adapter, adapted
 from classifier_emergence.training.evaluation import alignment, answers
-from classifier_emergence.training.supervised import (
-    MLP,
-    QKVO,
-    VO,
-    Adapter,
-    Example,
-    Objective,
-    Schedule,
-    adapted,
-    encode,
-    train,
-)
+from classifier_emergence.training.supervised import MLP, QKVO, VO, Example, Objective, Schedule, encode, train
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

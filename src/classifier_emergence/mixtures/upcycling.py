@@ -31,9 +31,10 @@ from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.tree import batches, last_states
 from classifier_emergence.results import write_text_atomic
+from classifier_emergence.training.adapters import Adapter, adapted
 from classifier_emergence.training.cross_entropy import cross_entropy
 from classifier_emergence.training.evaluation import generated_ids
-from classifier_emergence.training.supervised import EXPLODED, MLP, Adapter, Schedule, adapted
+from classifier_emergence.training.supervised import EXPLODED, MLP, Schedule
 
 GENERATED_TOGETHER = 40
 ROUTER_INIT_SCALE = 0.1

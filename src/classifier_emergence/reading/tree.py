@@ -4,6 +4,7 @@ Source: a batch of texts as one tree, whose nodes see their ancestors, is SpecIn
 arXiv:2305.09781; prompts that a group shares pass once in Prefix Grouper, Liu et al. (2025), arXiv:2506.05433.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -14,8 +15,6 @@ BATCH_TOKENS = 256  # more gains nothing on two cores, and every token is compar
 LARGEST_TREE = 2048  # nodes of one row, for the same reason
 MASKED = {"sdpa", "eager"}
 """Attention that takes a mask as it stands."""
-DECODER_INPUTS = ("input_ids", "attention_mask", "position_ids")
-"""What a pass of texts may consist of; a batch may carry more."""
 MASKABLE = {"full_attention", "sliding_attention"}
 """Layers to which such a mask is all that a text is; a recurrent one would go through a row from left to right."""
 
@@ -57,12 +56,18 @@ class Tree:
         """Whether a row of all nodes is worth its comparisons, and the model can take it."""
         return len(self.ids) <= LARGEST_TREE and takes_trees(model, 1 + max(self._depths))
 
-    def inputs(self, model: PreTrainedModel, start: int = 0) -> dict[str, Tensor]:
+    def inputs(self, model: PreTrainedModel, start: int = 0, width: int = 0) -> dict[str, Tensor]:
         """What the model's decoder is given to pass the nodes from ``start`` on; those before are in its cache.
+
+        Args:
+            model: The model.
+            start: The first node.
+            width: Pad to so many nodes on the right; a node of padding sees itself alone.
 
         Returns:
             ``input_ids`` and ``position_ids`` (1, nodes); ``attention_mask`` (1, 1, nodes, all nodes), added to scores.
         """
+        padding = max(width - len(self.ids), 0)
         rows, columns = [], []
         for node in range(start, len(self.ids)):
             ancestor = node
@@ -70,9 +75,9 @@ class Tree:
                 rows.append(node - start)
                 columns.append(ancestor)
                 ancestor = self._parents[ancestor]
-        seen = torch.zeros(len(self.ids) - start, len(self.ids), dtype=torch.bool)
+        seen = torch.eye(len(self.ids) - start + padding, len(self.ids) + padding, dtype=torch.bool).roll(start, 1)
         seen[rows, columns] = True
-        return row_inputs(self.ids[start:], self._depths[start:], seen, model)
+        return row_inputs(self.ids[start:] + [0] * padding, self._depths[start:] + [0] * padding, seen, model)
 
 
 def row_inputs(ids: list[int], positions: list[int], seen: Tensor, model: PreTrainedModel) -> dict[str, Tensor]:
@@ -105,13 +110,35 @@ def one_pass(texts: Sequence[Sequence[int]], model: PreTrainedModel) -> tuple[di
     Returns:
         The inputs, and for every text where its tokens stand among the flattened states (batch * width, d).
     """
-    tree = Tree(texts)
-    if tree.fits(model):
-        return tree.inputs(model), tree.paths
-    width = max(map(len, texts))
+    inputs, (paths,), _ = joint_pass([texts], model)
+    return inputs, paths
+
+
+def joint_pass(
+    groups: Sequence[Sequence[Sequence[int]]], model: PreTrainedModel
+) -> tuple[dict[str, Tensor], list[list[list[int]]], list[int]]:
+    """Groups of texts as inputs of one pass, no row of which holds texts of two groups.
+
+    Returns:
+        The inputs; for every text of every group where its tokens stand among the flattened states (batch * width, d);
+        and the number of rows of each group, which stand in order.
+    """
+    trees = [Tree(texts) for texts in groups]
+    if all(tree.fits(model) for tree in trees):
+        width = max(len(tree.ids) for tree in trees)
+        parts = [tree.inputs(model, width=width) for tree in trees]
+        inputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        paths = [[[row * width + node for node in path] for path in tree.paths] for row, tree in enumerate(trees)]
+        return inputs, paths, [1] * len(trees)
+    rows = [text for texts in groups for text in texts]
+    width = max(map(len, rows))
     # Padding is on the right, so no token can see it.
-    ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=model.device)
-    return {"input_ids": ids}, [list(range(row * width, row * width + len(text))) for row, text in enumerate(texts)]
+    ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in rows], device=model.device)
+    starts = itertools.count(0, width)
+    padded = [
+        [list(range(start, start + len(text))) for text, start in zip(texts, starts, strict=False)] for texts in groups
+    ]
+    return {"input_ids": ids}, padded, [len(texts) for texts in groups]
 
 
 def batches(texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:

@@ -6,47 +6,37 @@ through the unembedding.
 """
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState, TrainingArguments
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.residuals import outputs_of
-from classifier_emergence.reading.tree import DECODER_INPUTS, last_states, one_pass
+from classifier_emergence.reading.residuals import outputs_of, stopping_after
+from classifier_emergence.reading.tree import joint_pass, last_states
+from classifier_emergence.training.adapters import ALONE, each_its_own, head_of, make_trainable, parameters_of
 from classifier_emergence.training.cross_entropy import cross_entropy
 from classifier_emergence.training.run_folder import WatchingTrainer, open_run_folder
 
 VO, QK = ("v_proj", "o_proj"), ("q_proj", "k_proj")
 QKVO = (*QK, *VO)
 MLP = ("gate_proj", "up_proj", "down_proj")
-HEAD = "classifier_head"
+TRAINED = "trained.safetensors"
 EXPLODED = 10.0
 """Training has diverged once the loss exceeds this multiple of ``ln(vocabulary)``, the loss of a uniform guess."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """Which linear maps get a low-rank update, ``W + (alpha / rank) B A``, B starting at zero.
-
-    Source: Hu et al. (2021), LoRA, arXiv:2106.09685.
-    """
-
-    modules: tuple[str, ...]
-    rank: int
-    scale: float
-    """alpha / rank."""
-    layers: tuple[int, ...]
-    """0-based blocks."""
 
 
 @dataclass(frozen=True)
@@ -148,52 +138,16 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, target:
     return Example([*ids, int(tokenizer.eos_token_id)], len(prompt_ids), target)
 
 
-@contextmanager
-def adapted(lm: LanguageModel, adapter: Adapter, *, seed: int, classes: int | None = None) -> Iterator[PeftModel]:
-    """The model with a fresh adapter, taken off again at the end; the base weights are never touched.
+@dataclass(frozen=True)
+class Member:
+    """One of several runs that train together."""
 
-    Args:
-        lm: Frozen.
-        adapter: Where the update goes.
-        seed: Of the initial A (and head).
-        classes: Also add a trainable linear head, zero at first, under the name ``classifier_head``.
-
-    Raises:
-        InputError: The model has no such layers, or one of them has no linear map of one of these names.
-    """
-    model, blocks = lm.model, lm.blocks
-    for layer in adapter.layers or (-1,):  # peft takes no layers for all of them, and is content if any map is found
-        if not 0 <= layer < len(blocks):
-            raise InputError(f"layers: {adapter.layers}: the model has blocks 0 to {len(blocks) - 1}")
-        missing = set(adapter.modules) - {name.rpartition(".")[2] for name, _ in blocks[layer].named_modules()}
-        if missing:
-            raise InputError(f"modules: {', '.join(sorted(missing))}: not found in block {layer} of the model")
-    torch.manual_seed(seed)
-    save = None
-    if classes is not None:
-        width = lm.readout.weight.shape[1]
-        head = nn.Linear(width, classes, device=model.device, dtype=model.dtype)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-        model.add_module(HEAD, head)
-        save = [HEAD]
-    config = LoraConfig(
-        r=adapter.rank,
-        lora_alpha=round(adapter.scale * adapter.rank),
-        target_modules=list(adapter.modules),
-        layers_to_transform=list(adapter.layers),
-        lora_dropout=0.0,
-        modules_to_save=save,
-        task_type="CAUSAL_LM",
-    )
-    wrapped = get_peft_model(model, config)
-    try:
-        yield wrapped
-    finally:
-        wrapped.unload()
-        if classes is not None:
-            delattr(model, HEAD)
-        model.requires_grad_(False).eval()
+    examples: Sequence[Example]
+    """From ``encode``; drawn without replacement, in an order that the seed sets."""
+    objective: Objective
+    seed: int
+    watch: Callable[[], dict[str, Any]] | None = None
+    """Measured before the first step and every ``Schedule.every`` steps, with the member's adapter on."""
 
 
 def train(
@@ -223,25 +177,125 @@ def train(
         InputError: The loss is not finite or explodes; names the step and the likely cause. Or the objective asks for a
             layer or head that the model does not have.
     """
-    _check_fits(lm, objective)
-    open_run_folder(work, wrapped, _settings(wrapped, examples, objective, schedule))
+    member = Member(examples, objective, schedule.seed, watch)
+    return train_together(lm, wrapped, {ALONE: member}, schedule, work=work, description=description)[ALONE]
+
+
+def train_together(
+    lm: LanguageModel,
+    wrapped: PeftModel,
+    members: Mapping[str, Member],
+    schedule: Schedule,
+    *,
+    work: Path,
+    description: str | None = None,
+) -> dict[str, Trained]:
+    """Several runs at once, within rounding what each would be alone: a step streams the frozen weights once for all.
+
+    Every member has its own data, order, loss, gradient norm and optimiser state; the model's blocks and unembedding
+    pass the batches of all members as rows of one.
+
+    Args:
+        lm: The model.
+        wrapped: It with the members' adapters, from ``adapted_together``.
+        members: By the names of their adapters.
+        schedule: Of all; its seed is not used.
+        work: Folder for checkpoints, which hold all members; what lies there from other runs is deleted.
+        description: Shown with the progress bar.
+
+    Raises:
+        InputError: As ``train``; of several members it is named.
+    """
+    for name, member in members.items():
+        check_layer(lm, member.objective.layer)
+        if (member.objective.classes is None) != (head_of(lm, name) is None):
+            raise InputError(f"classes: {member.objective.classes} in the objective; give adapted() the same")
+    open_run_folder(work, wrapped, _settings(wrapped, members, schedule))
     arguments = TrainingArguments(
-        **common_arguments(schedule, work),
-        per_device_train_batch_size=schedule.batch_size,
-        optim="adamw_torch",
+        **common_arguments(schedule, work) | {"max_grad_norm": 0.0},  # clipped by member
+        per_device_train_batch_size=1,
+        optim="adamw_torch_fused",
         logging_steps=schedule.every,
-        eval_strategy="no" if watch is None else "steps",
+        eval_strategy="no" if all(member.watch is None for member in members.values()) else "steps",
         save_steps=schedule.every,
         save_total_limit=2,
         use_cpu=wrapped.device.type == "cpu",
     )
-    log, watched, parameters = LensTrainer(lm, wrapped, arguments, list(examples), objective, watch).run(description)
-    losses = [{k: entry[k] for k in ("step", *LensTrainer.shown) if k in entry} for entry in log]
-    return Trained(losses, watched, parameters)
+    log, watched, _ = LensTrainer(lm, wrapped, arguments, members, schedule.batch_size).run(description)
+    return {
+        name: Trained(
+            [
+                {
+                    "step": entry["step"],
+                    **{part: entry[f"{name}/{part}"] for part in LensTrainer.shown if f"{name}/{part}" in entry},
+                }
+                for entry in log
+            ],
+            [{"step": entry["step"], **entry[name]} for entry in watched if name in entry],
+            sum(parameter.numel() for parameter in parameters_of(wrapped, name).values()),
+        )
+        for name in members
+    }
+
+
+def order(n: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
+    """Which of ``n`` examples each step takes: every epoch is a permutation of its own, its last batch what is left."""
+    batches: list[list[int]] = []
+    for epoch in itertools.count():
+        permutation = torch.randperm(n, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+        batches += [permutation[start : start + batch_size] for start in range(0, n, batch_size)]
+        if len(batches) >= steps:
+            return batches[:steps]
+    raise AssertionError
+
+
+class LensLoss(nn.Module):
+    """The losses of a batch. It is what is trained, so that whatever wraps a module sees every product.
+
+    Args:
+        lm: The model.
+        wrapped: It with adapters.
+        objectives: By adapter.
+    """
+
+    def __init__(self, lm: LanguageModel, wrapped: PeftModel, objectives: Mapping[str, Objective]) -> None:
+        super().__init__()
+        self.wrapped, self.lm, self.objectives = wrapped, lm, objectives
+
+    def forward(self, inputs: dict[str, Tensor], rows: list[int], members: dict[str, Any]) -> dict[str, Any]:
+        """``class_loss`` and ``answer_loss`` of each member, where they are part of its loss, in nats."""
+        readout, objectives = self.lm.readout, self.objectives
+        layers = {name: o.layer for name, o in objectives.items() if o.class_weight and o.layer is not None}
+        answering = [name for name, objective in objectives.items() if objective.class_weight < 1]
+        owners = [name for name, count in zip(members, rows, strict=True) for _ in range(count)]
+        with ExitStack() as stack:
+            outputs = {at: stack.enter_context(outputs_of(self.lm.blocks[at])) for at in set(layers.values())}
+            stack.enter_context(each_its_own(self.wrapped, owners))
+            if not answering:
+                stack.enter_context(stopping_after(self.lm.blocks[max(layers.values())]))
+            normed = last_states(inputs, self.lm.model)
+        losses: dict[str, dict[str, Tensor]] = {name: {} for name in members}
+        pieces: list[tuple[str, str, Tensor, Tensor]] = []
+        for name, layer in layers.items():
+            read = readout.norm(outputs[layer][0].flatten(0, 1)[members[name]["read"]])
+            head, target = head_of(self.lm, name), members[name]["target"]
+            if head is None:
+                pieces.append((name, "class_loss", read, target))
+            else:
+                losses[name]["class_loss"] = functional.cross_entropy(head(read), target)
+        for name in answering:
+            batch = members[name]
+            pieces.append((name, "answer_loss", normed[batch["answer_read"]], batch["answer_token"]))
+        if pieces:
+            names, parts, states, tokens = zip(*pieces, strict=True)
+            scored = cross_entropy(torch.cat(states), readout, torch.cat(tokens)).split([len(t) for t in tokens])
+            for name, part, values in zip(names, parts, scored, strict=True):
+                losses[name][part] = values.mean()
+        return losses
 
 
 class LensTrainer(WatchingTrainer, Trainer):
-    """``transformers.Trainer`` with the loss of this module."""
+    """``transformers.Trainer`` with the losses of this module; an item of its dataset is a step of all members."""
 
     shown: ClassVar[dict[str, str]] = {"loss": "loss", "class_loss": "class", "answer_loss": "answer"}
 
@@ -250,24 +304,83 @@ class LensTrainer(WatchingTrainer, Trainer):
         lm: LanguageModel,
         wrapped: PeftModel,
         arguments: TrainingArguments,
-        examples: list[Example],
-        objective: Objective,
-        watch: Callable[[], dict[str, Any]] | None,
+        members: Mapping[str, Member],
+        batch_size: int,
     ) -> None:
-        self.objective: Objective = objective
-        self.watch = watch
-        self.lm, self.readout = lm, lm.readout
-        self.block = None if objective.layer is None else lm.blocks[objective.layer]
-        self.head = getattr(lm.model, HEAD, None)
-        self.limit = EXPLODED * torch.tensor(len(self.readout.weight)).log().item()
+        self.members, self.wrapped = members, wrapped
+        self.limit = EXPLODED * math.log(len(lm.readout.weight))
         self.parts: dict[str, list[float]] = {}
+        self.watch = self._watch if any(member.watch for member in members.values()) else None
+        objectives = {name: member.objective for name, member in members.items()}
+        self.steps = [
+            {name: [members[name].examples[i] for i in batch] for name, batch in zip(members, batches, strict=True)}
+            for batches in zip(
+                *(order(len(m.examples), batch_size, arguments.max_steps, m.seed) for m in members.values()),
+                strict=True,
+            )
+        ]
         super().__init__(
-            model=wrapped,
+            model=LensLoss(lm, wrapped, objectives),
             args=arguments,
-            train_dataset=examples,
-            eval_dataset=examples[:1],  # Trainer asks for one; ``evaluate`` below does not look at it
-            data_collator=lambda batch: collate(batch, objective, lm.model),
+            train_dataset=self.steps,
+            eval_dataset=self.steps[:1],  # Trainer asks for one; ``evaluate`` does not look at it
+            data_collator=lambda batch: collate(batch[0], objectives, lm.model),
         )
+
+    def _watch(self) -> dict[str, Any]:
+        watched = {}
+        for name, member in self.members.items():
+            if member.watch is not None:
+                self.wrapped.set_adapter(name)
+                watched[name] = member.watch()
+        make_trainable(self.wrapped, list(self.members))
+        return watched
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(self.steps)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """The sum over members of the loss of one batch; see ``Objective``."""
+        total = []
+        for name, losses in model(**inputs).items():
+            weight = self.members[name].objective.class_weight
+            shares = {"class_loss": weight, "answer_loss": 1 - weight}
+            loss = torch.stack([shares[part] * value for part, value in losses.items()]).sum()
+            self._check(name, loss)
+            for part, value in {"loss": loss, **losses}.items():
+                self.parts.setdefault(f"{name}/{part}", []).append(value.item())
+            total.append(loss)
+        return torch.stack(total).sum()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Gradients of one step, clipped at norm 1 for each member."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        for name in self.members:
+            nn.utils.clip_grad_norm_(parameters_of(self.wrapped, name).values(), 1.0)
+        return loss
+
+    def _check(self, name: str, loss: Tensor) -> None:
+        if not loss.isfinite() or loss > self.limit:
+            step = self.state.global_step + 1
+            whose = "" if name == ALONE else f" of {name}"
+            raise InputError(
+                f"learning_rate: training{whose} diverged at step {step} (loss {loss.item():.4g}, learning rate "
+                f"{self.args.learning_rate:g}); choose a smaller one and run again"
+            )
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Show the members' mean in place of their sum."""
+        for part in self.shown:
+            values = [v for key, numbers in self.parts.items() if key.endswith(f"/{part}") for v in numbers]
+            if "loss" in logs and values:
+                logs[part] = sum(values) / len(values)
+        super().log(logs, start_time)
 
     def resume(self, checkpoint: str | None, advance: Callable[..., None]) -> None:
         """Train from a checkpoint on, or, if that is the end of the run, read it."""
@@ -275,69 +388,47 @@ class LensTrainer(WatchingTrainer, Trainer):
             state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
             if state.global_step == self.args.max_steps:  # Trainer would take one step more
                 self.state = state
-                set_peft_model_state_dict(self.model, load_peft_weights(checkpoint, device=str(self.model.device)))
+                self._load_from_checkpoint(checkpoint)
                 advance(state.global_step)
                 return
         super().resume(checkpoint, advance)
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        """The loss of one batch; see ``Objective``."""
-        weight = self.objective.class_weight
-        with outputs_of(self.block if weight else None) as outputs:
-            normed = last_states({name: inputs[name] for name in DECODER_INPUTS if name in inputs}, self.lm.model)
-        states, tokens, losses = [], [], {}
-        if weight and self.head is None:
-            states.append(self.readout.norm(outputs[0].flatten(0, 1)[inputs["read"]]))
-            tokens.append(inputs["target"])
-        if weight < 1:
-            states.append(normed[inputs["answer_read"]])
-            tokens.append(inputs["answer_token"])
-        if weight and self.head is not None:
-            losses["class_loss"] = self._head_loss(outputs[0], inputs)
-        if states:
-            parts = cross_entropy(torch.cat(states), self.readout, torch.cat(tokens)).split([len(t) for t in tokens])
-            if weight and self.head is None:
-                losses["class_loss"] = parts[0].mean()
-            if weight < 1:
-                losses["answer_loss"] = parts[-1].mean()
-        shares = {"class_loss": weight, "answer_loss": 1 - weight}
-        loss = torch.stack([shares[name] * part for name, part in losses.items()]).sum()
-        self._check(loss)
-        for name, part in losses.items():
-            self.parts.setdefault(name, []).append(part.item())
-        return loss
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Only what is trained, of all members in one file."""
+        trained = {full: p.detach() for name in self.members for full, p in parameters_of(self.wrapped, name).items()}
+        Path(str(output_dir)).mkdir(parents=True, exist_ok=True)
+        save_file({name: values.contiguous() for name, values in trained.items()}, f"{output_dir}/{TRAINED}")
 
-    def _head_loss(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        assert self.head is not None
-        normed = self.readout.norm(states.flatten(0, 1)[inputs["read"]])
-        return functional.cross_entropy(self.head(normed), inputs["target"])
-
-    def _check(self, loss: Tensor) -> None:
-        if not loss.isfinite() or loss > self.limit:
-            step = self.state.global_step + 1
-            raise InputError(
-                f"learning_rate: training diverged at step {step} (loss {loss.item():.4g}, learning rate "
-                f"{self.args.learning_rate:g}); choose a smaller one and run again"
-            )
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        missing = self.wrapped.load_state_dict(load_file(f"{resume_from_checkpoint}/{TRAINED}"), strict=False)
+        assert not missing.unexpected_keys
 
 
-def collate(batch: Sequence[Example], objective: Objective, model: PreTrainedModel) -> dict[str, Tensor]:
-    """Inputs of one pass and the tokens that the losses read.
+def collate(
+    batches: Mapping[str, Sequence[Example]], objectives: Mapping[str, Objective], model: PreTrainedModel
+) -> dict[str, Any]:
+    """Inputs of one pass for the batches of all members, and the tokens that their losses read.
 
     Returns:
-        The decoder's inputs; ``read`` and ``target`` (batch,): where the lens reads and what it should say;
-        ``answer_read`` and ``answer_token`` (answer tokens,): the logits at the one are scored against the other. Where
-        something is read is counted among the flattened states.
+        ``inputs`` of the decoder; ``rows`` of each member in them; and for each of the ``members`` ``read`` and
+        ``target`` (batch,): where the lens reads and what it should say; ``answer_read`` and ``answer_token`` (answer
+        tokens,): the logits at the one are scored against the other. Where something is read is counted among the
+        flattened states.
     """
     # The last token of a text is only predicted, so it need not pass.
-    texts = [example.ids[:-1] if objective.answer_shifted else example.ids for example in batch]
-    inputs, paths = one_pass(texts, model)
+    texts = [
+        [example.ids[:-1] if objectives[name].answer_shifted else example.ids for example in batch]
+        for name, batch in batches.items()
+    ]
+    inputs, paths, rows = joint_pass(texts, model)
+    members = {
+        name: _what_is_read(batch, objectives[name], at)
+        for (name, batch), at in zip(batches.items(), paths, strict=True)
+    }
+    return {"inputs": inputs, "rows": rows, "members": members}
+
+
+def _what_is_read(batch: Sequence[Example], objective: Objective, paths: list[list[int]]) -> dict[str, Tensor]:
     back = 1 if objective.answer_shifted else 0
     answers = [
         (path[position - back], example.ids[position])
@@ -348,7 +439,6 @@ def collate(batch: Sequence[Example], objective: Objective, model: PreTrainedMod
     # The end-of-text token is not part of the answer that the originals read after.
     ends = [example.prompt_length - 1 if objective.read == "prompt" else len(example.ids) - 2 for example in batch]
     return {
-        **inputs,
         "read": torch.tensor([path[end] for path, end in zip(paths, ends, strict=True)]),
         "target": torch.tensor([example.target for example in batch]),
         "answer_read": read,
@@ -366,19 +456,16 @@ def check_layer(lm: LanguageModel, layer: int | None) -> None:
         raise InputError(f"layer: {layer}: the model has blocks 0 to {lm.n_layers - 1}")
 
 
-def _check_fits(lm: LanguageModel, objective: Objective) -> None:
-    check_layer(lm, objective.layer)
-    if (objective.classes is None) != (getattr(lm.model, HEAD, None) is None):
-        raise InputError(f"classes: {objective.classes} in the objective; give adapted() the same")
-
-
-def _settings(
-    wrapped: PeftModel, examples: Sequence[Example], objective: Objective, schedule: Schedule
-) -> dict[str, Any]:
-    """Whatever decides a run beside its start."""
-    adapter = {
-        k: sorted(v) if isinstance(v, set) else str(v)  # a set's order is another in every process
-        for k, v in wrapped.peft_config["default"].to_dict().items()
-    }
-    texts = hashlib.sha256(json.dumps([asdict(example) for example in examples]).encode()).hexdigest()
-    return {"adapter": adapter, "objective": asdict(objective), "schedule": asdict(schedule), "examples": texts}
+def _settings(wrapped: PeftModel, members: Mapping[str, Member], schedule: Schedule) -> dict[str, Any]:
+    """Whatever decides the runs beside their starts."""
+    settings = {}
+    for name, member in members.items():
+        adapter = {
+            k: sorted(v) if isinstance(v, set) else str(v)  # a set's order is another in every process
+            for k, v in wrapped.peft_config[name].to_dict().items()
+        }
+        texts = hashlib.sha256(json.dumps([asdict(example) for example in member.examples]).encode()).hexdigest()
+        settings[name] = {
+            "adapter": adapter, "objective": asdict(member.objective), "seed": member.seed, "examples": texts
+        }  # fmt: skip
+    return {"members": settings, "schedule": asdict(schedule)}
