@@ -14,7 +14,7 @@ from classifier_emergence.reading.layers import layer_at, layer_row
 from classifier_emergence.reading.vocabulary import WordTokens
 from classifier_emergence.tasks.arithmetic import LENS, STYLES, labelled
 from classifier_emergence.tasks.problems import NEUTRAL, Problem, sample
-from classifier_emergence.training.adapters import Adapter, adapted
+from classifier_emergence.training.adapters import ALONE, Adapter, adapted
 from classifier_emergence.training.evaluation import (
     alignment,
     divergence,
@@ -23,7 +23,7 @@ from classifier_emergence.training.evaluation import (
     word_basis,
 )
 from classifier_emergence.training.flaws import forgotten
-from classifier_emergence.training.supervised import VO, Example, Objective, Trained, encode, train
+from classifier_emergence.training.supervised import VO, Example, Member, Objective, Trained, encode, train_together
 from experiments.params import Params
 from experiments.shared.study import ProblemStudy, adapter_of, schedule_of
 from experiments.shared.summaries import summary_over_seeds
@@ -85,25 +85,15 @@ class DualRewardStudy(ProblemStudy):
         pairs = zip(problems, classes.tolist(), strict=True)
         return [encode(self.lm.tokenizer, problem.symbol, f" {problem.answer}", targets[c]) for problem, c in pairs]
 
-    def train(
-        self,
-        wrapped: PeftModel,
-        arm: DualRewardArm,
-        seed: int,
-        steps: int,
-        work: Path,
-        text: str,
-        *,
-        wide: bool = False,
-    ) -> Trained:
-        """Train one arm, watching the lens on a few test problems: at the classifier layer, or (wide) at every one."""
+    def member(self, arm: DualRewardArm, seed: int, *, wide: bool = False) -> Member:
+        """How one arm trains; the lens on a few test problems is watched, at the classifier layer or (wide) at all."""
         settings, layer = self.settings, self.layer_of(arm)
         objective = Objective(
             settings.class_weight if arm.class_weight is None else arm.class_weight,
             layer,
             answer_shifted=arm.answer_shifted,
             read=arm.read,
-            classes=len(self.operations) if arm.head else None,
+            classes=self.classes_of(arm),
         )
         prompts, row = self.prompts()[: settings.curve_problems], layer_row(layer)
 
@@ -111,17 +101,26 @@ class DualRewardStudy(ProblemStudy):
             means = self.read(prompts, None if wide else [row], self.words_of(arm)).own_word.mean(-1).tolist()
             return {"alignment": means[row], "by_layer": means} if wide else {"alignment": means[0]}
 
-        return train(
-            self.lm, wrapped, self.examples(arm, seed), objective, schedule_of(settings, seed, steps),
-            work=work, watch=watch, description=f"dual reward of {self.lm.key}: {text}, seed {seed}",
-        )  # fmt: skip
+        return Member(self.examples(arm, seed), objective, seed, watch)
+
+    def classes_of(self, arm: DualRewardArm) -> int | None:
+        """Outputs of the arm's head, if it has one."""
+        return len(self.operations) if arm.head else None
 
 
 def train_main(study: DualRewardStudy, work: Path, seed: int, adapter_folder: Path) -> dict[str, Any]:
     """The main arm at full length, then on the answer alone, with its adapter saved."""
     arm, settings = DualRewardArm(), study.settings
     with adapted(study.lm, study.adapter(arm), seed=seed) as wrapped:
-        trained = study.train(wrapped, arm, seed, settings.steps, work / "main", "main", wide=True)
+
+        def train(arm: DualRewardArm, steps: int, name: str, *, wide: bool = False) -> Trained:
+            member, schedule = study.member(arm, seed, wide=wide), schedule_of(settings, seed, steps)
+            text = f"dual reward of {study.lm.key}: {name}, seed {seed}"
+            return train_together(study.lm, wrapped, {ALONE: member}, schedule, work=work / name, description=text)[
+                ALONE
+            ]
+
+        trained = train(arm, settings.steps, "main", wide=True)
         wrapped.save_pretrained(str(adapter_folder))
         result = {
             **curve(trained, settings.threshold),
@@ -131,8 +130,7 @@ def train_main(study: DualRewardStudy, work: Path, seed: int, adapter_folder: Pa
             "without_o": _without_o(study, wrapped),
             "reading": who_reads(study),
         }
-        alone, steps = DualRewardArm(class_weight=0.0), settings.further_steps
-        further = study.train(wrapped, alone, seed, steps, work / "further", "answers alone")
+        further = train(DualRewardArm(class_weight=0.0), settings.further_steps, "answers alone")
         after = measure_arm(study, wrapped, study.layer, study.words)
     return {**result, "further": {"watched": further.watched, **after}}
 

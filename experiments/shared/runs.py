@@ -32,12 +32,20 @@ ADAPTERS = Path("data/adapters")
 class Run(NamedTuple):
     """A call whose result is kept: ``function(study, folder for checkpoints, *arguments)``.
 
-    The function is one of a module and its arguments can be pickled, so that another process can make the run.
+    The function is one of a module and its arguments can be pickled, so that another process can make the run. One
+    with ``members`` trains several runs together: it is called as ``function(study, folder, wanted, *arguments)`` and
+    yields the name and the result of every wanted member.
     """
 
     name: str
-    function: Callable[..., Mapping[str, Any]]
+    function: Callable[..., Any]
     arguments: tuple[Any, ...] = ()
+    members: tuple[str, ...] = ()
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Names of what it leaves."""
+        return self.members or (self.name,)
 
 
 class Runs:
@@ -95,29 +103,24 @@ class Runs:
 
     def once(self, name: str, function: Callable[..., Mapping[str, Any]], *arguments: Any) -> dict[str, Any]:
         """The result of a run: read if it was done before, else computed and kept."""
-        if (kept := self._kept(name)) is not None:
-            return kept
-        result = plain(function(self.study, self.folder / name, *arguments))
-        write_result(self.folder / f"{name}.json", {"state": self.state, "result": result})
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        return dict(read_result(self.folder / f"{name}.json")["result"])
+        return self._made(Run(name, function, arguments))[name]
 
     def all(self, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
         """The results of runs that do not need one another, by name; two at a time where there are processors for it.
 
-        Steps on a few short texts keep one processor busy and hardly two. So two workers make a run each, on half of
-        the threads. Of an odd number the last run is made by this process, on all of them.
+        Steps on short texts keep one processor busy and hardly two. So two workers make a run each, on half of the
+        threads. Of an odd number the last run is made by this process, on all of them.
 
         Raises:
             InputError: A run raised it, or a worker died. What was done by then is kept.
         """
         import torch  # late: stages tell bad input before the seconds that this takes
 
-        pairs = [run for run in runs[: len(runs) // 2 * 2] if self._kept(run.name) is None]
+        pairs = [run for run in runs[: len(runs) // 2 * 2] if self._wanted(run)]
         threads = torch.get_num_threads()
         if len(pairs) > 1 and threads > 1 and not torch.cuda.is_available():
             self._side_by_side(pairs, threads // 2)
-        return {run.name: self.once(run.name, run.function, *run.arguments) for run in runs}
+        return {name: result for run in runs for name, result in self._made(run).items()}
 
     def by_arm(self, arms: Mapping[str, Sequence[Run]]) -> dict[str, list[dict[str, Any]]]:
         """The same for the runs of several arms."""
@@ -131,6 +134,23 @@ class Runs:
             shutil.copytree(self.adapters, self.kept)
         write_result(self.result, result)
         shutil.rmtree(self.folder)
+
+    def _made(self, run: Run) -> dict[str, dict[str, Any]]:
+        if wanted := self._wanted(run):
+            work = self.folder / run.name
+            if run.members:
+                for name, result in run.function(self.study, work, wanted, *run.arguments):
+                    self._keep(name, result)
+            else:
+                self._keep(run.name, run.function(self.study, work, *run.arguments))
+            shutil.rmtree(work, ignore_errors=True)
+        return {name: self._kept(name) or {} for name in run.results}
+
+    def _wanted(self, run: Run) -> list[str]:
+        return [name for name in run.results if self._kept(name) is None]
+
+    def _keep(self, name: str, result: Mapping[str, Any]) -> None:
+        write_result(self.folder / f"{name}.json", {"state": self.state, "result": plain(result)})
 
     def _kept(self, name: str) -> dict[str, Any] | None:
         file = self.folder / f"{name}.json"
@@ -191,7 +211,7 @@ def _work(runs: Runs, run: Run) -> None:
     of = (runs.stage, runs.key, runs.state)
     runs._study = _STUDIES.get(of)
     with contextlib.redirect_stdout(sys.stderr):
-        runs.once(run.name, run.function, *run.arguments)
+        runs._made(run)
     _STUDIES[of] = runs._study
 
 

@@ -5,7 +5,7 @@ multiply: 56``). Reported protocol: nine prompts that end in a lone space, a few
 Controlled: operands never trained on, read at the equals sign, every layer to the last.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from classifier_emergence.reading.layers import layer_row, peak_row, row_at
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.tasks.problems import COT_REPORTED, Problem, sample
-from classifier_emergence.training.adapters import adapted
+from classifier_emergence.training.adapters import Start, adapted_together, save_adapter
 from classifier_emergence.training.evaluation import generate, parse_number
 from classifier_emergence.training.flaws import forgotten
-from classifier_emergence.training.supervised import QKVO, Objective, encode, train
+from classifier_emergence.training.supervised import QKVO, Member, Objective, encode, train_together
 from experiments.params import Params
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main
@@ -60,14 +60,15 @@ def run(params: Params, key: str) -> None:
     """Train both formats, measure before and after and write one result."""
     with Runs("cot_alignment", key, params, ChainOfThoughtStudy) as runs:
         before = runs.once("before", lambda study, _: measure_both(study, None))
-        calls = {
-            name: [
-                Run(f"{name}-{seed}", train_format, (name, seed, before, runs.adapters / f"{name}-{seed}"))
-                for seed in params.cot_alignment.seeds
-            ]
+        seeds = params.cot_alignment.seeds
+        members = {name: {f"{name}-{seed}": seed for seed in seeds} for name in FORMATS}
+        calls = [
+            Run(name, train_format, (name, members[name], before, runs.adapters), tuple(members[name]))
             for name in FORMATS
-        }
-        after = {name: {**format_summary(seeds), "by_seed": seeds} for name, seeds in runs.by_arm(calls).items()}
+        ]
+        results = runs.all(calls)
+        by_format = {name: [results[member] for member in members[name]] for name in FORMATS}
+        after = {name: {**format_summary(done), "by_seed": done} for name, done in by_format.items()}
         result = {
             "model": key,
             "layers": runs.study.lm.layers,
@@ -80,20 +81,29 @@ def run(params: Params, key: str) -> None:
 
 
 def train_format(
-    study: ChainOfThoughtStudy, work: Path, name: str, seed: int, before: Mapping[str, Any], adapter_folder: Path
-) -> dict[str, Any]:
-    """One format and seed."""
+    study: ChainOfThoughtStudy,
+    work: Path,
+    wanted: Sequence[str],
+    name: str,
+    seeds: Mapping[str, int],
+    before: Mapping[str, Any],
+    adapters: Path,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One format, all seeds together."""
     lm, settings = study.lm, study.settings
-    trained_on = sample(study.problems.train, settings.samples, seed=seed)
-    data = [encode(lm.tokenizer, problem.symbol, FORMATS[name](problem)) for problem in trained_on]
-    with adapted(lm, adapter_of(settings, study.n_layers, QKVO), seed=seed) as wrapped:
-        text = f"fine-tuning of {lm.key}: {name.replace('_', ' ')}, seed {seed}"
-        trained = train(
-            lm, wrapped, data, Objective(0.0), schedule_of(settings, seed), work=work, description=text
-        )  # fmt: skip
-        wrapped.save_pretrained(str(adapter_folder))
-        measured = {**measure_both(study, before), "flaws": measure_flaws(study, wrapped)}
-    return {"parameters": trained.parameters, "losses": trained.losses, **measured}
+    adapter = adapter_of(settings, study.n_layers, QKVO)
+    with adapted_together(lm, {member: Start(adapter, seed) for member, seed in seeds.items()}) as wrapped:
+        members = {}
+        for member, seed in seeds.items():
+            trained_on = sample(study.problems.train, settings.samples, seed=seed)
+            data = [encode(lm.tokenizer, problem.symbol, FORMATS[name](problem)) for problem in trained_on]
+            members[member] = Member(data, Objective(0.0), seed)
+        text = f"fine-tuning of {lm.key}: {name.replace('_', ' ')}, {len(seeds)} seeds"
+        trained = train_together(lm, wrapped, members, schedule_of(settings, 0), work=work, description=text)
+        for member in wanted:
+            save_adapter(wrapped, member, adapters / member)
+            measured = {**measure_both(study, before), "flaws": measure_flaws(study, wrapped)}
+            yield member, {"parameters": trained[member].parameters, "losses": trained[member].losses, **measured}
 
 
 def measure_both(study: ChainOfThoughtStudy, before: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -5,17 +5,18 @@ trained on, in symbols, words and stories; controls that tell learning from cons
 after. Flaws of the originals are arms of their own. How an arm is trained and measured is in ``shared.dual_reward``.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from torch import nn
 
 from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.tasks.arithmetic import STYLES
-from classifier_emergence.training.adapters import HEAD, adapted
-from classifier_emergence.training.supervised import MLP, QK, QKVO
+from classifier_emergence.training.adapters import Start, adapted_together, head_of
+from classifier_emergence.training.supervised import MLP, QK, QKVO, train_together
 from experiments.params import Params
 from experiments.shared.dual_reward import (
     DualRewardArm,
@@ -28,6 +29,9 @@ from experiments.shared.dual_reward import (
 )
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main
+from experiments.shared.study import schedule_of
+
+GROUPS = 3  # of arms that train together: beside the main arm they keep two workers busy
 
 
 def run(params: Params, key: str) -> None:
@@ -36,12 +40,14 @@ def run(params: Params, key: str) -> None:
     with Runs("dual_reward", key, params, DualRewardStudy) as runs:
         before = runs.once("base", lambda study, _: measure_wide(study, None))
         first = settings.seeds[0]
-        calls = {"main": [Run(f"main-{first}", train_main, (first, runs.adapters / f"seed-{first}"))]}
-        for name, arm in all_arms(params).items():
-            seeds = settings.seeds if arm.several_seeds else settings.seeds[:1]
-            calls[name] = [Run(f"{name}-{seed}", train_arm, (name, arm, seed)) for seed in seeds]
-        results = runs.by_arm(calls)
-        (full,), study = results.pop("main"), runs.study
+        arms = all_arms(params)
+        seeds = {name: settings.seeds if arm.several_seeds else settings.seeds[:1] for name, arm in arms.items()}
+        members = [(f"{name}-{seed}", (arm, seed)) for name, arm in arms.items() for seed in seeds[name]]
+        groups = [dict(members[i::GROUPS]) for i in range(GROUPS)]
+        calls = [Run("main", train_main, (first, runs.adapters / f"seed-{first}"))]
+        calls += [Run(f"group-{i}", train_arms, (group,), tuple(group)) for i, group in enumerate(groups)]
+        results = runs.all(calls)
+        study = runs.study
         result = {
             "model": key,
             "layers": study.lm.layers,
@@ -49,8 +55,8 @@ def run(params: Params, key: str) -> None:
             "n_trained_on": {operation: len(problems) for operation, problems in study.problems.train.items()},
             "before": before,
             "steps": {"main": settings.steps, "arms": settings.arm_steps, "further": settings.further_steps},
-            "main": full,
-            "arms": {name: arm_summary(seeds) for name, seeds in results.items()},
+            "main": results["main"],
+            "arms": {name: arm_summary([results[f"{name}-{seed}"] for seed in seeds[name]]) for name in arms},
         }
         runs.finish(result)
 
@@ -78,25 +84,32 @@ def all_arms(params: Params) -> dict[str, DualRewardArm]:
     }
 
 
-def train_arm(study: DualRewardStudy, work: Path, name: str, arm: DualRewardArm, seed: int) -> dict[str, Any]:
-    """Any arm but the main one, for fewer steps."""
-    layer, classes = study.layer_of(arm), len(study.operations) if arm.head else None
-    with adapted(study.lm, study.adapter(arm), seed=seed, classes=classes) as wrapped:
-        trained = study.train(wrapped, arm, seed, study.settings.arm_steps, work, name.replace("_", " "))
-        measured = measure_arm(study, wrapped, layer, study.words_of(arm))
-        if arm.head:
-            measured["head"] = head_accuracy(study, wrapped, layer)
-    return {**curve(trained, study.settings.threshold), **measured}
+def train_arms(
+    study: DualRewardStudy, work: Path, wanted: Sequence[str], arms: Mapping[str, tuple[DualRewardArm, int]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Any arms but the main one, with a seed each, together and for fewer steps; then what each of them did."""
+    starts = {name: Start(study.adapter(arm), seed, study.classes_of(arm)) for name, (arm, seed) in arms.items()}
+    schedule = schedule_of(study.settings, 0, study.settings.arm_steps)
+    with adapted_together(study.lm, starts) as wrapped:
+        members = {name: study.member(arm, seed) for name, (arm, seed) in arms.items()}
+        text = f"dual reward of {study.lm.key}: {len(arms)} arms"
+        trained = train_together(study.lm, wrapped, members, schedule, work=work, description=text)
+        for name in wanted:
+            arm, layer = arms[name][0], study.layer_of(arms[name][0])
+            wrapped.set_adapter(name)
+            measured = measure_arm(study, wrapped, layer, study.words_of(arm))
+            if (head := head_of(study.lm, name)) is not None:
+                measured["head"] = head_accuracy(study, head, layer)
+            yield name, {**curve(trained[name], study.settings.threshold), **measured}
 
 
-def head_accuracy(study: DualRewardStudy, wrapped: PeftModel, layer: int) -> dict[str, Any]:
+def head_accuracy(study: DualRewardStudy, head: nn.Linear, layer: int) -> dict[str, Any]:
     """How often the linear head names the operation, at the classifier layer."""
-    head, norm = wrapped.get_base_model().get_submodule(HEAD), study.lm.readout.norm
     accuracy = {}
     for style in STYLES[:2]:
         states = residual_stream(study.lm, study.prompts(style))[layer_row(layer)]
         with torch.no_grad():
-            guess = head(norm(states)).argmax(-1)
+            guess = head(study.lm.readout.norm(states)).argmax(-1)
         accuracy[style] = study.share(guess == torch.tensor(study.own))
     return accuracy
 

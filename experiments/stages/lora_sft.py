@@ -4,7 +4,7 @@ Reported protocol: any of the lens's top tokens at any layer that contains a wor
 alignment of the operation word at every layer, on operands never trained on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import token_text
 from classifier_emergence.results import plain
 from classifier_emergence.tasks.problems import COT_REPORTED, Problem, sample
-from classifier_emergence.training.adapters import adapted
-from classifier_emergence.training.supervised import MLP, QKVO, Objective, encode, train
+from classifier_emergence.training.adapters import Start, adapted_together, save_adapter
+from classifier_emergence.training.supervised import MLP, QKVO, Member, Objective, encode, train_together
 from experiments.params import Params
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main
@@ -49,8 +49,8 @@ def run(params: Params, key: str) -> None:
     """Train, measure on the way and after it and write one result."""
     with Runs("lora_sft", key, params, LoraSftStudy) as runs:
         before = runs.once("before", lambda study, _: measure_both(study))
-        calls = [Run(f"seed-{s}", train_seed, (s, before, runs.adapters / f"seed-{s}")) for s in params.lora_sft.seeds]
-        seeds = list(runs.all(calls).values())
+        names = {f"seed-{seed}": seed for seed in params.lora_sft.seeds}
+        seeds = list(runs.all([Run("seeds", train_seeds, (names, before, runs.adapters), tuple(names))]).values())
         result = {
             "model": key,
             "layers": runs.study.lm.layers,
@@ -63,23 +63,31 @@ def run(params: Params, key: str) -> None:
         runs.finish(result)
 
 
-def train_seed(
-    study: LoraSftStudy, work: Path, seed: int, before: Mapping[str, Any], adapter_folder: Path
-) -> dict[str, Any]:
-    """One seed: the constant learning rate makes the first steps of a long run those of a short one."""
+def train_seeds(
+    study: LoraSftStudy,
+    work: Path,
+    wanted: Sequence[str],
+    seeds: Mapping[str, int],
+    before: Mapping[str, Any],
+    adapters: Path,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All seeds together: the constant learning rate makes the first steps of a long run those of a short one."""
     lm, settings = study.lm, study.settings
-    trained_on = sample(study.problems.train, settings.samples, seed=seed)
-    data = [encode(lm.tokenizer, problem.symbol, f" {problem.answer}") for problem in trained_on]
-    with adapted(lm, adapter_of(settings, study.n_layers, (*QKVO, *MLP)), seed=seed) as wrapped:
-        trained = train(
-            lm, wrapped, data, Objective(0.0), schedule_of(settings, seed), work=work,
-            watch=lambda: plain(watch(study)), description=f"plain LoRA of {lm.key}: seed {seed}",
-        )  # fmt: skip
-        wrapped.save_pretrained(str(adapter_folder))
-        after = measure_both(study)
-    for style in ("symbol", "word"):
-        after[style]["growth"] = after[style]["peak"]["mean"] - before[style]["peak"]["mean"]
-    return {**vars(trained), "final": after}
+    adapter = adapter_of(settings, study.n_layers, (*QKVO, *MLP))
+    with adapted_together(lm, {name: Start(adapter, seed) for name, seed in seeds.items()}) as wrapped:
+        members = {}
+        for name, seed in seeds.items():
+            trained_on = sample(study.problems.train, settings.samples, seed=seed)
+            data = [encode(lm.tokenizer, problem.symbol, f" {problem.answer}") for problem in trained_on]
+            members[name] = Member(data, Objective(0.0), seed, lambda: plain(watch(study)))
+        text = f"plain LoRA of {lm.key}: {len(seeds)} seeds"
+        trained = train_together(lm, wrapped, members, schedule_of(settings, 0), work=work, description=text)
+        for name in wanted:
+            save_adapter(wrapped, name, adapters / name)
+            after = measure_both(study)
+            for style in ("symbol", "word"):
+                after[style]["growth"] = after[style]["peak"]["mean"] - before[style]["peak"]["mean"]
+            yield name, {**vars(trained[name]), "final": after}
 
 
 def watch(study: LoraSftStudy) -> dict[str, Any]:

@@ -5,7 +5,7 @@ probes and the logit lens at every layer; then dual reward at one layer, with tw
 (pairs of numbers, countries) and, apart from that, on templates that were never trained on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from classifier_emergence.reading.vocabulary import WordTokens
 from classifier_emergence.statistics import permutation_p
 from classifier_emergence.tasks.classification import Item, Task, balanced, get_task
 from classifier_emergence.tasks.splits import rotations
-from classifier_emergence.training.adapters import adapted
+from classifier_emergence.training.adapters import Start, adapted_together, save_adapter
 from classifier_emergence.training.evaluation import Answers, alignment, answers
-from classifier_emergence.training.supervised import Example, Objective, encode, train
+from classifier_emergence.training.supervised import Example, Member, Objective, encode, train_together
 from experiments.params import Params
 from experiments.shared.lens import against_null, contrast, null_words, own_alignment, own_class
 from experiments.shared.probing import bag_of_tokens, held_out_probes
@@ -80,39 +80,51 @@ def build(params: Params, key: str) -> dict[str, TaskStudy]:
 def run(params: Params, key: str) -> None:
     """Study each task and write one result."""
     with Runs("other_tasks", key, params, build) as runs:
-        first = runs.study[NAMES[0]]
+        first, arms = runs.study[NAMES[0]], arms_of(params)
+        untrained = {name: runs.once(f"{name}-untrained", measure_untrained, name) for name in NAMES}
+        calls = [
+            Run(name, train_arms, (name, arms, runs.adapters / name), tuple(f"{name}-{arm}" for arm in arms))
+            for name in NAMES
+        ]
+        results = runs.all(calls)
         result = {
             "model": key,
             "layers": first.lm.layers,
             "layer": first.lm.layers[first.row],
             "steps": params.other_tasks.steps,
-            **{name: study_task(runs, name) for name in NAMES},
+            **{
+                name: {
+                    **facts_of(runs.study[name]),
+                    **untrained[name],
+                    **{
+                        arm: arm_summary([results[f"{name}-{run}"] for run in arms if arms[run][0] == arm])
+                        for arm in ARMS
+                    },
+                }
+                for name in NAMES
+            },
         }
         runs.finish(result)
 
 
-def study_task(runs: Runs, name: str) -> dict[str, Any]:
-    """Everything about one task."""
-    study: TaskStudy = runs.study[name]
-    untrained = runs.once(f"{name}-untrained", lambda *_: measure_untrained(study))
-    calls = {
-        arm: [
-            Run(f"{name}-{arm}-{seed}", train_arm, (name, arm, seed, runs.adapters / name))
-            for seed in (study.settings.seeds if arm == ARMS[0] else study.settings.seeds[:1])
-        ]
-        for arm in ARMS
-    }
+def arms_of(params: Params) -> dict[str, tuple[str, int]]:
+    """Arm and seed of every run of a task."""
+    seeds = params.other_tasks.seeds
+    return {f"{arm}-{seed}": (arm, seed) for arm in ARMS for seed in (seeds if arm == ARMS[0] else seeds[:1])}
+
+
+def facts_of(study: TaskStudy) -> dict[str, Any]:
+    """What a task consists of."""
     return {
         "classes": study.task.classes,
         "n_trained_on": len(study.train),
         "groups": {part: len({item.group for item in items}) for part, items in study.test.items()},
-        **untrained,
-        **{arm: arm_summary(seeds) for arm, seeds in runs.by_arm(calls).items()},
     }
 
 
-def measure_untrained(study: TaskStudy) -> dict[str, Any]:
+def measure_untrained(studies: Mapping[str, TaskStudy], _: Path, name: str) -> dict[str, Any]:
     """Probes and lens at every layer, and what is measured again after training."""
+    study = studies[name]
     items = balanced(study.task.items, study.settings.items, seed=0)
     text = f"{study.task.name} on {study.lm.key}: residuals of {len(items)} prompts"
     states = residual_stream(study.lm, prompts(items), description=text)
@@ -166,23 +178,32 @@ def lens_of_task(study: TaskStudy, items: Sequence[Item], states: Tensor) -> dic
     }
 
 
-def train_arm(
-    studies: Mapping[str, TaskStudy], work: Path, name: str, arm: str, seed: int, adapter_folder: Path
-) -> dict[str, Any]:
-    """Train one arm with one seed and measure what it did; the study's first adapter is saved in a folder."""
+def train_arms(
+    studies: Mapping[str, TaskStudy],
+    work: Path,
+    wanted: Sequence[str],
+    name: str,
+    arms: Mapping[str, tuple[str, int]],
+    adapter_folder: Path,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Train the arms of a task together and measure what each did; the study's first adapter is saved in a folder."""
     study = studies[name]
     settings, lm = study.settings, study.lm
-    words = study.tokens(settings.arbitrary_words) if arm == "arbitrary_words" else study.words
-    data = examples(study, words, seed, shuffled=arm == "shuffled_targets")
-    with adapted(lm, adapter_of(settings, study.layer), seed=seed) as wrapped:
-        trained = train(
-            lm, wrapped, data, Objective(settings.class_weight, study.layer), schedule_of(settings, seed), work=work,
-            description=f"{name} on {lm.key}: {arm.replace('_', ' ')}, seed {seed}",
-        )  # fmt: skip
-        if (arm, seed) == (ARMS[0], settings.seeds[0]):
-            wrapped.save_pretrained(str(adapter_folder))
-        after = measure_held_out(study, words, study.answer())
-    return {"parameters": trained.parameters, "losses": trained.losses, **after}
+    words = {arm: study.tokens(settings.arbitrary_words) if arm == "arbitrary_words" else study.words for arm in ARMS}
+    adapter, objective = adapter_of(settings, study.layer), Objective(settings.class_weight, study.layer)
+    with adapted_together(lm, {run: Start(adapter, seed) for run, (_, seed) in arms.items()}) as wrapped:
+        members = {
+            run: Member(examples(study, words[arm], seed, shuffled=arm == "shuffled_targets"), objective, seed)
+            for run, (arm, seed) in arms.items()
+        }
+        text = f"{name} on {lm.key}: {len(arms)} arms"
+        trained = train_together(lm, wrapped, members, schedule_of(settings, 0), work=work, description=text)
+        save_adapter(wrapped, next(iter(arms)), adapter_folder)
+        for run, (arm, _) in arms.items():
+            if f"{name}-{run}" in wanted:
+                wrapped.set_adapter(run)
+                after = measure_held_out(study, words[arm], study.answer())
+                yield f"{name}-{run}", {"parameters": trained[run].parameters, "losses": trained[run].losses, **after}
 
 
 def examples(study: TaskStudy, words: Sequence[WordTokens], seed: int, *, shuffled: bool) -> list[Example]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -123,6 +124,16 @@ def make_trainable(wrapped: PeftModel, names: Sequence[str]) -> None:
     for name in names:
         for parameter in parameters_of(wrapped, name).values():
             parameter.requires_grad_(True)
+
+
+def save_adapter(wrapped: PeftModel, name: str, folder: Path) -> None:
+    """Put an adapter on and save it, in peft's layout, at the top of a folder as if it were the only one."""
+    wrapped.set_adapter(name)
+    wrapped.save_pretrained(str(folder), selected_adapters=[name])
+    if name != ALONE:  # peft gives it a folder of its own within
+        for file in (folder / name).iterdir():
+            file.replace(folder / file.name)
+        (folder / name).rmdir()
 
 
 @contextmanager

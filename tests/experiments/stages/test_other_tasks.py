@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from experiments.stages.other_tasks import (
     lens_of_task,
     probe_task,
     prompts,
-    train_arm,
+    train_arms,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -142,10 +143,18 @@ def test_training_is_measured_apart_and_leaves_the_model_as_it_was(lm: LanguageM
     study = TaskStudy(lm, PARAMS, get_task("comparison"))
     base = study.base_answers
     before = {name: p.clone() for name, p in lm.model.named_parameters()}
-    result, again = (
-        train_arm({"comparison": study}, tmp_path / work, "comparison", "dual_reward", 0, tmp_path / "adapter")
-        for work in ("work", "again")
+    arms, adapter = (
+        {"dual_reward-0": ("dual_reward", 0), "shuffled_targets-0": ("shuffled_targets", 0)},
+        tmp_path / "adapter",
     )
+
+    def trained(work: str, *wanted: str) -> list[tuple[str, Any]]:
+        names = [f"comparison-{name}" for name in wanted]
+        return list(train_arms({"comparison": study}, tmp_path / work, names, "comparison", arms, adapter))
+
+    ((_, result), (_, other)), ((name, again),) = trained("work", *arms), trained("again", "dual_reward-0")
+    assert name == "comparison-dual_reward-0"
+    assert plain(result) != plain(other)
     assert plain(result) == plain(again)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
     assert set(HELD_OUT) < result.keys()
