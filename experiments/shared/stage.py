@@ -11,6 +11,7 @@ import typer
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.models.registry import source_of
+from classifier_emergence.processes import check_alone
 from classifier_emergence.results import read_result
 from experiments.params import Params, load_params
 
@@ -69,6 +70,7 @@ def main(run: Callable[[Params, str], None], doc: str | None) -> None:
 
 def _run(run: Callable[[Params, str], None], model: str, file: Path) -> None:
     params = load_params(file)
+    check_alone("a stage of the paper, which makes its runs side by side by itself,")
     source_of(model, params.registry)
     import torch  # late: the commands of the pipeline, which import this module, need none of it
     import transformers

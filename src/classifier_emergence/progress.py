@@ -15,11 +15,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from classifier_emergence.processes import is_first
+
 
 @contextmanager
 def progress(description: str | None, *, total: float) -> Iterator[Callable[..., None]]:
     """A progress bar on standard error; yields ``advance(amount, status="")``. No description, no bar."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not is_first())
     if description is None or not console.is_terminal:
         if description is not None:
             console.print(description, markup=False, highlight=False)

@@ -10,6 +10,7 @@ from classifier_emergence.cli import options
 from classifier_emergence.cli.options import check_outputs, example, labelled_prompts, write_outputs
 from classifier_emergence.cli.terminal import printable, say, table
 from classifier_emergence.numbers import percent, share_text
+from classifier_emergence.processes import is_first
 
 if TYPE_CHECKING:
     from classifier_emergence.instruments.finetune import FineTuned
@@ -138,6 +139,8 @@ def _train(
     check_outputs(json, plot)
     train = getattr(library, method)
     reading: FineTuned = train(library.open_model(model, adapter=adapter), data, output, **settings)
+    if not is_first():
+        return
     _report(reading, output)
     if method == "grpo":
         _report_rewards(reading)

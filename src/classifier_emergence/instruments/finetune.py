@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments.base import Reading, check_prompts, known_word, pick_rows
 from classifier_emergence.instruments.probe import folds_of
+from classifier_emergence.processes import is_first
 from classifier_emergence.reading.layers import layer_at, layer_of, layer_row
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.vocabulary import WordTokens
@@ -254,8 +255,9 @@ def fine_tune(
         with adapted(lm, adapter, seed=schedule.seed) as wrapped:
             parameters, losses = run(wrapped, partial / "work")
             after = _measure(lm, prepared, block)
-            wrapped.save_pretrained(str(partial / "adapter"))
-        if output is not None:
+            if is_first():
+                wrapped.save_pretrained(str(partial / "adapter"))
+        if output is not None and is_first():
             (partial / "adapter").replace(output)
     labels = lm.layers
     return FineTuned(
@@ -364,6 +366,9 @@ def _output_folder(output: Path) -> Iterator[Path]:
     if output.exists():
         raise InputError(f"output {output}: exists already; name a new folder, or remove it")
     partial = output.with_name(f"{output.name}.partial")
+    if not is_first():  # another process of this job has made it, or is about to
+        yield partial
+        return
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with FileLock(partial / "lock", timeout=0):

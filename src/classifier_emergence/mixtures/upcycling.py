@@ -26,6 +26,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.mixtures.routing import hooked, routers
+from classifier_emergence.processes import check_alone
 from classifier_emergence.progress import progress
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.readout import Readout
@@ -294,6 +295,7 @@ def _fit(
     description: str | None,
 ) -> list[dict[str, Any]]:
     """Steps of AdamW on groups of parameters; the curve."""
+    check_alone("training of mixtures")
     if schedule.batch_size % len(domains):
         raise InputError(f"batch_size: {schedule.batch_size} for {len(domains)} domains; choose a multiple")
     trained = [parameter for group in groups for parameter in group["params"]]

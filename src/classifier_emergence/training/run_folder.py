@@ -15,6 +15,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from classifier_emergence.processes import is_first
 from classifier_emergence.progress import progress
 from classifier_emergence.results import write_text_atomic
 
@@ -107,9 +108,11 @@ class WatchingTrainer:
             self.remove_callback(callback)
         with torch.no_grad():  # the checkpoint is not loaded yet: on resuming, too, this is where the run started
             watched = [] if self.watch is None else [{"step": 0, **self.watch()}]
-        with progress(description, total=self.args.max_steps) as advance:
+        with progress(description if is_first() else None, total=self.args.max_steps) as advance:
             self.add_callback(self.bar(advance, self.shown))
-            self.resume(last_checkpoint(Path(self.args.output_dir)), advance)
+            with self.args.main_process_first(local=False):
+                checkpoint = last_checkpoint(Path(self.args.output_dir))
+            self.resume(checkpoint, advance)
         history = self.state.log_history
         watched += [{"step": entry["step"], **entry["watched"]} for entry in history if "watched" in entry]
         self.model.eval()

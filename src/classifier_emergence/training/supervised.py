@@ -20,9 +20,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState, TrainingArguments
 
+from classifier_emergence import processes
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.residuals import outputs_of, stopping_after
@@ -210,7 +211,13 @@ def train_together(
         check_layer(lm, member.objective.layer)
         if (member.objective.classes is None) != (head_of(lm, name) is None):
             raise InputError(f"classes: {member.objective.classes} in the objective; give adapted() the same")
-    open_run_folder(work, wrapped, _settings(wrapped, members, schedule))
+    for member in members.values():
+        smallest = min(schedule.batch_size, len(member.examples) % schedule.batch_size or schedule.batch_size)
+        if smallest < processes.count():
+            raise InputError(
+                f"batch_size: {len(member.examples)} items in batches of {schedule.batch_size} make one of {smallest}, "
+                f"which {processes.count()} processes cannot share"
+            )
     arguments = TrainingArguments(
         **common_arguments(schedule, work) | {"max_grad_norm": 0.0},  # clipped by member
         per_device_train_batch_size=1,
@@ -221,6 +228,8 @@ def train_together(
         save_total_limit=2,
         use_cpu=wrapped.device.type == "cpu",
     )
+    with arguments.main_process_first(local=False):
+        open_run_folder(work, wrapped, _settings(wrapped, members, schedule))
     log, watched, _ = LensTrainer(lm, wrapped, arguments, members, schedule.batch_size).run(description)
     return {
         name: Trained(
@@ -263,7 +272,11 @@ class LensLoss(nn.Module):
         self.wrapped, self.lm, self.objectives = wrapped, lm, objectives
 
     def forward(self, inputs: dict[str, Tensor], rows: list[int], members: dict[str, Any]) -> dict[str, Any]:
-        """``class_loss`` and ``answer_loss`` of each member, where they are part of its loss, in nats."""
+        """``class_loss`` and ``answer_loss`` of each member, where they are part of its loss, in nats.
+
+        Means over the batch. In one of several processes a sum over its share of the batch, so divided that the mean
+        over processes, which is what their gradients are reduced to, is the mean over the batch.
+        """
         readout, objectives = self.lm.readout, self.objectives
         layers = {name: o.layer for name, o in objectives.items() if o.class_weight and o.layer is not None}
         answering = [name for name, objective in objectives.items() if objective.class_weight < 1]
@@ -282,7 +295,8 @@ class LensLoss(nn.Module):
             if head is None:
                 pieces.append((name, "class_loss", read, target))
             else:
-                losses[name]["class_loss"] = functional.cross_entropy(head(read), target)
+                values = functional.cross_entropy(head(read), target, reduction="none")
+                losses[name]["class_loss"] = values.sum() / members[name]["class_loss"]
         for name in answering:
             batch = members[name]
             pieces.append((name, "answer_loss", normed[batch["answer_read"]], batch["answer_token"]))
@@ -290,7 +304,7 @@ class LensLoss(nn.Module):
             names, parts, states, tokens = zip(*pieces, strict=True)
             scored = cross_entropy(torch.cat(states), readout, torch.cat(tokens)).split([len(t) for t in tokens])
             for name, part, values in zip(names, parts, scored, strict=True):
-                losses[name][part] = values.mean()
+                losses[name][part] = values.sum() / members[name][part]
         return losses
 
 
@@ -324,7 +338,7 @@ class LensTrainer(WatchingTrainer, Trainer):
             args=arguments,
             train_dataset=self.steps,
             eval_dataset=self.steps[:1],  # Trainer asks for one; ``evaluate`` does not look at it
-            data_collator=lambda batch: collate(batch[0], objectives, lm.model),
+            data_collator=lambda batch: collate(batch[0], objectives, lm.model, processes.rank(), processes.count()),
         )
 
     def _watch(self) -> dict[str, Any]:
@@ -336,8 +350,9 @@ class LensTrainer(WatchingTrainer, Trainer):
         make_trainable(self.wrapped, list(self.members))
         return watched
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(self.steps)
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The steps in order. Every process gets all of them, and takes its share of each when they are collated."""
+        return DataLoader(self.steps, collate_fn=self.data_collator)  # type: ignore[arg-type]
 
     def compute_loss(
         self,
@@ -354,7 +369,8 @@ class LensTrainer(WatchingTrainer, Trainer):
             loss = torch.stack([shares[part] * value for part, value in losses.items()]).sum()
             self._check(name, loss)
             for part, value in {"loss": loss, **losses}.items():
-                self.parts.setdefault(f"{name}/{part}", []).append(value.item())
+                mean = self.accelerator.reduce(value.detach().clone(), "mean")
+                self.parts.setdefault(f"{name}/{part}", []).append(mean.item())
             total.append(loss)
         return torch.stack(total).sum()
 
@@ -405,16 +421,30 @@ class LensTrainer(WatchingTrainer, Trainer):
 
 
 def collate(
-    batches: Mapping[str, Sequence[Example]], objectives: Mapping[str, Objective], model: PreTrainedModel
+    batches: Mapping[str, Sequence[Example]],
+    objectives: Mapping[str, Objective],
+    model: PreTrainedModel,
+    rank: int = 0,
+    world: int = 1,
 ) -> dict[str, Any]:
     """Inputs of one pass for the batches of all members, and the tokens that their losses read.
+
+    Args:
+        batches: By member.
+        objectives: By member.
+        model: Takes the inputs.
+        rank: Of this process, which takes every ``world``-th example from this one on.
+        world: Number of processes among which the batches are shared.
 
     Returns:
         ``inputs`` of the decoder; ``rows`` of each member in them; and for each of the ``members`` ``read`` and
         ``target`` (batch,): where the lens reads and what it should say; ``answer_read`` and ``answer_token`` (answer
         tokens,): the logits at the one are scored against the other. Where something is read is counted among the
-        flattened states.
+        flattened states. ``class_loss`` and ``answer_loss``: by what a sum of losses is divided for the mean over the
+        batch.
     """
+    whole = batches
+    batches = {name: batch[rank::world] for name, batch in whole.items()}
     # The last token of a text is only predicted, so it need not pass.
     texts = [
         [example.ids[:-1] if objectives[name].answer_shifted else example.ids for example in batch]
@@ -422,8 +452,12 @@ def collate(
     ]
     inputs, paths, rows = joint_pass(texts, model)
     members = {
-        name: _what_is_read(batch, objectives[name], at)
-        for (name, batch), at in zip(batches.items(), paths, strict=True)
+        name: {
+            **_what_is_read(batch, objectives[name], of_batch),
+            "class_loss": len(whole[name]) / world,
+            "answer_loss": sum(len(example.ids) - example.prompt_length for example in whole[name]) / world,
+        }
+        for (name, batch), of_batch in zip(batches.items(), paths, strict=True)
     }
     return {"inputs": inputs, "rows": rows, "members": members}
 

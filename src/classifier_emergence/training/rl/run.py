@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from classifier_emergence.errors import InputError
+from classifier_emergence.processes import check_alone
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.training.flaws import HeldInDtype, round_to_dtype_
 from classifier_emergence.training.rl.rewards import Reward
@@ -103,9 +104,10 @@ def train_grpo(
         description: Shown with the progress bar.
 
     Raises:
-        InputError: The tasks are too many or too few, the model has no such layer, ``reward`` fails, or the loss is
-            not finite.
+        InputError: There are several processes, the tasks are too many or too few, the model has no such layer,
+            ``reward`` fails, or the loss is not finite.
     """
+    check_alone("GRPO")
     needed = schedule.steps * schedule.batch_size
     if len(tasks) != needed:
         raise InputError(f"tasks: {len(tasks)} given, {schedule.steps} steps of {schedule.batch_size} take {needed}")

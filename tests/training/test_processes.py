@@ -1,0 +1,85 @@
+"""Two processes that train one model end with one adapter, that of one process; what cannot be shared is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from classifier_emergence.models.loading import load
+from classifier_emergence.processes import rank
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.training.adapters import Start, adapted_together, parameters_of
+from classifier_emergence.training.supervised import Member, train_together
+from tests.training.test_supervised import ADAPTER, DUAL, HEADED, SCHEDULE, examples
+
+ROOT = Path(__file__).resolve().parents[2]
+MEMBERS = {"dual": DUAL, "head": HEADED}
+
+
+def run(lm: LanguageModel, work: Path) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
+    starts = {name: Start(ADAPTER, 0, objective.classes) for name, objective in MEMBERS.items()}
+    with adapted_together(lm, starts) as wrapped:
+        members = {name: Member(examples(lm, objective), objective, 3) for name, objective in MEMBERS.items()}
+        trained = train_together(lm, wrapped, members, SCHEDULE, work=work)
+        weights = {full: p.detach().clone() for name in MEMBERS for full, p in parameters_of(wrapped, name).items()}
+    return {name: asdict(one) for name, one in trained.items()}, weights
+
+
+def launch(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*launcher, *command], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
+def test_two_processes_train_what_one_does(lm: LanguageModel, tiny_models: Path, tmp_path: Path) -> None:
+    done = launch("-m", "tests.training.test_processes", str(tiny_models / "tiny-llama"), str(tmp_path), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    first, second = (load_file(tmp_path / f"{i}.safetensors") for i in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first | second)
+    losses, weights = run(lm, tmp_path / "alone")
+    for name, values in weights.items():
+        torch.testing.assert_close(first[name], values, rtol=1e-2, atol=1e-3)
+    shared = json.loads((tmp_path / "0.json").read_text())
+    for name in MEMBERS:
+        for a, b in zip(shared[name]["losses"], losses[name]["losses"], strict=True):
+            assert a == pytest.approx(b, rel=1e-3)
+    assert not list((tmp_path / "work").glob("*.tmp"))
+
+
+def test_dual_reward_on_the_command_line_is_shared_and_reported_once(tiny_models: Path, tmp_path: Path) -> None:
+    command = [
+        "-m",
+        "classifier_emergence",
+        "dual-reward",
+        "-m",
+        str(tiny_models / "tiny-llama"),
+        "--steps",
+        "2",
+    ]
+    done = launch(*command, "--output", "adapter", "--json", "found.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("adapter: adapter") == 1
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    assert json.loads((tmp_path / "found.json").read_text())["method"] == "dual reward"
+
+
+def test_what_cannot_be_shared_is_refused(tiny_models: Path, tmp_path: Path) -> None:
+    model = str(tiny_models / "tiny-llama")
+    for command in (["grpo"], ["dual-reward", "--batch-size", "1"]):
+        done = launch("-m", "classifier_emergence", *command, "-m", model, "--steps", "2", cwd=tmp_path)
+        assert done.returncode != 0
+        assert "error: processes: " in done.stderr or "error: batch_size: " in done.stderr
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[2])
+    found, trained = run(load(sys.argv[1], {}), folder / "work")
+    save_file(trained, folder / f"{rank()}.safetensors")
+    (folder / f"{rank()}.json").write_text(json.dumps(found))
