@@ -93,7 +93,7 @@ def differences(expected: Any, actual: Any, *, rules: Sequence[Rule] = RULES) ->
     return [pair for pair in _walk(expected, actual, rules) if pair.used > 1]
 
 
-def compare_files(expected: Path, actual: Path, *, rules: Sequence[Rule] = RULES) -> Comparison:
+def compare_files(expected: Path, actual: Path) -> Comparison:
     """Compare two result files, for instance the committed and the regenerated one.
 
     Raises:
@@ -101,7 +101,7 @@ def compare_files(expected: Path, actual: Path, *, rules: Sequence[Rule] = RULES
     """
     left, right = read_result(expected), read_result(actual)
     ledger = all(isinstance(claim, dict) and "headline" in claim for claim in left.values())
-    pairs = list(_claims(left, right) if ledger else _walk(left, right, rules))
+    pairs = list(_claims(left, right) if ledger else _walk(left, right, RULES))
     worst = max(pairs, key=lambda pair: pair.used, default=Difference("", None, None, "", used=0.0))
     found = [pair for pair in pairs if pair.used > 1]
     return Comparison(len(pairs), found, worst.used, worst.path if worst.used else "")
@@ -124,13 +124,12 @@ def _over_seeds(tree: Any, prefix: str = "") -> Iterator[tuple[str, list[float]]
 
 def _claims(expected: dict[str, Any], actual: dict[str, Any]) -> Iterator[Difference]:
     """One item a headline and a state."""
-    for path, said in _said(expected).items():
-        now = _said(actual).get(path)
-        contrary = now != said if path.endswith("headline") else {said, now} == {"met", "violated"}
-        reason = "missing" if now is None else "verdict"
-        yield Difference(path, said, now, reason, used=math.inf if now is None or contrary else 0.0)
-    for path in _said(actual).keys() - _said(expected):
-        yield Difference(path, None, _said(actual)[path], "new")
+    left, right = _said(expected), _said(actual)
+    for path in sorted({*left, *right}):
+        one, other = left.get(path), right.get(path)
+        contrary = one != other if path.endswith(".headline") else {one, other} in ({"met", "violated"}, {one, None})
+        reason = "missing" if other is None else "new" if one is None else "verdict"
+        yield Difference(path, one, other, reason, used=math.inf if contrary else 0.0)
 
 
 def _said(claims: dict[str, Any]) -> dict[str, str]:

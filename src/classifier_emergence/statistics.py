@@ -7,7 +7,6 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
 
 from classifier_emergence.errors import InputError
 
@@ -210,6 +209,8 @@ def student_interval(values: ArrayLike, *, confidence: float) -> tuple[float, fl
     if array.size < 2:
         raise InputError(f"values: {array.size} of them have no spread; pass at least 2")
     _check_finite("values", array)
+    from scipy.special import stdtrit  # late: it takes longer to import than many a command needs
+
     half = float(stdtrit(array.size - 1, (1 + confidence) / 2) * array.std(ddof=1) / math.sqrt(array.size))
     return float(array.mean()) - half, float(array.mean()) + half
 

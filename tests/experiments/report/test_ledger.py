@@ -6,7 +6,8 @@ import pytest
 from classifier_emergence.errors import InputError
 from classifier_emergence.results import lookup, read_result
 from classifier_emergence.statistics import newcombe_difference, student_interval, wilson
-from experiments.report.ledger import Atom, Claim, Piece, evaluate, judge, load_claims, measure
+from experiments.report.claims import Atom, Claim, load_claims
+from experiments.report.ledger import Piece, evaluate, judge, measure
 
 ROOT = Path(__file__).resolve().parents[3]
 LAYERS = ["emb", "L0", "L1", "L2", "L3"]
@@ -168,6 +169,8 @@ def test_the_ledger_has_every_claim_in_one_sentence() -> None:
     assert list(ledger) == [f"C{i:02}" for i in range(1, 34)]
     assert all(claim.claim.count(". ") == 0 and claim.claim.endswith(".") for claim in ledger.values())
     assert {key for key, claim in ledger.items() if claim.recommendation} == {"C23", "C24", "C33"}
+    for claim in ledger.values():  # by which ``compare`` knows them
+        assert len({(atom.protocol, atom.what) for atom in claim.atoms}) == len(claim.atoms)
 
 
 def test_committed_evidence_resolves_to_the_committed_results() -> None:

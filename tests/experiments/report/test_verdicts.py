@@ -12,7 +12,8 @@ from classifier_emergence.results import read_result
 from classifier_emergence.statistics import wilson
 from experiments.params import load_params
 from experiments.report import verdicts
-from experiments.report.ledger import DRAWS, LEDGER, judge, load_claims, measure, repetitions
+from experiments.report.claims import LEDGER, load_claims
+from experiments.report.ledger import DRAWS, judge, measure, repetitions
 from experiments.report.verdicts import Bounds, Number, corrected, decide, headline
 from experiments.shared.stage import STAGES, results_of
 
