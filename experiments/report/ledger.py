@@ -199,7 +199,7 @@ def _row(at: str | float, values: Sequence[float], n_layers: int) -> int:
 
 
 def _difference(a: Number, b: Number | None) -> Number:
-    """Of two numbers: Newcombe's interval, and over seeds that of the differences seed by seed."""
+    """Of two numbers: Newcombe's interval, and the differences seed by seed."""
     assert b is not None
     interval = newcombe_difference(a.value, a.interval, b.value, b.interval) if a.interval and b.interval else None
     taken = b.by_seed if len(b.by_seed) == len(a.by_seed) else [b.value] * len(a.by_seed)

@@ -30,17 +30,17 @@ class Number:
 
     value: float
     interval: tuple[float, float] | None = None
-    """Over examples; of several seeds the union of theirs."""
+    """Over examples; of several seeds the union of theirs, so that what it clears every seed clears by itself."""
     by_seed: tuple[float, ...] = ()
     n: int | None = None
     one_seed: bool = False
     """Of a training that was run once: no interval of it knows what another seed gives."""
 
     def shown(self, confidence: float) -> tuple[float, float] | None:
-        """The union of the interval over examples and Student's over seeds."""
-        parts = [self.interval] if self.interval else []
-        parts += [student_interval(self.by_seed, confidence=confidence)] if _varies(self.by_seed) else []
-        return (min(low for low, _ in parts), max(high for _, high in parts)) if parts else None
+        """The interval, and where there is none Student's over seeds that differ."""
+        if self.interval or len({*self.by_seed}) < 2:
+            return self.interval
+        return student_interval(self.by_seed, confidence=confidence)
 
     def moved(self, by: float) -> "Number":
         """The same a little elsewhere, as a repetition might find it."""
@@ -64,9 +64,9 @@ def decide(number: Number, bounds: Bounds, confidence: float) -> tuple[State, fl
     """State of a number by itself, and the p-value of that: above 1 - ``confidence`` the state is open.
 
     Met if the interval lies within the bounds, violated if outside, else open. p is two-sided, of the hypothesis that
-    the number lies on the bound: of the interval over examples and of Student's test over seeds the larger one.
+    the number lies on the bound.
     """
-    if number.one_seed or (number.interval is None and len(number.by_seed) < 2):
+    if number.one_seed or not number.shown(confidence):
         return "descriptive", 1.0
     inside = max(_p(number, bounds.low, 1, confidence), _p(number, bounds.high, -1, confidence))
     outside = min(_p(number, bounds.low, -1, confidence), _p(number, bounds.high, 1, confidence))
@@ -114,20 +114,13 @@ def tally(states: Sequence[State]) -> dict[str, int]:
     return {state: counts[state] for state in ("met", "violated", "open", "descriptive", "void") if counts[state]}
 
 
-def _varies(by_seed: Sequence[float]) -> bool:
-    return len({*by_seed}) > 1
-
-
 def _p(number: Number, bound: float, side: int, confidence: float) -> float:
     """How unlikely a number is that is not above (side 1) or below (side -1) a bound."""
-    found = []
     if number.interval:
-        found.append(_interval_p(number.interval, bound, side, confidence))
-    if _varies(number.by_seed):
-        found.append(_student_p(number.by_seed, bound, side))
-    if not found:  # every seed gives the same, and nothing is known of the examples
-        found.append(0.0 if side * (number.by_seed[0] - bound) >= 0 else 1.0)
-    return max(found)
+        return _interval_p(number.interval, bound, side, confidence)
+    n, mean = len(number.by_seed), math.fsum(number.by_seed) / len(number.by_seed)
+    error = math.sqrt(math.fsum((x - mean) ** 2 for x in number.by_seed) / (n - 1) / n)
+    return min(1.0, 2 * float(stdtr(n - 1, -side * (mean - bound) / error)))
 
 
 def _interval_p(interval: tuple[float, float], bound: float, side: int, confidence: float) -> float:
@@ -142,9 +135,3 @@ def _interval_p(interval: tuple[float, float], bound: float, side: int, confiden
     if far in (0.0, 1.0):
         ratio = math.sqrt((far - bound) / (far - near))
     return math.erfc(NormalDist().inv_cdf((1 + confidence) / 2) * ratio / math.sqrt(2))
-
-
-def _student_p(by_seed: Sequence[float], bound: float, side: int) -> float:
-    n, mean = len(by_seed), math.fsum(by_seed) / len(by_seed)
-    error = math.sqrt(math.fsum((x - mean) ** 2 for x in by_seed) / (n - 1) / n)
-    return min(1.0, 2 * float(stdtr(n - 1, -side * (mean - bound) / error)))

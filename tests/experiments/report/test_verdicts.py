@@ -13,7 +13,7 @@ from classifier_emergence.statistics import wilson
 from experiments.params import load_params
 from experiments.report import verdicts
 from experiments.report.claims import LEDGER, load_claims
-from experiments.report.ledger import DRAWS, judge, measure, repetitions
+from experiments.report.ledger import DRAWS, Piece, judge, measure, repetitions
 from experiments.report.verdicts import Bounds, Number, corrected, decide, headline
 from experiments.shared.stage import STAGES, results_of
 
@@ -92,13 +92,13 @@ def test_a_number_that_moves_within_its_interval_changes_nothing(
     assert len(states) == 1
 
 
-def test_seeds_that_disagree_leave_open_what_examples_decide() -> None:
-    examples = (0.55, 0.65)
-    assert state(Number(0.6, examples, (0.59, 0.6, 0.61)), Bounds(low=0.5)) == "met"
-    assert state(Number(0.6, examples, (0.4, 0.6, 0.8)), Bounds(low=0.5)) == "open"
-    assert state(Number(0.6, None, (0.59, 0.6, 0.61)), Bounds(low=0.5)) == "met"
-    assert state(Number(0.6, examples, (0.6,), one_seed=True), Bounds(low=0.5)) == "descriptive"
-    assert state(Number(0.6), Bounds(low=0.5)) == "descriptive"
+def test_seeds_decide_where_there_is_no_interval_and_one_seed_never() -> None:
+    above = Bounds(low=0.5)
+    assert state(Number(0.6, None, (0.59, 0.6, 0.61)), above) == "met"
+    assert state(Number(0.6, None, (0.4, 0.6, 0.8)), above) == "open"
+    assert state(Number(0.3, None, (0.29, 0.3, 0.31)), above) == "violated"
+    assert state(Number(0.6, (0.55, 0.65), (0.6,), one_seed=True), above) == "descriptive"
+    assert state(Number(0.6), above) == state(Number(0.6, None, (0.6, 0.6)), above) == "descriptive"
 
 
 def test_holm_opens_what_does_not_survive_that_there_are_many() -> None:
@@ -175,6 +175,20 @@ def test_correcting_primary_tests_with_the_others_changes_no_headline(paper: dic
         reported = [s for p, s in zip(pieces, states, strict=True) if p.atom.protocol == "reported"]
         alone = judge(claim, pieces, confidence, facts)[0]
         assert verdicts.headline(primary, reported, away=claim.needs is not None) == alone
+
+
+def over_seeds_too(piece: Piece, confidence: float) -> Piece:
+    """With an interval that covers Student's over seeds as well."""
+    number = piece.number
+    parts = [x for x in (number.interval, replace(number, interval=None).shown(confidence)) if x]
+    both = (min(low for low, _ in parts), max(high for _, high in parts)) if parts else None
+    return replace(piece, number=replace(number, interval=both))
+
+
+def test_asking_students_interval_over_seeds_as_well_changes_no_headline(paper: dict) -> None:
+    for claim, pieces, *rest in paper.values():
+        asked = [over_seeds_too(piece, rest[0]) for piece in pieces]
+        assert judge(claim, asked, *rest)[0] == judge(claim, pieces, *rest)[0]
 
 
 def test_what_moves_around_its_bound_inside_its_interval_is_open() -> None:
