@@ -32,7 +32,7 @@ def criteria(claim: Result) -> Rows:
         what, *shown = cells(claim["criterion"], "what | theirs | expected | why")
         yield [what + needs, *shown]
     else:
-        yield [f"none yet{needs}", claim["reported"], NOTHING, NOTHING]
+        yield [f"none yet{needs}", NOTHING, NOTHING, NOTHING]
 
 
 @table("claims", "Protocol | Quantity | Model | Value | Interval | n | Claimed | State", first="Claim")
