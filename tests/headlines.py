@@ -97,8 +97,8 @@ def _at(tree: Any, parts: Sequence[str], path: tuple[str, ...]) -> Iterator[tupl
 
 
 def verdicts(claims: dict[str, Any]) -> dict[str, Any]:
-    """Of every claim the verdict, and which of its tests are met."""
+    """Of every claim the headline, and the state of every piece of evidence."""
     return {
-        key: {"verdict": claim["verdict"], "met": [piece["met"] for piece in claim["evidence"]]}
+        key: {"headline": claim["headline"], "states": [piece["state"] for piece in claim["evidence"]]}
         for key, claim in claims.items()
     }

@@ -75,8 +75,8 @@ def shape(value: Any) -> Any:
 def settled(claim: dict[str, Any]) -> dict[str, Any]:
     """A claim without what training decides in tiny models."""
     trained = [Path(piece["result"]["file"]).parent.name in TRAINING for piece in claim["evidence"]]
-    evidence = [{"met": None if t else piece["met"]} for piece, t in zip(claim["evidence"], trained, strict=True)]
-    return {"verdict": None if any(trained) else claim["verdict"], "evidence": evidence}
+    evidence = [{"state": None if t else piece["state"]} for piece, t in zip(claim["evidence"], trained, strict=True)]
+    return {"headline": None if any(trained) else claim["headline"], "evidence": evidence}
 
 
 @pytest.fixture(scope="session")

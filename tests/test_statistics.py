@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.statistics import (
@@ -12,8 +12,10 @@ from classifier_emergence.statistics import (
     bootstrap_mean,
     cohens_d,
     expected_max_cosine,
+    holm,
     newcombe_difference,
     permutation_p,
+    student_interval,
     wilson,
 )
 
@@ -236,3 +238,32 @@ def test_cohens_d_is_a_difference_in_standard_deviations():
     assert cohens_d(np.ones(3), 2 * np.ones(3)) is None
     with pytest.raises(InputError, match=r"^before: 1 numbers have no standard deviation"):
         cohens_d(x, [1.0])
+
+
+@given(st.lists(st.floats(0, 1), max_size=8), st.floats(0.001, 0.2))
+@quick
+def test_holm_rejects_what_stepping_down_rejects(p, alpha):
+    adjusted, left = holm(p), len(p)
+    for i in sorted(range(len(p)), key=p.__getitem__):
+        if p[i] * left > alpha:
+            break
+        assert adjusted[i] <= alpha
+        left -= 1
+    assert sum(adjusted <= alpha) == len(p) - left
+
+
+def test_holm_refuses_what_is_no_number():
+    with pytest.raises(InputError, match="p: nan"):
+        holm([0.1, math.nan])
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=6).filter(lambda x: np.std(x) > 1e-3), LEVELS)
+@quick
+def test_students_interval_is_that_of_scipy(values, confidence):
+    peer = ttest_1samp(values, 0).confidence_interval(confidence)
+    assert student_interval(values, confidence=confidence) == pytest.approx((peer.low, peer.high))
+
+
+def test_one_value_has_no_interval():
+    with pytest.raises(InputError, match="values: 1 of them"):
+        student_interval([0.5], confidence=0.95)

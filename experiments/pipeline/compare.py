@@ -7,6 +7,9 @@ matches, list indices left out: ``accuracy.L3`` and ``accuracy`` are both accura
 and the relative tolerance. What no rule matches: floats within 1e-6 or 0.1 %, all other values exactly.
 Keys and lengths of lists are exact. Types are strict: 1, 1.0 and true differ. NaN and infinity differ, also from
 themselves.
+
+The ledger of claims is compared by what it says: headlines are the same, and what was met is not violated or the other
+way round. Its numbers stand in the results that they come from, and a state that opens is no contradiction.
 """
 
 import math
@@ -90,13 +93,15 @@ def differences(expected: Any, actual: Any, *, rules: Sequence[Rule] = RULES) ->
     return [pair for pair in _walk(expected, actual, rules) if pair.used > 1]
 
 
-def compare_files(expected: Path, actual: Path, *, rules: Sequence[Rule] = RULES) -> Comparison:
+def compare_files(expected: Path, actual: Path) -> Comparison:
     """Compare two result files, for instance the committed and the regenerated one.
 
     Raises:
         InputError: A file is missing or is not a result.
     """
-    pairs = list(_walk(read_result(expected), read_result(actual), rules))
+    left, right = read_result(expected), read_result(actual)
+    ledger = all(isinstance(claim, dict) and "headline" in claim for claim in left.values())
+    pairs = list(_claims(left, right) if ledger else _walk(left, right, RULES))
     worst = max(pairs, key=lambda pair: pair.used, default=Difference("", None, None, "", used=0.0))
     found = [pair for pair in pairs if pair.used > 1]
     return Comparison(len(pairs), found, worst.used, worst.path if worst.used else "")
@@ -115,6 +120,24 @@ def _over_seeds(tree: Any, prefix: str = "") -> Iterator[tuple[str, list[float]]
         yield f"{prefix}interval", tree["interval"]
     for key, item in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
         yield from _over_seeds(item, f"{prefix}{key}.")
+
+
+def _claims(expected: dict[str, Any], actual: dict[str, Any]) -> Iterator[Difference]:
+    """One item a headline and a state."""
+    left, right = _said(expected), _said(actual)
+    for path in sorted({*left, *right}):
+        one, other = left.get(path), right.get(path)
+        contrary = one != other if path.endswith(".headline") else {one, other} in ({"met", "violated"}, {one, None})
+        reason = "missing" if other is None else "new" if one is None else "verdict"
+        yield Difference(path, one, other, reason, used=math.inf if contrary else 0.0)
+
+
+def _said(claims: dict[str, Any]) -> dict[str, str]:
+    said = {f"{key}.headline": claim["headline"] for key, claim in claims.items()}
+    return said | {
+        f"{key}.{piece['protocol']}.{piece['what']}.{piece['model']}": piece["state"]
+        for key, claim in claims.items() for piece in claim["evidence"]
+    }  # fmt: skip
 
 
 def _walk(

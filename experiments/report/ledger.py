@@ -1,206 +1,225 @@
-"""Stage claims: the ledger of claims, and a program that turns results into verdicts (results/claims.json).
+"""Stage claims: turn results into the verdicts of the ledger (results/claims.json).
 
-``paper/claims.yaml`` states each claim, where it stands, what was reported, and tests: a number in a result file and
-what the claim says about it. A test gives one piece of evidence a model. The verdict follows from how many of them meet
-the claim: all (``holds``), none (``does not hold``), or some (``holds in part``).
+Every atom of a claim (``claims``) is a number of the results; a rule (``verdicts``) makes it a state on every model,
+and of the states of the primary one the claim's headline.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
-import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from classifier_emergence.errors import InputError
 from classifier_emergence.reading.layers import layer_at, layer_row
 from classifier_emergence.results import lookup, write_result
+from classifier_emergence.statistics import newcombe_difference, wilson
 from experiments.params import load_params
-from experiments.shared.stage import RESULTS, STAGES, exit_on_bad_input, result_path, results_of
+from experiments.report import verdicts
+from experiments.report.claims import LEDGER, Atom, Claim, Where, load_claims
+from experiments.report.verdicts import FEWEST_MODELS, Bounds, Headline, Number, State, decide
+from experiments.shared.stage import RESULTS, STAGES, TRAINING, exit_on_bad_input, result_path, results_of
 
-LEDGER = Path("paper/claims.yaml")
-Verdict = Literal["holds", "holds in part", "does not hold", "not testable offline", "not tested yet"]
-Results = Mapping[str, Mapping[str, Any]]
+DRAWS = 1000
+"""Of trained numbers within their intervals, to see whether a headline hangs on one."""
+Facts = Mapping[str, Mapping[str, Any]]
+"""Model -> its result of stage fetch."""
+Results = Mapping[str, Facts]
 """Stage -> model -> result."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Criterion(_Strict):
-    """What the claim says about one number of every model's result."""
-
-    what: str
-    """The quantity in words, as the evidence table shows it."""
-    protocol: Literal["reported", "controlled", "flaw ablation"]
-    stage: str
-    key: str
-    """Dotted key of the number, or of an array whose first axis is layers."""
-    at: Literal["min", "max", "first"] | float | None = None
-    """Row of a layer array: the layer of its least or largest value (from L0 on), L0, or layer int(at * n_layers)."""
-    interval: str | None = None
-    """Key of the interval, indexed alike."""
-    n: str | None = None
-    """Key of the number of examples."""
-    at_least: float | None = None
-    at_most: float | None = None
-    across: Literal["spread", "increasing"] | None = None
-    """Judge all models together: largest minus smallest value against the bounds, or growth with parameters."""
-
-    @model_validator(mode="after")
-    def _says_something(self) -> "Criterion":
-        if self.at_least is None and self.at_most is None and self.across is None:
-            raise ValueError("give at_least, at_most or across: a test without them cannot fail")
-        return self
-
-    def met_by(self, value: float) -> bool:
-        """Whether a value lies within the bounds."""
-        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
-
-    @property
-    def expected(self) -> str:
-        """The bounds in words."""
-        if self.across == "increasing":
-            return "grows with parameters, intervals apart"
-        bounds = {"at least": self.at_least, "at most": self.at_most}
-        words = " and ".join(f"{name} {bound:g}" for name, bound in bounds.items() if bound is not None)
-        return ("spread between models " if self.across else "") + words
-
-
-class Claim(_Strict):
-    """A claim of the sources."""
-
-    claim: str
-    source: str
-    reported: str
-    needs: str | None = None
-    """Models that no wheel ships: the claim itself cannot be tested offline, its evidence only bears on it."""
-    tests: list[Criterion] = []
-
-
 @dataclass(frozen=True)
-class Evidence:
-    """One number against what the claim says about it."""
+class Piece:
+    """An atom's number on one model."""
 
+    atom: Atom
     model: str
-    protocol: str
-    what: str
-    value: float
-    interval: list[float] | None
-    n: int | None
-    expected: str
-    met: bool
+    number: Number
+    baseline: float | None
     result: dict[str, str]
     """``file`` and dotted ``key`` of the value."""
 
 
-def load_claims(path: Path) -> dict[str, Claim]:
-    """Read the ledger.
-
-    Raises:
-        InputError: Missing file, unknown field or wrong type; names the claim and the field.
-    """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return TypeAdapter(dict[str, Claim]).validate_python(raw)
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise InputError(f"{path}: {where or 'the ledger'}: {problem['msg']}") from error
-
-
-def evaluate(claim: Claim, results: Results, models: Sequence[str], parameters: Mapping[str, int]) -> dict[str, Any]:
-    """The claim with its verdict and evidence.
+def measure(claim: Claim, results: Results, models: Sequence[str], confidence: float) -> list[Piece]:
+    """The numbers of a claim's atoms on every model.
 
     Args:
         claim: An entry of the ledger.
         results: Stage -> model -> result; a stage that is absent has not been built yet, and a model that is absent
             from a stage is not judged by it.
         models: The models to judge.
-        parameters: Number of parameters of each model.
+        confidence: Of intervals that are made here.
     """
-    evidence = [
-        item for test in claim.tests if test.stage in results
-        for item in _evidence(test, results[test.stage], models, parameters)
-    ]  # fmt: skip
+    pieces = []
+    for atom in claim.atoms:
+        for model in (model for model in models if model in results.get(atom.stage, {})):
+            number, key = _read(atom, results[atom.stage][model], confidence)
+            if number is None:  # not measured on this model, so no evidence
+                continue
+            if atom.minus:
+                number = _difference(number, _read(atom.minus, results[atom.minus.stage][model], confidence)[0])
+            baseline = lookup(results[atom.stage][model], atom.baseline) if atom.baseline else None
+            source = {"file": result_path(atom.stage, model).as_posix(), "key": key}
+            pieces.append(Piece(atom, model, number, baseline, source))
+    return pieces
+
+
+def judge(claim: Claim, pieces: Sequence[Piece], confidence: float, facts: Facts) -> tuple[Headline, list[State]]:
+    """The headline of a claim and the state of every piece of evidence.
+
+    The primary test is one and decides alone, so it is taken as it is; of the other controlled tests one could pick, so
+    they are corrected for being many.
+    """
+    decided = [_decide(piece, pieces, confidence, facts) for piece in pieces]
+    states = [state for state, _ in decided]
+    others = [i for i, piece in enumerate(pieces) if piece.atom.protocol == "controlled" and not piece.atom.primary]
+    for i, state in zip(others, verdicts.corrected([decided[i] for i in others], confidence), strict=True):
+        states[i] = state
+    primary = {piece.model: state for piece, state in zip(pieces, states, strict=True) if piece.atom.primary}
+    reported = [s for piece, s in zip(pieces, states, strict=True) if piece.atom.protocol == "reported"]
+    return verdicts.headline(primary, reported, away=claim.needs is not None), states
+
+
+def evaluate(claim: Claim, pieces: Sequence[Piece], confidence: float, facts: Facts) -> dict[str, Any]:
+    """The claim with its headline, what stands beside it, and the evidence."""
+    headline, states = judge(claim, pieces, confidence, facts)
+    both = list(zip(pieces, states, strict=True))
+    others = [s for piece, s in both if not piece.atom.primary and piece.atom.protocol != "flaw ablation"]
+    criterion = {
+        **atom.model_dump(include={"what", "theirs", "why"}), "expected": atom.expected(confidence)
+    } if (atom := next((atom for atom in claim.atoms if atom.primary), None)) else None  # fmt: skip
     return {
-        **claim.model_dump(include={"claim", "source", "reported"}),
-        "verdict": _verdict(claim, evidence),
-        "evidence": evidence,
+        **claim.model_dump(include={"claim", "source", "reported", "recommendation", "needs"}),
+        "headline": headline,
+        "primary": {piece.model: state for piece, state in both if piece.atom.primary},
+        "criterion": criterion,
+        "others": verdicts.tally(others),
+        "reproduced": _reproduced(claim, both, confidence),
+        "steady": sum(found == headline for found in repetitions(claim, pieces, confidence, facts)) / DRAWS,
+        "evidence": [_evidence(piece, state, confidence) for piece, state in both],
     }
 
 
-def _verdict(claim: Claim, evidence: list[Evidence]) -> Verdict:
-    if claim.needs:
-        return "not testable offline"
-    # What a flaw gives explains a reported number; it is no evidence for the claim.
-    evidence = [item for item in evidence if item.protocol != "flaw ablation"]
-    if not evidence:
-        return "not tested yet"
-    if all(item.met for item in evidence):
-        return "holds"
-    return "holds in part" if any(item.met for item in evidence) else "does not hold"
-
-
-def _evidence(
-    test: Criterion, results: Mapping[str, Any], models: Sequence[str], parameters: Mapping[str, int]
-) -> list[Evidence]:
+def repetitions(claim: Claim, pieces: Sequence[Piece], confidence: float, facts: Facts) -> list[Headline]:
+    """Headlines where every trained number is drawn anew within its interval, which goes with it: ``DRAWS`` of them."""
+    draw = random.Random(claim.claim)
+    deciding = [piece for piece in pieces if piece.atom.primary or piece.atom.protocol == "reported"]
+    trained = {id(p): p.number.shown(confidence) for p in deciding if p.atom.stage in TRAINING}
+    if not any(trained.values()):
+        return [judge(claim, deciding, confidence, facts)[0]] * DRAWS
     found = []
-    for model, result in ((model, results[model]) for model in models if model in results):
-        row = _row(test, result)
-        value = lookup(result, test.key + row)
-        if value is None:  # not measured on this model, so no evidence
-            continue
-        interval = lookup(result, test.interval + row) if test.interval else None
-        n = lookup(result, test.n) if test.n else None
-        source = {"file": result_path(test.stage, model).as_posix(), "key": test.key + row}
-        met = test.met_by(value)
-        found.append(Evidence(model, test.protocol, test.what, value, interval, n, test.expected, met, source))
-    if test.across is None or not found:
-        return found
-    return [replace(item, met=_holds_across(test, found, parameters)) for item in found]
+    for _ in range(DRAWS):
+        moves = [draw.uniform(*at) - p.number.value if (at := trained.get(id(p))) else 0.0 for p in deciding]
+        moved = [replace(p, number=p.number.moved(by)) for p, by in zip(deciding, moves, strict=True)]
+        found.append(judge(claim, moved, confidence, facts)[0])
+    return found
 
 
-def _holds_across(test: Criterion, found: Sequence[Evidence], parameters: Mapping[str, int]) -> bool:
-    if len(found) < 2:
-        return False  # one model cannot show a difference between models
-    if test.across == "spread":
-        values = [item.value for item in found]
-        return test.met_by(max(values) - min(values))
-    ordered = sorted(found, key=lambda item: parameters[item.model])
-    low = [(item.interval or [item.value])[0] for item in ordered]
-    high = [(item.interval or [item.value])[-1] for item in ordered]
-    return all(below < above for below, above in zip(high, low[1:], strict=False))
+def _decide(piece: Piece, pieces: Sequence[Piece], confidence: float, facts: Facts) -> tuple[State, float]:
+    atom, number, bounds = piece.atom, piece.number, piece.atom.bounds(confidence)
+    if atom.increasing:
+        return _growth([other for other in pieces if other.atom is atom], confidence, facts)
+    if atom.p_of:
+        p = min(1.0, number.value * atom.p_of)
+        return ("violated" if verdicts.significant(p, confidence) else "open"), p
+    if piece.baseline is not None and bounds.hold(number.value) and bounds.hold(piece.baseline):
+        return "void", 1.0
+    return decide(number, bounds, confidence)
 
 
-def _row(test: Criterion, result: Mapping[str, Any]) -> str:
-    """Suffix that picks a layer: ``.3``, or nothing for a scalar."""
-    if test.at is None:
-        return ""
-    if test.at == "first":
-        return f".{layer_row(0)}"
-    if isinstance(test.at, float):
-        return f".{layer_row(layer_at(test.at, len(result['layers']) - 1))}"
-    values = lookup(result, test.key)[layer_row(0) :]
-    pick = np.argmin if test.at == "min" else np.argmax
-    return f".{layer_row(int(pick(values)))}"
+def _growth(pieces: Sequence[Piece], confidence: float, facts: Facts) -> tuple[State, float]:
+    """Growth over models: few of them, or of several families, say nothing about it."""
+    if len(pieces) < FEWEST_MODELS or len({facts[piece.model]["architecture"] for piece in pieces}) > 1:
+        return "open", 1.0
+    ordered = sorted(pieces, key=lambda piece: facts[piece.model]["parameters"])
+    steps = [_difference(after.number, before.number) for before, after in pairwise(ordered)]
+    states = [decide(step, Bounds(low=0.0), confidence) for step in steps]
+    worst = max(states, key=lambda found: found[1])
+    return worst if len({state for state, _ in states}) == 1 else ("open", 1.0)
+
+
+def _reproduced(
+    claim: Claim, both: Sequence[tuple[Piece, State]], confidence: float
+) -> Literal["yes", "no", "not comparable"]:
+    """Whether the reported protocol gives, on every model, what the write-up reports, and the untrained does not."""
+    numbers = [
+        piece.atom.bounds(confidence).hold(piece.number.value) for piece, state in both
+        if piece.atom.protocol == "reported" and state != "void"
+    ]  # fmt: skip
+    return "not comparable" if claim.needs or not numbers else "yes" if all(numbers) else "no"
+
+
+def _evidence(piece: Piece, state: State, confidence: float) -> dict[str, Any]:
+    return {
+        **piece.atom.model_dump(include={"what", "protocol", "primary"}),
+        "model": piece.model,
+        "value": piece.number.value,
+        "interval": piece.number.shown(confidence),
+        "n": piece.number.n,
+        "expected": piece.atom.expected(confidence),
+        "state": state,
+        "result": piece.result,
+    }
+
+
+def _read(where: Where, result: Mapping[str, Any], confidence: float) -> tuple[Number | None, str]:
+    """A number with what stands beside it, and its dotted key."""
+    node, key, beside = lookup(result, where.key), where.key, {}
+    if isinstance(node, dict):
+        beside, name = node, next(each for each in ("value", "accuracy", "mean", "alignment") if each in node)
+        key, node = f"{key}.{name}", node[name]
+    if where.at is not None:
+        row = _row(where.at, node, len(result["layers"]) - 1)
+        key, node = f"{key}.{row}", node[row]
+        if "interval" in beside:
+            beside = {**beside, "interval": beside["interval"][row]}
+    if node is None:
+        return None, key
+    by_seed = tuple(beside.get("by_seed", ()))
+    above = lookup(result, where.key.rpartition(".")[0]) if "." in where.key else result
+    n = beside.get("n", above.get("n") if beside and isinstance(above, dict) else None)
+    interval = beside.get("interval")
+    if where.n:
+        n = lookup(result, where.n)
+        ends = [wilson(round(share * n), n, confidence=confidence) for share in by_seed or (node,)]
+        interval = min(low for low, _ in ends), max(high for _, high in ends)
+    one_seed = where.stage in TRAINING and len(by_seed) < 2
+    return Number(float(node), interval and tuple(interval), by_seed, n, one_seed), key
+
+
+def _row(at: str | float, values: Sequence[float], n_layers: int) -> int:
+    first = layer_row(0)
+    if at == "first":
+        return first
+    if isinstance(at, float):
+        return layer_row(layer_at(at, n_layers))
+    pick = np.argmin if at == "min" else np.argmax
+    return layer_row(int(pick(values[first:])))
+
+
+def _difference(a: Number, b: Number | None) -> Number:
+    """Of two numbers: Newcombe's interval, and the differences seed by seed."""
+    assert b is not None
+    interval = newcombe_difference(a.value, a.interval, b.value, b.interval) if a.interval and b.interval else None
+    taken = b.by_seed if len(b.by_seed) == len(a.by_seed) else [b.value] * len(a.by_seed)
+    by_seed = tuple(x - y for x, y in zip(a.by_seed, taken, strict=True))
+    return Number(a.value - b.value, interval, by_seed, a.n, a.one_seed or b.one_seed)
 
 
 def run() -> None:
     """Judge every claim by the results of the models of the paper."""
     params = load_params()
     ledger = load_claims(LEDGER)
-    tested = {test.stage for claim in ledger.values() for test in claim.tests}
+    tested = {at.stage for claim in ledger.values() for atom in claim.atoms for at in (atom, atom.minus) if at}
     results = {stage: results_of(stage, params) for stage in STAGES if stage in tested}
-    parameters = {model: facts["parameters"] for model, facts in results_of("fetch", params).items()}
+    facts = results_of("fetch", params)
     judged = list(dict.fromkeys([*params.models, *params.moe_models]))
-    verdicts = {key: evaluate(claim, results, judged, parameters) for key, claim in ledger.items()}
-    write_result(RESULTS / "claims.json", verdicts)
+    verdict = {}
+    for key, claim in ledger.items():
+        pieces = measure(claim, results, judged, params.confidence)
+        verdict[key] = evaluate(claim, pieces, params.confidence, facts)
+    write_result(RESULTS / "claims.json", verdict)
 
 
 if __name__ == "__main__":

@@ -166,6 +166,55 @@ def newcombe_difference(
     return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
 
 
+def holm(p: ArrayLike) -> Floats:
+    """p-values adjusted for how many tests there are, by Holm's step-down rule.
+
+    With p sorted, the i-th of m becomes ``max over j <= i of min(1, (m - j + 1) p_j)``. Calling significant what is
+    at most alpha then errs anywhere among the m with a probability of at most alpha, whatever their dependence.
+
+    Args:
+        p: (m,) p-values; m may be 0.
+
+    Raises:
+        InputError: NaN among them.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        array([0.03, 0.06, 0.06])
+
+    Source: Holm (1979), A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    _check_finite("p", values)
+    order = np.argsort(values, kind="stable")
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1)
+    return adjusted
+
+
+def student_interval(values: ArrayLike, *, confidence: float) -> tuple[float, float]:
+    """Interval of the mean of few values, such as one a seed: ``mean ± t s / sqrt(n)`` with n - 1 degrees of freedom.
+
+    Raises:
+        InputError: Fewer than two values, or NaN or infinity among them.
+
+    Example:
+        >>> student_interval([0.1, 0.2, 0.3], confidence=0.95)
+        (-0.0484..., 0.4484...)
+
+    Source: Student (1908), The probable error of a mean, Biometrika 6.
+    """
+    _check_confidence(confidence)
+    array = np.asarray(values, dtype=np.float64)
+    if array.size < 2:
+        raise InputError(f"values: {array.size} of them have no spread; pass at least 2")
+    _check_finite("values", array)
+    from scipy.special import stdtrit  # late: it takes longer to import than many a command needs
+
+    half = float(stdtrit(array.size - 1, (1 + confidence) / 2) * array.std(ddof=1) / math.sqrt(array.size))
+    return float(array.mean()) - half, float(array.mean()) + half
+
+
 def cohens_d(after: ArrayLike, before: ArrayLike) -> float | None:
     """Difference of two means in units of the pooled standard deviation, ``sqrt((s1^2 + s2^2) / 2)``.
 

@@ -229,12 +229,12 @@ def test_claims(ce: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = ce("claims", "c09")
     assert code == 0
     assert committed["C09"]["claim"] in out
-    assert f"verdict: {committed['C09']['verdict']}" in out
-    assert len(out.splitlines()) == 4 + len(committed["C09"]["evidence"])
+    assert f"verdict: {committed['C09']['headline']} (2 models; other tests: " in out
+    assert len(out.splitlines()) == 6 + len(committed["C09"]["evidence"])
     code, out, _ = ce("claims")
     assert len(out.splitlines()) == 1 + len(committed)
     code, _, err = ce("claims", "C99")
-    assert (code, err) == (2, "error: claim 'C99': no such claim; there are C01 to C26\n")
+    assert (code, err) == (2, "error: claim 'C99': no such claim; there are C01 to C33\n")
 
 
 # --- Other ways in, other ways out ---

@@ -3,6 +3,7 @@
 from classifier_emergence.numbers import number, percent, small_share
 from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.tasks.arithmetic import OPERATIONS, STYLES
+from experiments.report.names import NAMES
 from experiments.report.tables.cells import NOTHING, at_layer, cells
 from experiments.report.tables.table import FOLDER, Result, Results, Rows, table
 from experiments.report.typeset import write_table
@@ -10,18 +11,36 @@ from experiments.report.typeset import write_table
 L0 = layer_row(0)
 
 
-@table("claims", "Claim | Reported | Verdict | Evidence met", first="Id")
+@table("claims", "Claim | Reported | Verdict | Models | Other tests | Reproduced", first="Id")
 def claims(claim: Result) -> Rows:
     """The claims of the sources and our verdicts."""
-    met = [item["met"] for item in claim["evidence"] if item["protocol"] != "flaw ablation"]
-    yield [*cells(claim, "claim | reported | verdict"), f"{sum(met)} of {len(met)}" if met else NOTHING]
+    by_state: dict[str, list[str]] = {}
+    for model, state in claim["primary"].items():
+        by_state.setdefault(state, []).append(NAMES["models"].get(model, [model])[-1])
+    named = "; ".join(f"{state} in {' and '.join(models)}" for state, models in sorted(by_state.items()))
+    headline = claim["headline"] + (f": {named}" if claim["headline"] == "mixed by model" else "")
+    judged = len(claim["primary"]) if claim["headline"] != "untested" else NOTHING
+    others = ", ".join(f"{count} {state}" for state, count in claim["others"].items()) or NOTHING
+    yield [*cells(claim, "claim | reported"), headline, judged, others, claim["reproduced"]]
 
 
-@table("claims", "Protocol | Quantity | Model | Value | Interval | n | Claimed | Met", first="Claim")
+@table("claims", "Primary test | Write-up | Bound | Why", first="Claim")
+def criteria(claim: Result) -> Rows:
+    """What decides a claim, and where its bound comes from; what claims need that are untested."""
+    needs = f"; needs {claim['needs']}" if claim["needs"] else ""
+    if claim["criterion"]:
+        what, *shown = cells(claim["criterion"], "what | theirs | expected | why")
+        yield [what + needs, *shown]
+    else:
+        yield [f"none yet{needs}", NOTHING, NOTHING, NOTHING]
+
+
+@table("claims", "Protocol | Quantity | Model | Value | Interval | n | Claimed | State", first="Claim")
 def evidence(claim: Result) -> Rows:
     """Every number behind the verdicts."""
     for item in claim["evidence"]:
-        yield cells(item, "protocol | what | model | value:3 | interval:3 | n | expected | met:yes")
+        kind = "primary" if item["primary"] else item["protocol"]
+        yield [kind, *cells(item, "what | model | value:3 | interval:3 | n | expected | state")]
 
 
 @table("fetch", "Architecture | Layers | d | Vocabulary | Parameters | Licence | `Weights (sha256)`")

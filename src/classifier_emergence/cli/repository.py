@@ -94,20 +94,21 @@ def _root() -> Path:
 
 
 def claims(
-    claim: Annotated[str | None, typer.Argument(metavar="[CLAIM]", help="C01 to C26; default: the table.")] = None,
+    claim: Annotated[str | None, typer.Argument(metavar="[CLAIM]", help="Such as C01; default: the table.")] = None,
     json: JsonFile = None,
 ) -> None:
     """Show the verdicts, or the evidence for one.
 
-    Verdicts are computed from the results in the repository; those of flawed protocols are shown, but not counted.
+    A claim's verdict is that of its primary test; what the other tests and flawed protocols give is shown beside it.
     """
     check_outputs(json, None)
     from classifier_emergence.results import read_result
 
     ledger = read_result(_root() / "results" / "claims.json")
     if claim is None:
-        rows = [[key, item["verdict"], _met(item), item["claim"]] for key, item in ledger.items()]
-        table(["claim", "verdict", "tests met", "what is claimed"], rows)
+        rows = [[key, i["headline"], str(len(i["primary"])), _others(i), i["reproduced"], i["claim"]]
+                for key, i in ledger.items()]  # fmt: skip
+        table(["claim", "verdict", "models", "other tests", "reproduced", "what is claimed"], rows)
         write_json(json, ledger)
         return
     key = claim.upper()
@@ -116,16 +117,21 @@ def claims(
     item = ledger[key]
     say(f"{key}: {printable(item['claim'])}")
     say(f"source: {printable(item['source'])}; reported: {printable(item['reported'])}")
-    say(f"verdict: {item['verdict']}" + (f" ({_met(item)} tests met)" if item["evidence"] else ""))
+    say(f"verdict: {item['headline']} ({_count(len(item['primary']), 'model')}; other tests: {_others(item)})")
+    say(f"reported number reproduced: {item['reproduced']}" + (f"; needs {item['needs']}" if item["needs"] else ""))
+    if item["criterion"]:
+        say("primary: " + printable("{what}; {expected} (write-up: {theirs}): {why}".format(**item["criterion"])))
     if item["evidence"]:
         _show(item["evidence"])
     write_json(json, {key: item})
 
 
-def _met(item: dict[str, Any]) -> str:
-    # What a flaw gives explains a reported number; it is no evidence for the claim.
-    counted = [e for e in item["evidence"] if e["protocol"] != "flaw ablation"]
-    return f"{sum(e['met'] for e in counted)} of {len(counted)}" if counted else "–"
+def _others(item: dict[str, Any]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in item["others"].items()) or "–"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" + ("" if n == 1 else "s")
 
 
 def _show(evidence: list[dict[str, Any]]) -> None:
@@ -135,9 +141,9 @@ def _show(evidence: list[dict[str, Any]]) -> None:
     for e in evidence:
         interval = interval_text(e["interval"], 3, scale=1)
         n = "" if e["n"] is None else str(e["n"])
-        row = [e["model"], number(e["value"], 3), interval, n, "yes" if e["met"] else "no"]
-        tests.setdefault((e["protocol"], e["what"], e["expected"]), []).append(row)
-    columns = ["model", "value", "interval", "n", "met"]
+        row = [e["model"], number(e["value"], 3), interval, n, e["state"]]
+        tests.setdefault(("primary" if e["primary"] else e["protocol"], e["what"], e["expected"]), []).append(row)
+    columns = ["model", "value", "interval", "n", "state"]
     if not sys.stdout.isatty():
         table(["protocol", "what", "claim says", *columns], [[*test, *row] for test in tests for row in tests[test]])
         return

@@ -63,14 +63,22 @@ def test_what_no_training_made_agrees_within_its_tolerance_only(regenerated: dic
     assert not agree(regenerated)
 
 
-def test_claims_agree_by_what_is_judged(regenerated: dict[Path, Any]) -> None:
+def test_claims_agree_by_headlines_and_states(regenerated: dict[Path, Any]) -> None:
     claims = regenerated[CLAIMS]
-    piece = claims["C11"]["evidence"][0]
-    piece["value"] *= 2
+    moved = next(piece for piece in claims["C23"]["evidence"] if "adds to the reward" in piece["what"])
+    assert moved["state"] == "open"
+    moved["value"] = 0.017  # on the other side of its bound, and still within its interval
     claims["C07"]["evidence"][0]["value"] += 1  # a rank, and whole
+    claims["C09"]["steady"] = 0.9
     assert agree(regenerated)
-    piece["met"] = not piece["met"]
+    moved["state"] = "met"  # what was open is decided: no contradiction
+    assert agree(regenerated)
+    decided = next(piece for piece in claims["C11"]["evidence"] if piece["state"] == "met")
+    for state, agrees in (("open", True), ("violated", False)):
+        decided["state"] = state
+        assert agree(regenerated) is agrees
+    decided["state"] = "met"
+    claims["C11"]["headline"] = "inconclusive"
     assert not agree(regenerated)
-    piece["met"] = not piece["met"]
-    claims["C11"]["verdict"] = "does not hold"
+    del claims["C11"]
     assert not agree(regenerated)

@@ -24,7 +24,7 @@ def tree(tmp_path: Path) -> Path:
     for name in ("lib.typ", "names.yaml"):
         shutil.copy(PAPER / name, tmp_path / "paper")
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    ledger = {"C01": {"claim": "It rains.", "reported": "50-80 %", "verdict": "holds"}}
+    ledger = {"C01": {"claim": "It rains.", "reported": "50-80 %", "headline": "supported"}}
     (tmp_path / "results" / "claims.json").write_text(json.dumps(ledger))
     return tmp_path
 
@@ -117,9 +117,9 @@ def test_parameters_and_claims_are_read(tree: Path) -> None:
         'get(params, ("b", "1"))',
     ]
     assert printed_values(tree, expressions) == ["1,200", "95 %", "1/64", "8"]
-    assert printed_values(tree, ['reported("C01")', 'verdict("C01")', "claims.len()"]) == [
+    assert printed_values(tree, ['reported("C01")', 'headline("C01")', "claims.len()"]) == [
         "50-80 %",
-        "holds",
+        "supported",
         "1",
     ]
     assert "a.half is no whole number" in refusal(tree, '#param("a.half")')
