@@ -24,11 +24,13 @@ from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.residuals import outputs_of
 from classifier_emergence.reading.tree import DECODER_INPUTS, last_states, one_pass
 from classifier_emergence.training.cross_entropy import cross_entropy
+from classifier_emergence.training.modules import MLP as MLP
+from classifier_emergence.training.modules import QK as QK
+from classifier_emergence.training.modules import QKVO as QKVO
+from classifier_emergence.training.modules import VO as VO
+from classifier_emergence.training.modules import targets
 from classifier_emergence.training.run_folder import WatchingTrainer, open_run_folder
 
-VO, QK = ("v_proj", "o_proj"), ("q_proj", "k_proj")
-QKVO = (*QK, *VO)
-MLP = ("gate_proj", "up_proj", "down_proj")
 HEAD = "classifier_head"
 EXPLODED = 10.0
 """Training has diverged once the loss exceeds this multiple of ``ln(vocabulary)``, the loss of a uniform guess."""
@@ -165,9 +167,7 @@ def adapted(lm: LanguageModel, adapter: Adapter, *, seed: int, classes: int | No
     for layer in adapter.layers or (-1,):  # peft takes no layers for all of them, and is content if any map is found
         if not 0 <= layer < len(blocks):
             raise InputError(f"layers: {adapter.layers}: the model has blocks 0 to {len(blocks) - 1}")
-        missing = set(adapter.modules) - {name.rpartition(".")[2] for name, _ in blocks[layer].named_modules()}
-        if missing:
-            raise InputError(f"modules: {', '.join(sorted(missing))}: not found in block {layer} of the model")
+    maps = targets(model, blocks, adapter.modules, adapter.layers)
     torch.manual_seed(seed)
     save = None
     if classes is not None:
@@ -180,13 +180,15 @@ def adapted(lm: LanguageModel, adapter: Adapter, *, seed: int, classes: int | No
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=round(adapter.scale * adapter.rank),
-        target_modules=list(adapter.modules),
+        target_modules=list(maps.names),
+        fan_in_fan_out=maps.transposed,
         layers_to_transform=list(adapter.layers),
         lora_dropout=0.0,
         modules_to_save=save,
         task_type="CAUSAL_LM",
     )
     wrapped = get_peft_model(model, config)
+    maps.confine(wrapped)
     try:
         yield wrapped
     finally:
