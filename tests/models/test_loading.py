@@ -108,7 +108,9 @@ def test_mxfp4_weights_are_taken_apart(tmp_path: Path) -> None:
     weights = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     values = torch.tensor([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
     expected = {}
-    for name in [name for name in weights if name.endswith("experts.gate_up_proj") or name.endswith("experts.down_proj")]:
+    for name in [
+        name for name in weights if name.endswith("experts.gate_up_proj") or name.endswith("experts.down_proj")
+    ]:
         experts, width, out = weights.pop(name).shape
         blocks = torch.randint(256, (experts, out, width // 32, 16), dtype=torch.uint8)
         scales = torch.randint(118, 122, (experts, out, width // 32), dtype=torch.uint8)

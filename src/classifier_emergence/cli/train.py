@@ -52,6 +52,8 @@ def dual_reward(
     batch_size: Batch = 4,
     seed: options.Seed = 0,
     adapter: options.AdapterFolder = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
 ) -> None:
@@ -76,6 +78,8 @@ def sft(
     batch_size: Batch = 8,
     seed: options.Seed = 0,
     adapter: options.AdapterFolder = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
 ) -> None:
@@ -109,6 +113,8 @@ def grpo(
     batch_size: Batch = 8,
     seed: options.Seed = 0,
     adapter: options.AdapterFolder = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
 ) -> None:
@@ -125,6 +131,8 @@ def _train(
     *,
     model: str,
     adapter: list[Path] | None,
+    device: str,
+    dtype: str,
     output: Path | None,
     classes: list[str] | None,
     file: Path | None,
@@ -137,7 +145,8 @@ def _train(
     data = labelled_prompts(classes, file, task if classes or file or task else "arithmetic")
     check_outputs(json, plot)
     train = getattr(library, method)
-    reading: FineTuned = train(library.open_model(model, adapter=adapter), data, output, **settings)
+    lm = library.open_model(model, adapter=adapter, device=device, dtype=dtype)
+    reading: FineTuned = train(lm, data, output, **settings)
     _report(reading, output)
     if method == "grpo":
         _report_rewards(reading)

@@ -15,10 +15,10 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     FineGrainedFP8Config,
-    Mxfp4Config,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.quantization_config import Mxfp4Config
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.extras import missing_extras_named
@@ -71,10 +71,10 @@ def load(
 ) -> LanguageModel:
     """Load the model that ``names.resolve(name, known)`` means; fetch it first if need be.
 
-    The model is in evaluation mode, without gradients, with SDPA attention where its family has it, else eager (a notice
-    says so). The tokenizer pads on the left and has a padding token. Code from a model repository is never run. Weights
-    in MXFP4 or FP8 and those of GGUF files are taken apart; other quantised ones stay so, where the library that reads
-    them is installed.
+    The model is in evaluation mode, without gradients, with SDPA attention where its family has it, else eager (a
+    notice says so). The tokenizer pads on the left and has a padding token. Code from a model repository is never run.
+    Weights in MXFP4 or FP8 and those of GGUF files are taken apart; other quantised ones stay so, where the library
+    that reads them is installed.
 
     Args:
         name: See ``names.resolve``.
@@ -83,8 +83,8 @@ def load(
         dtype: Likewise.
 
     Raises:
-        InputError: The name means nothing, the weights cannot be had (see ``sources.fetch``), do not fit into the memory
-            or are incomplete, the architecture is unknown to transformers, or there is no token to pad with.
+        InputError: The name means nothing, the weights cannot be had (see ``sources.fetch``), do not fit into memory or
+            are incomplete, the architecture is unknown to transformers, or there is no token to pad with.
 
     Example:
         >>> load("gemma-3-270m").model.dtype
@@ -100,6 +100,10 @@ def load(
     except Exception as error:  # a damaged file makes transformers stumble in any way
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{key}: transformers cannot load {folder} ({reason}); choose another model") from error
+    attention = model.config._attn_implementation
+    if attention != "sdpa" and getattr(model.config.get_text_config(), "num_attention_heads", None):
+        notice = f"{key}: {attention} attention, as {type(model).__name__} has no scaled_dot_product_attention"
+        _console.print(notice, markup=False)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -123,12 +127,14 @@ def describe(lm: LanguageModel) -> dict[str, Any]:
         "architecture": type(lm.model).__name__,
         "n_layers": lm.n_layers,
         "d_model": lm.model.config.get_text_config().hidden_size,
-        "vocabulary": len(embedding.weight),
+        "vocabulary": embedding.get_parameter("weight").shape[0],
         "tokenizer_vocabulary": len(lm.tokenizer),
         "parameters": sum(parameter.numel() for parameter in lm.model.parameters()),
         "tied_embeddings": head is not None and embedding.weight is head.weight,
         "adds_bos": lm.tokenizer("=")["input_ids"][:1] == [lm.tokenizer.bos_token_id],
-        "device": str(lm.model.device),
+        "device": ", ".join(
+            sorted({str(d) for d in getattr(lm.model, "hf_device_map", {"": lm.model.device}).values()})
+        ),
         "dtype": str(lm.model.dtype).removeprefix("torch."),
         "attention": lm.model.config._attn_implementation,
         "lens": lens,
@@ -151,17 +157,16 @@ def _from_folder(key: str, folder: Path, device: str, dtype: str) -> tuple[PreTr
     wrong = sorted(report["missing_keys"]) + sorted(str(item) for item in report["mismatched_keys"])
     if wrong:
         raise InputError(f"{key}: {folder} lacks weights that fit ({', '.join(wrong[:3])}); fetch or save it again")
-    attention = model.config._attn_implementation
-    if attention != "sdpa" and getattr(model.config.get_text_config(), "num_attention_heads", None):
-        notice = f"{key}: {attention} attention, as {type(model).__name__} has no scaled_dot_product_attention"
-        _console.print(notice, markup=False)
     return model, tokenizer
 
 
 def _from_file(key: str, file: Path, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     placement = place(device, dtype, "bfloat16")
-    check_fits(key, values_in_gguf(file), 0, placement)
-    return read_gguf(file, **_arguments(placement))
+    try:
+        check_fits(key, values_in_gguf(file), 0, placement)
+        return read_gguf(file, **_arguments(placement))
+    except InputError as error:
+        raise InputError(f"{key}: {str(error).removeprefix(f'{key}: ')}") from error
 
 
 def _stored(config: dict[str, Any]) -> str | None:

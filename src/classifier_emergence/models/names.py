@@ -49,10 +49,11 @@ def registry() -> dict[str, ModelSource]:
 def resolve(name: str, known: dict[str, ModelSource] | None = None) -> tuple[str, ModelSource]:
     """What a model's name means: its key, and where its weights are.
 
-    The first of: a key of ``known``; a folder or ``*.gguf`` file that is there; ``owner/name`` or ``owner/name@revision`` on the hub; any
-    other path. A hub id without a full commit means the commit in the local hub cache if there is one (so that a result
-    does not change under one's hands), else the newest on the hub. A hub that cannot be asked does not matter if the
-    cache holds exactly one complete snapshot and no revision is asked for; a notice says which it is.
+    The first of: a key of ``known``; a ``*.gguf`` file; a folder that is there; ``owner/name`` or
+    ``owner/name@revision`` on the hub; any other path. A hub id without a full commit means the commit in the local hub
+    cache if there is one (so that a result does not change under one's hands), else the newest on the hub. A hub that
+    cannot be asked does not matter if the cache holds exactly one complete snapshot and no revision is asked for; a
+    notice says which it is.
 
     Args:
         name: A key, a hub id, a folder or a GGUF file.

@@ -79,13 +79,15 @@ def check_fits(key: str, values: int, fixed: int, placement: Placement) -> None:
     if placement.dtype is torch.float32 and values * 2 + fixed <= free:
         options.append(f"--dtype bfloat16 needs {_size(values * 2 + fixed)}")
     others = [device for device in devices() if device != placement.device and placement.device != "balanced"]
-    options += [f"--device {device} has {_size(room)}" for device in others if (room := free_memory(device) or 0) > needed]
+    options += [
+        f"--device {device} has {_size(room)}" for device in others if (room := free_memory(device) or 0) > needed
+    ]
     if placement.device != "balanced" and (room := free_memory("balanced") or 0) > needed:
         options.append(f"--device balanced has {_size(room)}, the disk among it")
     advice = "; ".join(options) or "no option would do; choose a smaller model"
     raise InputError(
-        f"{key}: its weights need {_size(needed)} in {str(placement.dtype).removeprefix('torch.')}, and {placement.device} "
-        f"has {_size(free)} free, {_size(needed - free)} too little ({advice})"
+        f"{key}: its weights need {_size(needed)} in {str(placement.dtype).removeprefix('torch.')}, and "
+        f"{placement.device} has {_size(free)} free, {_size(needed - free)} too little ({advice})"
     )
 
 

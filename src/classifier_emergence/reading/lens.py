@@ -63,8 +63,8 @@ def lens_scores(
             raise InputError(f"word {position}: no single-token form in this vocabulary, so it has no alignment")
         if max(ids) >= len(readout.weight):
             raise InputError(
-                f"word {position}: token {max(ids)}, but the readout has {len(readout.weight)}; the tokenizer knows more, "
-                "so call model.resize_token_embeddings(len(tokenizer))"
+                f"word {position}: token {max(ids)}, but the readout has {len(readout.weight)}; the tokenizer knows "
+                "more, so call model.resize_token_embeddings(len(tokenizer))"
             )
     n_layers, n_prompts, d = states.shape
     device = readout.weight.device  # where the unembedding lies; the states come to it block by block

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -79,7 +79,7 @@ class Readout:
         return self._gain(self.norm, self.weight.shape[1])
 
     def directions(self, tokens: slice | Tensor = slice(None)) -> Tensor:
-        """(tokens, d of the states): what raises each token, ``gain * W_U[t]``, through the projection if there is one."""
+        """(tokens, d of the states): what raises each token, ``gain * W_U[t]``, through the projection if any."""
         if self.projection is None:
             return self.rows(tokens) * self.gain
         assert isinstance(self.norm, nn.Sequential)
@@ -215,7 +215,9 @@ def _widened(norm: nn.Module, device: torch.device) -> nn.Module:
     if all(tensor.dtype == torch.float32 and tensor.device == device for tensor in tensors):
         return norm
     with _in_memory(norm):
-        return _unhooked(copy.deepcopy(norm)).to(device=device, dtype=torch.float32)
+        wide = _unhooked(copy.deepcopy(norm)).to(device=device, dtype=torch.float32)
+    wide.register_forward_pre_hook(lambda _, args: (args[0].float(),))  # states come as the blocks hold them
+    return wide
 
 
 def _held(module: nn.Module) -> dict[str, Tensor]:
@@ -231,12 +233,13 @@ def _held(module: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def _in_memory(module: nn.Module) -> Iterator[None]:
-    if any(tensor.device.type == "meta" for tensor in module.parameters()):
-        from accelerate.utils import align_module_device  # it is there, for it has put them on the disk
+    """Hold the weights of a module, and of those within it, that accelerate keeps on the disk."""
+    with ExitStack() as stack:
+        for part in module.modules():
+            if any(tensor.device.type == "meta" for tensor in part.parameters(recurse=False)):
+                from accelerate.utils import align_module_device  # it is there, for it has put them on the disk
 
-        with align_module_device(module, execution_device=torch.device("cpu")):
-            yield
-    else:
+                stack.enter_context(align_module_device(part, execution_device=torch.device("cpu")))
         yield
 
 

@@ -108,8 +108,8 @@ def _all_seen(texts: Sequence[list[int]], model: PreTrainedModel) -> tuple[dict[
     """As ``one_pass``, but every token sees all of its text: a flaw."""
     if not follows_masks(model):
         raise InputError(
-            f"model {type(model).__name__}: goes through a text from left to right, or by a mask of its own, so that no "
-            "token can see later ones; choose another model for causal=False"
+            f"model {type(model).__name__}: goes through a text from left to right, or by a mask of its own, so that "
+            "no token can see later ones; choose another model for causal=False"
         )
     check_tokens([max(text) for text in texts], model)
     positions = [position for text in texts for position in range(len(text))]

@@ -99,7 +99,7 @@ def check_tokens(ids: Sequence[int], model: PreTrainedModel) -> None:
     Raises:
         InputError: There is one; names it and the size of the vocabulary.
     """
-    known = len(model.get_input_embeddings().weight)
+    known = model.get_input_embeddings().get_parameter("weight").shape[0]
     if ids and max(ids) >= known:
         raise InputError(
             f"token {max(ids)}: the model's vocabulary has {known} tokens; the tokenizer knows more, so call "
@@ -143,7 +143,7 @@ def _trial(model: PreTrainedModel) -> bool:
     training = [module for module in model.modules() if module.training]
     model.eval()  # dropout would not repeat
     try:
-        size = len(model.get_input_embeddings().weight)
+        size = model.get_input_embeddings().get_parameter("weight").shape[0]
         texts = [[token % size for token in text] for text in TRIED]
         tree = Tree(texts)
         together = last_states(tree.inputs(model), model)

@@ -44,11 +44,11 @@ class Targets:
     kept: dict[str, Tensor]
     """Of a map that holds more than was asked for: (rows,) whether each is trained."""
 
-    def confine(self, wrapped: nn.Module) -> None:
-        """Keep rows that were not asked for at zero in every B of a fresh LoRA adapter."""
+    def confine(self, wrapped: nn.Module, adapter: str = "default") -> None:
+        """Keep rows that were not asked for at zero in every B of a fresh LoRA adapter that requires gradients."""
         for name, rows in self.kept.items():
             for path, parameter in wrapped.named_parameters():
-                if f".{name}.lora_B." in path and parameter.requires_grad:
+                if f".{name}.lora_B.{adapter}." in path:
                     mask = rows.to(parameter)[:, None]
                     parameter.register_hook(lambda gradient, mask=mask: gradient * mask)
 
@@ -216,6 +216,6 @@ def _is(path: str, name: str) -> bool:
 def _refusal(model: PreTrainedModel, missing: set[str], layer: int, maps: Iterable[str]) -> str:
     has = ", ".join(dict.fromkeys(maps)) or "none"
     return (
-        f"modules: {', '.join(sorted(missing))}: not found in block {layer} of {type(model).__name__}, whose linear maps "
-        f"are {has}; choose among these, or another model"
+        f"modules: {', '.join(sorted(missing))}: not found in block {layer} of {type(model).__name__}, whose linear "
+        f"maps are {has}; choose among these, or another model"
     )
