@@ -23,7 +23,8 @@ from classifier_emergence.training.evaluation import (
     word_basis,
 )
 from classifier_emergence.training.flaws import forgotten
-from classifier_emergence.training.supervised import VO, Example, Member, Objective, Trained, encode, train_together
+from classifier_emergence.training.modules import VO
+from classifier_emergence.training.supervised import Example, Member, Objective, Trained, encode, train_together
 from experiments.params import Params
 from experiments.shared.study import ProblemStudy, adapter_of, schedule_of
 from experiments.shared.summaries import summary_over_seeds

@@ -15,7 +15,8 @@ from classifier_emergence.statistics import Proportion
 from classifier_emergence.tasks.problems import Problem, split
 from classifier_emergence.training.adapters import Adapter
 from classifier_emergence.training.evaluation import Alignment, Answers, alignment, answers
-from classifier_emergence.training.supervised import VO, Schedule
+from classifier_emergence.training.modules import VO
+from classifier_emergence.training.supervised import Schedule
 from experiments.params import Params, Supervised, Update
 from experiments.shared.summaries import mean_of, share_of
 

@@ -21,7 +21,8 @@ from classifier_emergence.tasks.problems import COT_REPORTED, Problem, sample
 from classifier_emergence.training.adapters import Start, adapted_together, save_adapter
 from classifier_emergence.training.evaluation import generate, parse_number
 from classifier_emergence.training.flaws import forgotten
-from classifier_emergence.training.supervised import QKVO, Member, Objective, encode, train_together
+from classifier_emergence.training.modules import QKVO
+from classifier_emergence.training.supervised import Member, Objective, encode, train_together
 from experiments.params import Params
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main

@@ -16,7 +16,8 @@ from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.tasks.arithmetic import STYLES
 from classifier_emergence.training.adapters import Start, adapted_together, head_of
-from classifier_emergence.training.supervised import MLP, QK, QKVO, train_together
+from classifier_emergence.training.modules import MLP, QK, QKVO
+from classifier_emergence.training.supervised import train_together
 from experiments.params import Params
 from experiments.shared.dual_reward import (
     DualRewardArm,

@@ -42,7 +42,8 @@ from classifier_emergence.tasks.problems import NEUTRAL
 from classifier_emergence.tasks.splits import rotations
 from classifier_emergence.training.adapters import Adapter
 from classifier_emergence.training.evaluation import answers
-from classifier_emergence.training.supervised import MLP, Schedule
+from classifier_emergence.training.modules import MLP
+from classifier_emergence.training.supervised import Schedule
 from experiments.params import Params
 from experiments.shared.lens import own_class
 from experiments.shared.mixtures import DOMAINS, READ, MixtureStudy, in_use, projection

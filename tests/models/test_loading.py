@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import LAYERS, build, language_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -13,8 +14,10 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from classifier_emergence.errors import InputError
+from classifier_emergence.models.checkpoint import Checkpoint
 from classifier_emergence.models.loading import describe, load, open_model
 from classifier_emergence.models.registry import ModelSource, PathSource
+from classifier_emergence.reading.lens import check_lens
 from classifier_emergence.reading.residuals import residual_stream
 
 WORDS = ["</s>", "one", "two", "three"]
@@ -91,10 +94,42 @@ def test_an_unknown_name_gives_the_nearest_key(folder: Path) -> None:
         load("./nowhere", registry)
 
 
-def test_quantised_weights_are_refused(folder: Path) -> None:
-    edit_config(folder, quantization_config={"quant_method": "mxfp4"})
-    with pytest.raises(InputError, match=r"tiny: the weights are quantised \(mxfp4\)"):
+def test_weights_in_a_format_whose_library_is_missing_are_one_clear_line(folder: Path) -> None:
+    edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(InputError, match=r"^tiny: transformers cannot load .*(?i:gptq|optimum)") as raised:
         load(str(folder), {})
+    assert "\n" not in str(raised.value)
+
+
+def test_mxfp4_weights_are_taken_apart(tmp_path: Path) -> None:
+    """A GPT-OSS as it is published: experts in blocks of 32 values of four bits with a common power of two."""
+    model = build("gpt-oss", intermediate_size=32)
+    model.config.quantization_config = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    values = torch.tensor([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    expected = {}
+    for name in [
+        name for name in weights if name.endswith("experts.gate_up_proj") or name.endswith("experts.down_proj")
+    ]:
+        experts, width, out = weights.pop(name).shape
+        blocks = torch.randint(256, (experts, out, width // 32, 16), dtype=torch.uint8)
+        scales = torch.randint(118, 122, (experts, out, width // 32), dtype=torch.uint8)
+        pairs = torch.stack([values[(blocks & 15).long()], values[(blocks >> 4).long()]], -1).flatten(-2)
+        expected[name] = (pairs * 2.0 ** (scales.float() - 127)[..., None]).flatten(-2).transpose(1, 2)
+        weights |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    model.config.save_pretrained(tmp_path / "oss")
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, tmp_path / "oss" / "model.safetensors")
+    language_model("gpt-oss").tokenizer.save_pretrained(tmp_path / "oss")
+    lm = load(str(tmp_path / "oss"), {})
+    held = lm.model.state_dict()
+    assert len(expected) == 2 * LAYERS
+    for name, tensor in expected.items():
+        torch.testing.assert_close(held[name].float(), tensor)
+    assert check_lens(lm) < 1e-3
+    assert residual_stream(lm, ["7 * 8 ="]).isfinite().all()
+    values_held, fixed = Checkpoint(tmp_path / "oss").sizes()
+    assert (values_held, fixed) == (sum(p.numel() for p in lm.model.parameters()), 0)
+    assert held["model.norm.weight"].dtype == torch.float32
 
 
 def test_missing_and_misshapen_weights_are_not_filled_with_random_ones(folder: Path) -> None:

@@ -20,9 +20,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.models import sources, wheels
+from classifier_emergence.models.gguf_file import values_in_gguf
+from classifier_emergence.models.loading import open_model
 from classifier_emergence.models.registry import HubSource, PathSource, WheelSource
 from classifier_emergence.models.sources import cache_folder, fetch, provenance
 from classifier_emergence.models.wheels import requirements
+from classifier_emergence.reading.lens import check_lens
 
 PARTS = (b"GGUF first " * 500, b"and second" * 300)
 INDEX = "model.safetensors.index.json"
@@ -370,6 +373,23 @@ def test_the_converted_model_computes_the_same_logits(tmp_path: Path, capfd: pyt
         torch.testing.assert_close(converted(tokens).logits, model(tokens).logits)
     assert converted.dtype == torch.float32
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+def test_a_gguf_file_is_a_model_by_its_path(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = tiny_gguf(tmp_path / "small.gguf")
+    lm = open_model(str(tmp_path / "small.gguf"))
+    assert capfd.readouterr().err == ""
+    assert (lm.key, lm.model.dtype) == ("small", torch.float32)
+    ids = lm.tokenizer("ab 12", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(lm.model(ids).logits, model(ids).logits)
+    assert check_lens(lm) < 1e-4
+    assert values_in_gguf(tmp_path / "small.gguf") == sum(p.numel() for p in model.parameters())
+    with pytest.raises(InputError, match=r"^small: .*no such"):
+        open_model(str(tmp_path / "nowhere" / "small.gguf"))
+    (tmp_path / "bad.gguf").write_bytes(b"not a GGUF file at all")
+    with pytest.raises(InputError, match=r"^bad: .*no readable GGUF"):
+        open_model(str(tmp_path / "bad.gguf"))
 
 
 def test_the_smollm_tokenizer_takes_digits_out_first(tmp_path: Path) -> None:

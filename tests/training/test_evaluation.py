@@ -25,7 +25,7 @@ from classifier_emergence.training.evaluation import (
     subspace_removed,
     word_basis,
 )
-from classifier_emergence.training.supervised import VO
+from classifier_emergence.training.modules import VO
 
 PROMPTS = ["7 * 8 =", "What is 12 plus 5?", "(89 - 34) =", "If you divide 81 by 9, you get", "6 * 7 ="]
 WANTED = [" 56", " 17", " 55", " 9", " 42"]

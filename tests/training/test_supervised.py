@@ -33,11 +33,8 @@ from classifier_emergence.training import supervised as training
 from classifier_emergence.training.adapters import ALONE, Adapter, Start, adapted, adapted_together, parameters_of
 from classifier_emergence.training.cross_entropy import cross_entropy
 from classifier_emergence.training.evaluation import alignment
+from classifier_emergence.training.modules import MLP, QK, QKVO, VO
 from classifier_emergence.training.supervised import (
-    MLP,
-    QK,
-    QKVO,
-    VO,
     Example,
     LensTrainer,
     Member,

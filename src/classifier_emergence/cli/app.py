@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 from classifier_emergence import __version__
 from classifier_emergence.cli import measure, repository, routers, train
-from classifier_emergence.cli.options import JsonFile, example, write_json
+from classifier_emergence.cli.options import Device, Dtype, JsonFile, example, write_json
 from classifier_emergence.cli.terminal import complain, say, table
 from classifier_emergence.errors import InputError
 from classifier_emergence.extras import missing_extras_named
@@ -139,7 +139,9 @@ def _fetch(names: Sequence[str], *, verify: bool) -> None:
 
 @models.command("show", epilog=example("models show smollm2-135m-instruct"))
 def show_model(
-    name: Annotated[str, typer.Argument(metavar="MODEL", help="Registry key, hub id or local folder.")],
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="Registry key, hub id, folder or .gguf.")],
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     json: JsonFile = None,
 ) -> None:
     """Load a model and describe it.
@@ -148,6 +150,6 @@ def show_model(
     """
     from classifier_emergence.models.loading import describe, open_model
 
-    facts = describe(open_model(name))
+    facts = describe(open_model(name, device=device, dtype=dtype))
     table(["what", "value"], [[key.replace("_", " "), str(value)] for key, value in facts.items()])
     write_json(json, facts)

@@ -41,6 +41,8 @@ def probe(
     shuffles: Shuffles = 40,
     seed: options.Seed = 0,
     adapter: options.AdapterFolder = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
 ) -> None:
@@ -52,7 +54,7 @@ def probe(
     prompts, labels = texts_and_labels(data)
     check_outputs(json, plot)
     groups = [item.group for item in data.items]
-    lm = library.open_model(model, adapter=adapter)
+    lm = library.open_model(model, adapter=adapter, device=device, dtype=dtype)
     reading = library.probe(lm, prompts, labels, test=test or [], groups=groups, C=C, shuffles=shuffles, seed=seed)
     table(
         ["layer", "accuracy", "95 % interval", "permuted labels, 95 %", ""],
@@ -92,6 +94,8 @@ def lens(
         int, typer.Option("--null-words", min=0, help="Other words of similar norm behind each p-value.")
     ] = 200,
     adapter: options.AdapterFolder = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
 ) -> None:
@@ -100,7 +104,7 @@ def lens(
     Probability and rank of words, and the top tokens.
     """
     check_outputs(json, plot)
-    lm = library.open_model(model, adapter=adapter)
+    lm = library.open_model(model, adapter=adapter, device=device, dtype=dtype)
     reading = library.lens(lm, prompts, target or [], layers=layer, null_words=null_words)
     if reading.targets:
         table(
@@ -143,6 +147,8 @@ def direction(
     shuffles: Shuffles = 40,
     seed: options.Seed = 0,
     adapter: options.AdapterFolder = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
 ) -> None:
@@ -154,7 +160,7 @@ def direction(
     prompts, labels = texts_and_labels(data)
     check_outputs(json, plot)
     words = [data.words[data.classes.index(label)] for label in dict.fromkeys(labels)]
-    lm = library.open_model(model, adapter=adapter)
+    lm = library.open_model(model, adapter=adapter, device=device, dtype=dtype)
     reading = library.direction(
         lm, prompts, labels, words=words, layers=layer, top=top, C=C, shuffles=shuffles, seed=seed
     )

@@ -23,7 +23,14 @@ def example(line: str) -> str:
 
 
 Model = Annotated[
-    str, typer.Option("-m", "--model", metavar="MODEL", help="Registry key, hub id (owner/name[@commit]) or folder.")
+    str,
+    typer.Option("-m", "--model", metavar="MODEL", help="Registry key, hub id (owner/name[@commit]), folder or .gguf."),
+]
+Device = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps or balanced (also the disk).")
+]
+Dtype = Annotated[
+    str, typer.Option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16. auto: float32 on a CPU.")
 ]
 AdapterFolder = Annotated[
     list[Path] | None,

@@ -80,6 +80,8 @@ def trace(
     texts: Texts = None,
     file: options.PromptFile = None,
     layer: options.Layers = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
 ) -> None:
@@ -89,7 +91,7 @@ def trace(
     """
     chosen, _ = _texts(texts, None, file, None)
     check_outputs(json, plot)
-    reading = library.trace_texts(library.open_model(model), chosen, layers=layer)
+    reading = library.trace_texts(library.open_model(model, device=device, dtype=dtype), chosen, layers=layer)
     shown = range(len(reading.layers)) if layer else spread(len(reading.layers))
     for item in reading.texts:
         table(
@@ -114,6 +116,8 @@ def usage(
     task: options.TaskName = None,
     shuffles: Annotated[int, typer.Option("--shuffles", min=19, help="Permutations behind the p-values.")] = 200,
     seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
 ) -> None:
@@ -123,7 +127,8 @@ def usage(
     """
     chosen, labels = _texts(texts, classes, file, task)
     check_outputs(json, plot)
-    reading = library.routing_usage(library.open_model(model), chosen, labels, shuffles=shuffles, seed=seed)
+    lm = library.open_model(model, device=device, dtype=dtype)
+    reading = library.routing_usage(lm, chosen, labels, shuffles=shuffles, seed=seed)
     load, label, context = reading.usage.load, reading.label, reading.context
     columns = ["layer", "busiest expert", "its share", "evenness"]
     columns += ["bits of the class", "p"] if label else []

@@ -53,6 +53,8 @@ def dual_reward(
     batch_size: Batch = 4,
     seed: options.Seed = 0,
     adapter: options.AdapterFolder = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
 ) -> None:
@@ -77,6 +79,8 @@ def sft(
     batch_size: Batch = 8,
     seed: options.Seed = 0,
     adapter: options.AdapterFolder = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
 ) -> None:
@@ -110,6 +114,8 @@ def grpo(
     batch_size: Batch = 8,
     seed: options.Seed = 0,
     adapter: options.AdapterFolder = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
 ) -> None:
@@ -126,6 +132,8 @@ def _train(
     *,
     model: str,
     adapter: list[Path] | None,
+    device: str,
+    dtype: str,
     output: Path | None,
     classes: list[str] | None,
     file: Path | None,
@@ -138,7 +146,8 @@ def _train(
     data = labelled_prompts(classes, file, task if classes or file or task else "arithmetic")
     check_outputs(json, plot)
     train = getattr(library, method)
-    reading: FineTuned = train(library.open_model(model, adapter=adapter), data, output, **settings)
+    lm = library.open_model(model, adapter=adapter, device=device, dtype=dtype)
+    reading: FineTuned = train(lm, data, output, **settings)
     if not is_first():
         return
     _report(reading, output)

@@ -31,7 +31,8 @@ from classifier_emergence.statistics import Proportion
 from classifier_emergence.tasks.classification import Item, Task
 from classifier_emergence.training.adapters import Adapter, adapted
 from classifier_emergence.training.evaluation import alignment, answers
-from classifier_emergence.training.supervised import MLP, QKVO, VO, Example, Objective, Schedule, encode, train
+from classifier_emergence.training.modules import MLP, QKVO, VO
+from classifier_emergence.training.supervised import Example, Objective, Schedule, encode, train
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

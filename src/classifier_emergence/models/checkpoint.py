@@ -20,6 +20,7 @@ from torch import Tensor
 from classifier_emergence.errors import InputError, first_line
 from classifier_emergence.models.registry import HubSource
 
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -68,6 +69,23 @@ class Checkpoint:
     def names(self) -> list[str]:
         """Names of all tensors."""
         return list(self._tensors)
+
+    def sizes(self) -> tuple[int, int]:
+        """How many numbers are held in whatever precision one loads with, and the bytes of what is not.
+
+        Weights in four or eight bits with a scale (MXFP4, FP8) count as the numbers that they stand for, as they are
+        taken apart; whole numbers of other methods stay as they are.
+        """
+        values = fixed = 0
+        for name, (_, _, info) in self._tensors.items():
+            start, stop = info.data_offsets
+            if info.dtype in _FLOATS:
+                values += math.prod(info.shape)
+            elif name.endswith("_blocks"):
+                values += 2 * (stop - start)
+            elif not name.endswith("_scales"):
+                fixed += stop - start
+        return values, fixed
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file of the checkpoint, such as ``config.json``.

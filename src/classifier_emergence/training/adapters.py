@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.training.modules import Targets, targets
 
 HEAD = "classifier_head"
 ALONE = "default"
@@ -84,8 +85,7 @@ def adapted_together(lm: LanguageModel, starts: Mapping[str, Start]) -> Iterator
     Raises:
         InputError: As ``adapted``.
     """
-    for start in starts.values():
-        _check_fits(lm, start.adapter)
+    maps = {name: _maps(lm, start.adapter) for name, start in starts.items()}
     model, wrapped = lm.model, None
     heads = nn.ModuleDict({name: _fresh_head(lm, s.classes) for name, s in starts.items() if s.classes is not None})
     if heads:
@@ -94,11 +94,13 @@ def adapted_together(lm: LanguageModel, starts: Mapping[str, Start]) -> Iterator
         for name, start in starts.items():
             torch.manual_seed(start.seed)
             if wrapped is None:
-                wrapped = get_peft_model(model, _config(start.adapter), adapter_name=name)
+                wrapped = get_peft_model(model, _config(start.adapter, maps[name]), adapter_name=name)
             else:
-                wrapped.add_adapter(name, _config(start.adapter))
+                wrapped.add_adapter(name, _config(start.adapter, maps[name]))
         assert wrapped is not None
         make_trainable(wrapped, list(starts))
+        for name in starts:
+            maps[name].confine(wrapped, name)
         yield wrapped
     finally:
         if wrapped is not None:
@@ -178,11 +180,12 @@ def _forward_by_row(layer: Any, rows: Mapping[str, list[int]], x: Tensor) -> Ten
     return result
 
 
-def _config(adapter: Adapter) -> LoraConfig:
+def _config(adapter: Adapter, maps: Targets) -> LoraConfig:
     return LoraConfig(
         r=adapter.rank,
         lora_alpha=round(adapter.scale * adapter.rank),
-        target_modules=list(adapter.modules),
+        target_modules=list(maps.names),
+        fan_in_fan_out=maps.transposed,
         layers_to_transform=list(adapter.layers),
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
@@ -190,16 +193,16 @@ def _config(adapter: Adapter) -> LoraConfig:
 
 
 def _fresh_head(lm: LanguageModel, classes: int) -> nn.Linear:
-    head = nn.Linear(lm.readout.weight.shape[1], classes, device=lm.model.device, dtype=lm.model.dtype)
+    head = nn.Linear(
+        lm.model.config.get_text_config().hidden_size, classes, device=lm.model.device, dtype=lm.model.dtype
+    )
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head
 
 
-def _check_fits(lm: LanguageModel, adapter: Adapter) -> None:
+def _maps(lm: LanguageModel, adapter: Adapter) -> Targets:
     for layer in adapter.layers or (-1,):  # peft takes no layers for all of them, and is content if any map is found
         if not 0 <= layer < lm.n_layers:
             raise InputError(f"layers: {adapter.layers}: the model has blocks 0 to {lm.n_layers - 1}")
-        missing = set(adapter.modules) - {name.rpartition(".")[2] for name, _ in lm.blocks[layer].named_modules()}
-        if missing:
-            raise InputError(f"modules: {', '.join(sorted(missing))}: not found in block {layer} of the model")
+    return targets(lm.model, lm.blocks, adapter.modules, adapter.layers)

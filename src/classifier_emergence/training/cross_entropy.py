@@ -28,7 +28,7 @@ def cross_entropy(normed: Tensor, readout: Readout, target: Tensor) -> Tensor:
     """
     if readout.softcap is not None or normed.device.type != "cpu":
         return functional.cross_entropy(readout.unembed(normed), target, reduction="none")
-    losses: Tensor = _CrossEntropy.apply(normed, readout, target)  # type: ignore[no-untyped-call]
+    losses: Tensor = _CrossEntropy.apply(normed.float(), readout, target)  # type: ignore[no-untyped-call]
     return losses
 
 
@@ -49,9 +49,9 @@ class _CrossEntropy(torch.autograd.Function):
             shares = logits.sub_(higher[:, None]).clamp_(min=-40).exp_()
             total = total * shrink + shares.sum(-1)
             if learning:
-                mean_row.mul_(shrink[:, None]).addmm_(shares, readout.weight[block])
+                mean_row.mul_(shrink[:, None]).addmm_(shares, readout.rows(block))
             top = higher
-        rows = readout.weight[target]
+        rows = readout.rows(target)
         wanted = (normed * rows).sum(-1)
         if readout.bias is not None:
             wanted = wanted + readout.bias[target]

@@ -32,9 +32,6 @@ from classifier_emergence.training.adapters import ALONE, each_its_own, head_of,
 from classifier_emergence.training.cross_entropy import cross_entropy
 from classifier_emergence.training.run_folder import WatchingTrainer, open_run_folder
 
-VO, QK = ("v_proj", "o_proj"), ("q_proj", "k_proj")
-QKVO = (*QK, *VO)
-MLP = ("gate_proj", "up_proj", "down_proj")
 TRAINED = "trained.safetensors"
 EXPLODED = 10.0
 """Training has diverged once the loss exceeds this multiple of ``ln(vocabulary)``, the loss of a uniform guess."""

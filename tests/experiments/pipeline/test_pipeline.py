@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import dpath
 import pytest
 import yaml
 
@@ -27,6 +28,15 @@ ROOT = Path(__file__).resolve().parents[3]
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
+PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def models_of(name: str) -> list[str]:
+    """The models of a stage; those of fetch are written out in dvc.yaml."""
+    each = STAGES[name].get("foreach", "${models}")
+    return list(each) if isinstance(each, dict) else PARAMS[each.strip("${}")]
+
+
 def body(name: str) -> dict[str, Any]:
     return STAGES[name].get("do", STAGES[name])
 
@@ -36,9 +46,16 @@ def test_a_stage_depends_on_every_module_that_it_imports_and_no_other() -> None:
 
 
 def test_the_table_of_stages_says_which_run_on_which_models_and_in_which_order() -> None:
-    declared = {name: entry["foreach"].strip("${}") for name, entry in STAGES.items() if "foreach" in entry}
-    assert list(declared.items()) == list(stage.STAGES.items())
+    declared = {name: models_of(name) for name, entry in STAGES.items() if "foreach" in entry}
+    assert list(declared.items()) == [(name, PARAMS[models]) for name, models in stage.STAGES.items()]
     assert [name for name in STAGES if name not in declared] == list(stage.ENDING)
+
+
+def test_fetch_depends_on_its_own_entry_of_the_registry() -> None:
+    for key, parameter in STAGES["fetch"]["foreach"].items():
+        assert parameter == f"registry.{key.replace('.', '?')}"
+        assert dpath.get(PARAMS, parameter, separator=".") == PARAMS["registry"][key]  # as dvc looks it up
+    assert body("fetch")["params"] == ["${item}"]
 
 
 def test_the_table_of_stages_says_which_train() -> None:
@@ -67,18 +84,17 @@ def test_the_paper_depends_on_every_source_that_it_is_made_of() -> None:
 
 
 def test_every_parameter_that_a_stage_names_exists() -> None:
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
     named = {key.split(".")[0] for name in STAGES for key in body(name).get("params", [])}
-    assert named <= set(params)
+    assert named - {"${item}"} <= set(PARAMS)
 
 
 def test_every_generated_file_is_the_output_of_one_stage() -> None:
-    models = yaml.safe_load((ROOT / "params.yaml").read_text())["models"]
     outs = []
     for name, entry in STAGES.items():
         for out in body(name)["outs"]:
             path = next(iter(out)) if isinstance(out, dict) else out
-            outs += [path.replace("${item}", model) for model in models] if "foreach" in entry else [path]
+            each = PARAMS["models"] if "foreach" in entry else [""]
+            outs += [path.replace("${item}", model).replace("${key}", model) for model in each]
     assert len(outs) == len(set(outs))
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
@@ -94,9 +110,8 @@ def test_every_generated_file_is_the_output_of_one_stage() -> None:
 
 
 def test_every_stage_has_minutes_for_every_model_of_the_paper() -> None:
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
     for name in STAGES:
-        models = params[STAGES[name].get("foreach", "${models}").strip("${}")]
+        models = models_of(name)
         minutes = body(name)["meta"]["minutes"]
         assert isinstance(minutes, int | float) or set(minutes) == set(models)
 
