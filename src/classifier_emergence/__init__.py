@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from classifier_emergence.instruments.finetune import sft as sft
     from classifier_emergence.instruments.grpo import grpo as grpo
     from classifier_emergence.instruments.lens import lens as lens
+    from classifier_emergence.instruments.lens_map import lens_map as lens_map
     from classifier_emergence.instruments.probe import probe as probe
     from classifier_emergence.instruments.routing import routing_usage as routing_usage
     from classifier_emergence.instruments.routing import trace_texts as trace_texts
@@ -31,6 +32,7 @@ _HOME = {
     "dual_reward": "instruments.finetune",
     "grpo": "instruments.grpo",
     "lens": "instruments.lens",
+    "lens_map": "instruments.lens_map",
     "open_model": "models.loading",
     "probe": "instruments.probe",
     "routing_usage": "instruments.routing",

@@ -9,7 +9,7 @@ _EXTRAS = {
     "train": ("accelerate", "peft"),
     "rl": ("datasets", "trl"),
     "wheels": ("gguf", "pip"),
-    "plot": ("matplotlib",),
+    "plot": ("bokeh", "matplotlib"),
     "paper": ("dvc", "networkx", "typst"),
 }
 

@@ -355,7 +355,7 @@ def test_an_interrupt_leaves_no_file(ce: Run, tmp_path: Path, monkeypatch: pytes
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(instrument_lens, "residual_stream", interrupted)
+    monkeypatch.setattr(instrument_lens, "read_states", interrupted)
     code, _, err = ce("lens", "-m", MODEL, "x", "--json", "lens.json", "--plot", "lens.png")
     assert (code, err.splitlines()[-1]) == (130, "interrupted; no result was written")
     assert [path.name for path in tmp_path.iterdir()] == ["lens.json"]

@@ -79,13 +79,13 @@ def test_readings_export_and_draw_hostile_texts(moe: LanguageModel, tmp_path: Pa
         assert read_result(tmp_path / f"{i}.json")["model"] == "moe"
         assert len({tuple(row) for row in reading.rows()}) == 1  # the same columns everywhere
         assert isinstance(reading.plot(), Figure)
-        save(reading.plot(), tmp_path / f"{i}.png")
+        save(reading, tmp_path / f"{i}.png")
     assert used.rows()[0]["load"] == used.usage.load[0, 0]
 
 
 def test_a_long_trace_still_fits_a_page(moe: LanguageModel, tmp_path: Path) -> None:
     reading = trace_texts(moe, ["7 * 8 = 56, " * 40] * 12)
-    save(reading.plot(), tmp_path / "long.png")
+    save(reading, tmp_path / "long.png")
     assert (tmp_path / "long.png").stat().st_size
 
 

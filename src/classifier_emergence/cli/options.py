@@ -33,7 +33,7 @@ JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the whole result here.")
 ]
 PlotFile = Annotated[
-    Path | None, typer.Option("--plot", metavar="FILE", dir_okay=False, help="Draw it: .png, .svg or .pdf.")
+    Path | None, typer.Option("--plot", metavar="FILE", dir_okay=False, help="Draw it: .png, .svg, .pdf or .html.")
 ]
 Layers = Annotated[
     list[str] | None, typer.Option("--layer", metavar="LAYER", help="L16, 16 or emb; may be repeated. Default: all.")
@@ -117,14 +117,14 @@ def write_json(file: Path | None, result: Any) -> None:
         raise InputError(f"--json {str(file)!r}: {error}") from error
 
 
-def write_outputs(reading: "Reading", json: Path | None, plot: Path | None) -> None:
-    """Write ``--json`` and ``--plot`` of a reading, each atomically."""
+def write_outputs(reading: "Reading", json: Path | None, plot: Path | None, **how: Any) -> None:
+    """Write ``--json`` and ``--plot`` of a reading, each atomically; ``how`` is for its ``plot``."""
     write_json(json, reading.to_dict() if json is not None else None)
     if plot is not None:
         from classifier_emergence.instruments.drawing import save
 
         with _writing("--plot", plot):
-            save(reading.plot(), plot)
+            save(reading, plot, **how)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.positions import Fed, Position, feed
 from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.vocabulary import WordTokens, word_tokens
 from classifier_emergence.results import plain
@@ -51,6 +52,21 @@ class Reading(ABC):
     def plot(self) -> "Figure":
         """A figure of the reading."""
 
+    def page(self) -> str:
+        """The figure and its numbers as one HTML file that needs nothing else."""
+        from classifier_emergence.instruments.pages import figure_page
+
+        return figure_page(self)
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows; its text where there is nothing to draw with."""
+        try:
+            from classifier_emergence.instruments.pages import framed
+
+            return framed(self.page())
+        except (InputError, ImportError):
+            return None
+
 
 def check_prompts(lm: LanguageModel, prompts: Sequence[str], *, what: str = "prompt") -> None:
     """Refuse prompts that the model cannot read.
@@ -58,8 +74,7 @@ def check_prompts(lm: LanguageModel, prompts: Sequence[str], *, what: str = "pro
     Raises:
         InputError: There are none, or one is empty, is not valid Unicode, or is longer than the model's context.
     """
-    if isinstance(prompts, str):
-        raise InputError(f"{what}s: one text; pass a list of them")
+    check_list(prompts, f"{what}s")
     if not prompts:
         raise InputError(f"{what}s: none given; pass at least one")
     config: Any = lm.model.config.get_text_config()
@@ -69,6 +84,51 @@ def check_prompts(lm: LanguageModel, prompts: Sequence[str], *, what: str = "pro
         # A token holds several characters, so short texts need no count.
         if context and len(prompt) > context // 2 and (n := len(lm.tokenizer(prompt)["input_ids"])) > context:
             raise InputError(f"{what} {i}: {n} tokens, but {lm.key} reads at most {context}; shorten it")
+
+
+def feed_prompts(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    position: Position = "last",
+    *,
+    chat: bool = False,
+    system: str | None = None,
+    what: str = "prompt",
+) -> list[Fed]:
+    """``positions.feed`` for prompts that the model can read.
+
+    Raises:
+        InputError: See ``check_prompts`` and ``positions.feed``; or a prompt is too long in the chat's template.
+    """
+    check_prompts(lm, prompts, what=what)
+    fed = feed(lm.tokenizer, prompts, position=position, chat=chat, system=system)
+    config: Any = lm.model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    for i, one in enumerate(fed, start=1):
+        if context and len(one.ids) > context:
+            raise InputError(f"{what} {i}: {len(one.ids)} tokens, but {lm.key} reads at most {context}; shorten it")
+    return fed
+
+
+def one_position(position: Position) -> Position:
+    """Refuse ``all`` where one token of each prompt is read.
+
+    Raises:
+        InputError: It is ``all``.
+    """
+    if position == "all":
+        raise InputError("position 'all': reads many tokens of one text, with lens_map; here choose one, such as last")
+    return position
+
+
+def check_list(texts: Sequence[str], what: str) -> None:
+    """Refuse one text where several are meant: its characters would pass for them.
+
+    Raises:
+        InputError: It is a text; names ``what``.
+    """
+    if isinstance(texts, str):
+        raise InputError(f"{what}: one text; pass a list of them")
 
 
 def check_text(text: str, what: str) -> None:

@@ -11,11 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.instruments.base import Reading, check_prompts, known_word, pick_rows, readout_of
+from classifier_emergence.instruments.base import (
+    Reading,
+    check_list,
+    feed_prompts,
+    known_word,
+    one_position,
+    pick_rows,
+    readout_of,
+)
 from classifier_emergence.reading.layers import layer_of
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.residuals import residual_stream
+from classifier_emergence.reading.positions import Fed, Position, read_states
 from classifier_emergence.reading.vocabulary import WordTokens, matched_words, row_norms, token_text
 from classifier_emergence.statistics import permutation_p
 
@@ -28,6 +36,8 @@ class LensReading(Reading):
     """What the vocabulary says of prompts at every layer."""
 
     prompts: tuple[str, ...]
+    fed: tuple[Fed, ...]
+    """What the model was fed for each, and where it was read."""
     top_token: tuple[tuple[str, ...], ...]
     """(layers, prompts): the most probable token."""
     top_probability: NDArray[np.float64]
@@ -93,6 +103,9 @@ def lens(
     *,
     layers: Sequence[str | int] | None = None,
     null_words: int = 200,
+    position: Position = "last",
+    chat: bool = False,
+    system: str | None = None,
 ) -> LensReading:
     """What does the readout (final norm, then unembedding) say at every layer?
 
@@ -102,23 +115,27 @@ def lens(
 
     Args:
         lm: Any causal language model.
-        prompts: Read at their last tokens.
+        prompts: Read at one token each.
         targets: Words.
         layers: Which to read (``"L16"``, ``16``, ``"emb"``); default all.
         null_words: Other words for the null of each target.
+        position: Which token, see ``positions.feed``; for ``all`` of them there is ``lens_map``.
+        chat: Pass each prompt through the model's own chat template.
+        system: What the system says in the chat.
 
     Raises:
-        InputError: A prompt cannot be read, a layer does not exist, or a target has no single-token form.
+        InputError: A prompt cannot be read, a layer or position does not exist, or a target has no single-token form.
 
     Source: nostalgebraist (2020), interpreting GPT: the logit lens.
     """
-    check_prompts(lm, prompts)
+    check_list(targets, "targets")
+    fed = feed_prompts(lm, prompts, one_position(position), chat=chat, system=system)
     picked = pick_rows(lm, layers)
     words = [single_token(target, lm) for target in dict.fromkeys(targets)]
     readout = readout_of(lm)
     norms = row_norms(readout.weight, readout.gain) if words else torch.empty(0)
     nulls = [_null_of(word, norms, lm, null_words, exclude=[w.word for w in words]) for word in words]
-    states = residual_stream(lm, prompts, description=f"{lm.key}: residual streams")[picked]
+    states = read_states(lm, fed, rows=picked, description=f"{lm.key}: residual streams")
     groups = [word.ids for word in words] + [other.ids for null in nulls for other in null]
     # The lens must score something: without targets any token does.
     scores = lens_scores(
@@ -142,6 +159,7 @@ def lens(
         model=lm.key,
         layers=labels,
         prompts=tuple(prompts),
+        fed=tuple(fed),
         top_token=tuple(tuple(tokens[i] for i in row) for row in scores.top_id.tolist()),
         top_probability=scores.top_prob.double().numpy(),
         targets=tuple(word.word for word in words),

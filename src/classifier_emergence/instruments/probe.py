@@ -11,12 +11,12 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.instruments.base import Reading, check_prompts, check_text
+from classifier_emergence.instruments.base import Reading, check_list, check_text, feed_prompts, one_position
 from classifier_emergence.progress import progress
 from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.positions import Fed, Position, read_states
 from classifier_emergence.reading.probes import Probes, fit_probes, stratified_folds
-from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.statistics import Proportion, permutation_p
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class ProbeReading(Reading):
     peak: Peak
     verdict: str
     predictions: tuple[Prediction, ...]
+    fed: tuple[Fed, ...]
+    """What the model was fed for each prompt, and where it was read."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a layer."""
@@ -116,6 +118,9 @@ def probe(
     shuffles: int = SHUFFLES,
     seed: int = 0,
     confidence: float = 0.95,
+    position: Position = "last",
+    chat: bool = False,
+    system: str | None = None,
 ) -> ProbeReading:
     """At which layers does a linear probe tell the classes apart?
 
@@ -133,16 +138,21 @@ def probe(
         shuffles: Label permutations.
         seed: Of the permutations.
         confidence: Of intervals, and of the verdict.
+        position: Which token of every prompt is read, see ``positions.feed``.
+        chat: Pass each prompt through the model's own chat template.
+        system: What the system says in the chat.
 
     Raises:
         InputError: A prompt cannot be read, a class has one example or one group, or there is only one class.
     """
-    check_prompts(lm, [*prompts, *test])
+    check_list(prompts, "prompts")
+    check_list(test, "test prompts")
+    fed = feed_prompts(lm, [*prompts, *test], one_position(position), chat=chat, system=system)
     classes, y = encode_labels(prompts, labels)
     if shuffles < 1:
         raise InputError(f"shuffles: {shuffles} permutations are no null; pass at least 20")
     folds = folds_of(y, classes, groups, limit=FOLDS)
-    states = residual_stream(lm, [*prompts, *test], description=f"{lm.key}: residual streams")
+    states = read_states(lm, fed, description=f"{lm.key}: residual streams")
     x, new = states[:, : len(prompts)], states[:, len(prompts) :]
 
     sets = torch.cat([y[None], _permuted(y, folds, groups, shuffles, seed)])
@@ -186,6 +196,7 @@ def probe(
         peak=peak,
         verdict=_verdict(peak, len(y), confidence),
         predictions=_predict(fit(x, y, C=C), new, test, classes, best) if test else (),
+        fed=tuple(fed),
     )
 
 
