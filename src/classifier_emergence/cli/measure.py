@@ -1,16 +1,26 @@
 """Commands that measure a model: probe, lens, direction."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import classifier_emergence as library  # each of its names is imported on first use
 from classifier_emergence.cli import options
 from classifier_emergence.cli.options import check_outputs, labelled_prompts, texts_and_labels, write_outputs
-from classifier_emergence.cli.terminal import bar, printable, say, spark, spread, table
+from classifier_emergence.cli.terminal import bar, complain, printable, say, shaded, spark, spread, table
+from classifier_emergence.errors import InputError
 from classifier_emergence.numbers import interval_text, number, percent
 
+if TYPE_CHECKING:
+    from classifier_emergence.instruments.lens import LensReading
+    from classifier_emergence.instruments.lens_map import LensMap
+    from classifier_emergence.reading.positions import Fed
+
 Penalty = Annotated[float, typer.Option("--C", min=1e-9, help="Inverse strength of the probe's L2 penalty.")]
+_NOTICES = 5
+"""Shown of each command; more are in its JSON file."""
 Shuffles = Annotated[int, typer.Option("--shuffles", min=1, help="Label permutations behind the null.")]
 
 
@@ -40,6 +50,10 @@ def probe(
     C: Penalty = 1.0,
     shuffles: Shuffles = 40,
     seed: options.Seed = 0,
+    position: options.Position = "last",
+    chat: options.Chat = False,
+    system: options.System = None,
+    tokens: options.ShowTokens = False,
     adapter: options.AdapterFolder = None,
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
@@ -53,7 +67,11 @@ def probe(
     check_outputs(json, plot)
     groups = [item.group for item in data.items]
     lm = library.open_model(model, adapter=adapter)
-    reading = library.probe(lm, prompts, labels, test=test or [], groups=groups, C=C, shuffles=shuffles, seed=seed)
+    reading = library.probe(
+        lm, prompts, labels, test=test or [], groups=groups, C=C, shuffles=shuffles, seed=seed,
+        position=position, chat=chat, system=system,
+    )  # fmt: skip
+    _report_fed(reading.fed, tokens)
     table(
         ["layer", "accuracy", "95 % interval", "permuted labels, 95 %", ""],
         [
@@ -82,7 +100,7 @@ def probe(
 
 
 def lens(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Prompts, read at their last tokens.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Prompts.")],
     model: options.Model,
     target: Annotated[
         list[str] | None, typer.Option("--target", metavar="WORD", help="A word to follow; may be repeated.")
@@ -91,17 +109,49 @@ def lens(
     null_words: Annotated[
         int, typer.Option("--null-words", min=0, help="Other words of similar norm behind each p-value.")
     ] = 200,
+    position: Annotated[
+        str,
+        typer.Option(
+            "--position",
+            "--positions",
+            metavar="POSITION",
+            help="Token to read: last, a number, after:TEXT; or all, a map of layers by tokens.",
+        ),
+    ] = "last",
+    chat: options.Chat = False,
+    system: options.System = None,
+    generate: Annotated[
+        int, typer.Option("--generate", min=0, metavar="N", help="Let the model write N tokens; a map of these.")
+    ] = 0,
+    color: Annotated[
+        str | None,
+        typer.Option("--color", metavar="WHAT", help="Of a map: probability (default), entropy or a target."),
+    ] = None,
+    tokens: options.ShowTokens = False,
     adapter: options.AdapterFolder = None,
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
 ) -> None:
     """What does the vocabulary say at every layer?
 
-    Probability and rank of words, and the top tokens.
+    Probability and rank of words, and the top tokens, at one token of each prompt or at all of them.
     """
     check_outputs(json, plot)
+    if position == "all" or generate:
+        _map(model, adapter, prompts, target or [], position, layer, chat, system, generate, color, tokens, json, plot)
+        return
+    if color is not None:
+        raise InputError("--color: is of a map; give --position all or --generate with it")
     lm = library.open_model(model, adapter=adapter)
-    reading = library.lens(lm, prompts, target or [], layers=layer, null_words=null_words)
+    reading = library.lens(
+        lm, prompts, target or [], layers=layer, null_words=null_words, position=position, chat=chat, system=system
+    )
+    _report_fed(reading.fed, tokens)
+    _report_lens(reading, null_words, every=bool(layer))
+    write_outputs(reading, json, plot)
+
+
+def _report_lens(reading: "LensReading", null_words: int, *, every: bool) -> None:
     if reading.targets:
         table(
             ["target", "prompt", "largest probability", "at", "best rank", "p", "over layers, by decades"],
@@ -116,7 +166,7 @@ def lens(
         for word, n in zip(reading.targets, reading.null_words, strict=True):
             if n == 0 and null_words:
                 say(f"{printable(word)}: no p, the vocabulary has no {null_words} other words that are spelt like it")
-    shown = range(len(reading.layers)) if layer else spread(len(reading.layers))
+    shown = range(len(reading.layers)) if every else spread(len(reading.layers))
     table(
         ["prompt", *(reading.layers[i] for i in shown)],
         [
@@ -126,7 +176,73 @@ def lens(
         ],
         title="top token and its probability",
     )  # fmt: skip
-    write_outputs(reading, json, plot)
+
+
+def _map(
+    model: str,
+    adapter: list[Path] | None,
+    prompts: Sequence[str],
+    targets: Sequence[str],
+    position: str,
+    layers: Sequence[str] | None,
+    chat: bool,
+    system: str | None,
+    generate: int,
+    color: str | None,
+    tokens: bool,
+    json: Path | None,
+    plot: Path | None,
+) -> None:
+    """The lens at every token of one prompt, or of what the model writes after it."""
+    from classifier_emergence.instruments.lens_map import check_colour
+
+    if len(prompts) > 1:
+        raise InputError(f"prompts: {len(prompts)} given; a map is of one, so ask for one after the other")
+    colour = color or "probability"
+    check_colour(colour, targets)
+    lm = library.open_model(model, adapter=adapter)
+    reading = library.lens_map(
+        lm, prompts[0], targets, position="all" if generate else position, layers=layers, chat=chat, system=system,
+        generate=generate,
+    )  # fmt: skip
+    _report_fed([reading.fed], tokens)
+    _report_map(reading, colour)
+    write_outputs(reading, json, plot, colour=colour)
+
+
+def _report_map(reading: "LensMap", colour: str) -> None:
+    shades = reading.shade(colour)
+    largest = max(float(shades.max()), 1e-12)
+    shown = range(len(reading.layers))[::-1]  # the last layer on top
+    shaded(
+        [reading.tokens[i] for i in reading.read],
+        [reading.layers[i] for i in shown],
+        [[cell[0] for cell in reading.top_tokens[i]] for i in shown],
+        [[number(v) if colour == "entropy" else percent(v) for v in shades[i].tolist()] for i in shown],
+        [(shades[i] / largest).tolist() for i in shown],
+        title=f"{printable(reading.model)}: top token at every layer and token; darker: more {printable(colour)}",
+    )
+    if reading.targets:
+        peaks = [(target, *reading.peak(t)) for t, target in enumerate(reading.targets)]
+        table(
+            ["target", "largest probability", "at", "after token", "best rank"],
+            [[target, percent(float(reading.alignment[t, i, j]), 3), reading.layers[i], reading.tokens[reading.read[j]],
+              number(int(reading.rank[t].min()))] for t, (target, i, j) in enumerate(peaks)],
+        )  # fmt: skip
+    if reading.written:
+        say(f"the model wrote: {printable(''.join(reading.tokens[len(reading.tokens) - reading.written :]))}")
+
+
+def _report_fed(fed: Sequence["Fed"], tokens: bool) -> None:
+    """Notices on standard error; and the tokens, if wanted, those that are read in brackets."""
+    notices = [notice for one in fed for notice in one.notices]
+    for notice in notices[:_NOTICES]:
+        complain(f"notice: {notice}")
+    if len(notices) > _NOTICES:
+        complain(f"notice: {len(notices) - _NOTICES} more in other prompts; --json has them all")
+    for i, one in enumerate(fed if tokens else (), start=1):
+        shown = [f"[{t}]" if k in one.read else t for k, t in enumerate(map(printable, one.tokens))]
+        say(f"tokens of prompt {i}: {'|'.join(shown)}")
 
 
 def direction(
@@ -142,6 +258,10 @@ def direction(
     C: Penalty = 1.0,
     shuffles: Shuffles = 40,
     seed: options.Seed = 0,
+    position: options.Position = "last",
+    chat: options.Chat = False,
+    system: options.System = None,
+    tokens: options.ShowTokens = False,
     adapter: options.AdapterFolder = None,
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
@@ -156,8 +276,10 @@ def direction(
     words = [data.words[data.classes.index(label)] for label in dict.fromkeys(labels)]
     lm = library.open_model(model, adapter=adapter)
     reading = library.direction(
-        lm, prompts, labels, words=words, layers=layer, top=top, C=C, shuffles=shuffles, seed=seed
-    )
+        lm, prompts, labels, words=words, layers=layer, top=top, C=C, shuffles=shuffles, seed=seed,
+        position=position, chat=chat, system=system,
+    )  # fmt: skip
+    _report_fed(reading.fed, tokens)
     table(
         ["layer", "class", "word's cosine", "word's rank", "p", "top tokens", "largest cosine", "p"],
         [

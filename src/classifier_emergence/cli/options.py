@@ -47,6 +47,14 @@ PromptFile = Annotated[
     typer.Option("--file", metavar="FILE", help="CSV or JSONL with columns prompt, label [, word, group, answer]."),
 ]
 TaskName = Annotated[str | None, typer.Option("--task", metavar="NAME", help="A task of the library.")]
+Position = Annotated[
+    str, typer.Option("--position", metavar="POSITION", help="Token to read: last, a number, or after:TEXT.")
+]
+Chat = Annotated[bool, typer.Option("--chat", help="Pass prompts through the model's own chat template.")]
+System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the system says in the chat.")]
+ShowTokens = Annotated[
+    bool, typer.Option("--tokens", help="Show the tokens that the model is fed; the one that is read in brackets.")
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")]
 
 

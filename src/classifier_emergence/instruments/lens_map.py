@@ -35,6 +35,7 @@ class LensMap(Reading):
     read: tuple[int, ...]
     """Numbers of the tokens that were read, from 0."""
     notices: tuple[str, ...]
+    """What is special about the prompt, and what was done."""
     top_tokens: tuple[tuple[tuple[str, ...], ...], ...]
     """(layers, positions, k): the most probable next tokens, in order."""
     probability: NDArray[np.float64]
@@ -49,6 +50,17 @@ class LensMap(Reading):
     rank: NDArray[np.int64]
     """(targets, layers, positions): best rank among the forms; 1 is the top of the vocabulary."""
 
+    @property
+    def fed(self) -> Fed:
+        """The same as what was fed, for a report."""
+        return Fed((), self.tokens, self.read, self.notices)
+
+    def peak(self, target: int) -> tuple[int, int]:
+        """Layer and position where a target is most probable, from the first block on if there is one."""
+        first = 1 if self.layers[0] == "emb" and len(self.layers) > 1 else 0
+        i, j = np.unravel_index(self.alignment[target, first:].argmax(), self.alignment[target, first:].shape)
+        return first + int(i), int(j)
+
     def rows(self) -> list[dict[str, Any]]:
         """One row a position and layer, with a column of probabilities and one of ranks for every target."""
         return [
@@ -61,13 +73,13 @@ class LensMap(Reading):
         ]  # fmt: skip
 
     def shade(self, colour: str = PROBABILITY) -> NDArray[np.float64]:
-        """(layers, positions) within [0, 1]: what a cell is coloured by; entropy as a share of the largest.
+        """(layers, positions): what a cell is coloured by, a probability or an entropy in nats.
 
         Raises:
             InputError: ``colour`` is neither ``probability``, ``entropy`` nor a target.
         """
         if colour == ENTROPY:
-            return self.entropy / max(float(self.entropy.max()), 1e-12)
+            return self.entropy
         if colour == PROBABILITY:
             return self.probability[..., 0]
         check_colour(colour, self.targets)
@@ -80,8 +92,8 @@ class LensMap(Reading):
         name = {PROBABILITY: "probability of the top token", ENTROPY: "entropy, nats"}.get(colour)
         return token_map(
             [[cell[0] for cell in row] for row in self.top_tokens],
-            self.entropy if colour == ENTROPY else self.shade(colour),
-            [f"{self.tokens[i]}" for i in self.read],
+            self.shade(colour),
+            [self.tokens[i] for i in self.read],
             [self.is_written(i + 1) for i in self.read],
             self.layers,
             title=self.model,
