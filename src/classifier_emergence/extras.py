@@ -7,7 +7,7 @@ from classifier_emergence.errors import InputError
 
 _EXTRAS = {
     "train": ("accelerate", "peft"),
-    "rl": ("datasets", "trl"),
+    "rl": ("datasets", "pyarrow", "trl"),
     "wheels": ("gguf", "pip"),
     "plot": ("bokeh", "matplotlib"),
     "paper": ("dvc", "networkx", "typst"),

@@ -18,7 +18,7 @@ from classifier_emergence.instruments import direction as instrument_direction
 from classifier_emergence.instruments import probe as instrument_probe
 from classifier_emergence.instruments.base import readout_of
 from classifier_emergence.instruments.direction import direction
-from classifier_emergence.instruments.drawing import check_ending, save
+from classifier_emergence.instruments.drawing import check_ending
 from classifier_emergence.instruments.lens import lens
 from classifier_emergence.instruments.probe import _permuted, fit, folds_of, probe
 from classifier_emergence.models.loading import load
@@ -262,7 +262,7 @@ def test_hostile_prompts_survive_json_and_figures(llama: LanguageModel, tmp_path
         return
     write_result(tmp_path / "lens.json", reading.to_dict())
     assert read_result(tmp_path / "lens.json")["prompts"] == prompts
-    save(reading, tmp_path / "lens.svg")
+    reading.save(tmp_path / "lens.svg")
     assert (tmp_path / "lens.svg").stat().st_size
 
 
@@ -281,7 +281,7 @@ def test_readings_export_and_draw_hostile_labels(llama: LanguageModel, tmp_path:
         assert len(frame) == len(reading.rows())
         assert list(frame.columns) == list(reading.rows()[0])
         assert isinstance(reading.plot(), Figure)
-        save(reading, tmp_path / f"{i}.png")
+        reading.save(tmp_path / f"{i}.png")
 
 
 def test_a_plot_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:

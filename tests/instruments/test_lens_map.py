@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.instruments.drawing import save
 from classifier_emergence.instruments.lens import lens
 from classifier_emergence.instruments.lens_map import lens_map
 from classifier_emergence.models.loading import load
@@ -63,7 +62,7 @@ def test_a_text_where_a_list_is_meant_is_refused(llama: LanguageModel) -> None:
 def test_a_long_map_is_drawn_in_panels(colour: str, llama: LanguageModel, tmp_path: Path) -> None:
     seen = lens_map(llama, PROMPT * 3, ["add"])
     assert len(seen.plot(colour).axes) == -(-len(seen.read) // 16) + 1
-    save(seen, tmp_path / "map.svg", colour=colour)
+    seen.save(tmp_path / "map.svg", colour=colour)
     with pytest.raises(InputError, match="color 'x': unknown"):
         seen.plot("x")
 
@@ -148,7 +147,7 @@ def test_the_page_works_in_a_browser(llama: LanguageModel, tmp_path: Path) -> No
 
 def test_the_page_has_two_palettes(llama: LanguageModel, tmp_path: Path) -> None:
     page = tmp_path / "map.html"
-    save(lens_map(llama, PROMPT), page)
+    lens_map(llama, PROMPT).save(page)
     corners = []
     for scheme in (0, 1):  # dark, light
         shot = tmp_path / f"{scheme}.png"

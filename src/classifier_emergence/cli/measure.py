@@ -43,6 +43,7 @@ def probe(
     model: options.Model,
     classes: options.Classes = None,
     file: options.PromptFile = None,
+    columns: options.Columns = None,
     task: options.TaskName = None,
     test: Annotated[
         list[str] | None, typer.Option("--test", metavar="PROMPT", help="A new prompt to classify; may be repeated.")
@@ -62,7 +63,7 @@ def probe(
 
     Held-out accuracy at every layer, and whether it can be told from that of permuted labels.
     """
-    data = labelled_prompts(classes, file, task)
+    data = labelled_prompts(classes, file, task, columns)
     prompts, labels = texts_and_labels(data)
     check_outputs(json, plot)
     groups = [item.group for item in data.items]
@@ -249,6 +250,7 @@ def direction(
     model: options.Model,
     classes: options.Classes = None,
     file: options.PromptFile = None,
+    columns: options.Columns = None,
     task: options.TaskName = None,
     layer: Annotated[
         list[str] | None,
@@ -270,7 +272,7 @@ def direction(
 
     Cosines with every token of the vocabulary, against probes of permuted labels.
     """
-    data = labelled_prompts(classes, file, task)
+    data = labelled_prompts(classes, file, task, columns)
     prompts, labels = texts_and_labels(data)
     check_outputs(json, plot)
     words = [data.words[data.classes.index(label)] for label in dict.fromkeys(labels)]

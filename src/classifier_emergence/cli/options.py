@@ -44,7 +44,13 @@ Classes = Annotated[
 ]
 PromptFile = Annotated[
     Path | None,
-    typer.Option("--file", metavar="FILE", help="CSV or JSONL with columns prompt, label [, word, group, answer]."),
+    typer.Option(
+        "--file", metavar="FILE", help="CSV, TSV, JSON, JSONL, Parquet: columns prompt, label [, word, group, answer]."
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--columns", metavar="OURS=THEIRS", help="What a column of the file is called; may be repeated."),
 ]
 TaskName = Annotated[str | None, typer.Option("--task", metavar="NAME", help="A task of the library.")]
 Position = Annotated[
@@ -58,8 +64,10 @@ ShowTokens = Annotated[
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")]
 
 
-def labelled_prompts(classes: Sequence[str] | None, file: Path | None, task: str | None) -> "Task":
-    """The task that ``--class``, ``--file`` or ``--task`` gives.
+def labelled_prompts(
+    classes: Sequence[str] | None, file: Path | None, task: str | None, columns: Sequence[str] | None = None
+) -> "Task":
+    """The task that ``--class``, ``--file`` (with ``--columns``) or ``--task`` gives.
 
     Raises:
         InputError: None or several of them are given, or what they give cannot be read.
@@ -71,7 +79,16 @@ def labelled_prompts(classes: Sequence[str] | None, file: Path | None, task: str
         raise InputError("prompts: give exactly one of --class (repeated), --file and --task")
     if task:
         return get_task(task)
-    return load_task(file) if file else _from_flags(classes or [])
+    if columns and not file:
+        raise InputError("--columns: of a --file; give one")
+    return load_task(file, _columns(columns or [])) if file else _from_flags(classes or [])
+
+
+def _columns(pairs: Sequence[str]) -> dict[str, str]:
+    split = [pair.partition("=") for pair in pairs]
+    if bad := next((pair for pair, (ours, _, theirs) in zip(pairs, split, strict=True) if not (ours and theirs)), None):
+        raise InputError(f"--columns {bad!r}: write OURS=THEIRS, such as prompt=text")
+    return {ours: theirs for ours, _, theirs in split}
 
 
 def texts_and_labels(task: "Task") -> tuple[list[str], list[str]]:
@@ -129,10 +146,8 @@ def write_outputs(reading: "Reading", json: Path | None, plot: Path | None, **ho
     """Write ``--json`` and ``--plot`` of a reading, each atomically; ``how`` is for its ``plot``."""
     write_json(json, reading.to_dict() if json is not None else None)
     if plot is not None:
-        from classifier_emergence.instruments.drawing import save
-
         with _writing("--plot", plot):
-            save(reading, plot, **how)
+            reading.save(plot, **how)
 
 
 @contextmanager

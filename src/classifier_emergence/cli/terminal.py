@@ -11,7 +11,7 @@ from collections.abc import Sequence
 _BARS = " ▁▂▃▄▅▆▇█"
 _WORD = 30  # characters that are not broken over lines
 _CELL = 10  # columns of a cell in a map
-_DARK = 0.55  # the share from which text is light
+_DARK = 0.75  # the share from which text is light
 _FULL = (8, 81, 156)  # the colour of a share of one
 _WIDEST = 200  # characters of one cell: a prompt may be a book
 

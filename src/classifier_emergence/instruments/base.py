@@ -4,6 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classifier_emergence.errors import InputError
@@ -11,7 +12,7 @@ from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.positions import Fed, Position, feed
 from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.vocabulary import WordTokens, word_tokens
-from classifier_emergence.results import plain
+from classifier_emergence.results import plain, write_bytes_atomic
 
 if TYPE_CHECKING:
     import pandas
@@ -56,7 +57,20 @@ class Reading(ABC):
         """The figure and its numbers as one HTML file that needs nothing else."""
         from classifier_emergence.instruments.pages import figure_page
 
-        return figure_page(self)
+        return figure_page(self.plot(), plain(self.rows()), f"{type(self).__name__} of {self.model}")
+
+    def save(self, file: str | Path, **how: Any) -> None:
+        """Draw it in the format that the file's ending names, atomically; ``how`` goes to ``plot``.
+
+        Raises:
+            InputError: Another ending than .png, .svg, .pdf or .html.
+        """
+        from classifier_emergence.instruments.drawing import check_ending, rendered
+
+        file = Path(file)
+        check_ending(file)
+        kind = file.suffix[1:].lower()
+        write_bytes_atomic(file, self.page().encode() if kind == "html" else rendered(self.plot(**how), kind))
 
     def _repr_html_(self) -> str | None:
         """What a notebook shows; its text where there is nothing to draw with."""

@@ -83,7 +83,7 @@ class DirectionReading(Reading):
 def direction(
     lm: LanguageModel,
     prompts: Sequence[str],
-    labels: Sequence[str],
+    labels: Sequence[Any],
     *,
     words: Sequence[str] | None = None,
     layers: Sequence[str | int] | None = None,

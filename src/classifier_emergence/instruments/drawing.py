@@ -3,14 +3,13 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.extras import missing_extras_named
-from classifier_emergence.results import write_bytes_atomic
 
 with missing_extras_named():
     import matplotlib as mpl
@@ -19,25 +18,11 @@ with missing_extras_named():
 
     from classifier_emergence.instruments.glyphs import visible
 
-if TYPE_CHECKING:
-    from classifier_emergence.instruments.base import Reading
-
 ENDINGS = (".png", ".svg", ".pdf", ".html")
 FLOOR = 1e-12
 """The smallest probability on a logarithmic axis."""
 COLUMNS = 16
 """Tokens side by side in a map; more go into further panels."""
-
-
-def save(reading: "Reading", file: Path, **how: Any) -> None:
-    """Draw a reading in the format that the file's ending names, atomically; ``how`` goes to its ``plot``.
-
-    Raises:
-        InputError: Another ending than .png, .svg, .pdf or .html.
-    """
-    check_ending(file)
-    kind = file.suffix[1:].lower()
-    write_bytes_atomic(file, reading.page().encode() if kind == "html" else rendered(reading.plot(**how), kind))
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
@@ -50,7 +35,7 @@ def rendered(figure: Figure, kind: str) -> bytes:
 
 
 def check_ending(file: Path) -> None:
-    """Refuse a file that ``save`` could not write, before the work is done.
+    """Refuse a file that a reading's ``save`` could not write, before the work is done.
 
     Raises:
         InputError: Another ending than .png, .svg, .pdf or .html.
@@ -124,7 +109,7 @@ def token_map(
         for j, label in zip(part, axis.get_xticklabels(), strict=True):
             label.set_fontweight("bold" if written[j] else "normal")
         for (i, j), value in np.ndenumerate(block):
-            shade = "white" if value > 0.55 * largest else "black"
+            shade = "white" if value > 0.65 * largest else "black"
             text = drawable(cells[i][part.start + j], 9)
             axis.text(j, i, text, ha="center", va="center", size=6, color=shade, family="monospace")
     axes[0].set_title(drawable(title), loc="left", fontsize="medium")

@@ -81,9 +81,11 @@ class LensMap(Reading):
         if colour == ENTROPY:
             return self.entropy
         if colour == PROBABILITY:
-            return self.probability[..., 0]
+            top: NDArray[np.float64] = self.probability[..., 0]
+            return top
         check_colour(colour, self.targets)
-        return self.alignment[self.targets.index(colour)]
+        of_target: NDArray[np.float64] = self.alignment[self.targets.index(colour)]
+        return of_target
 
     def plot(self, colour: str = PROBABILITY) -> "Figure":
         """A cell for every layer and token, with the top token; at most ``drawing.COLUMNS`` tokens in a panel."""
@@ -106,9 +108,27 @@ class LensMap(Reading):
 
     def page(self) -> str:
         """One interactive HTML file: choose metric, target and layers, and look into every cell."""
-        from classifier_emergence.instruments.pages import map_page
+        from classifier_emergence.instruments.pages import map_page, short_numbers
 
-        return map_page(self)
+        texts = dict.fromkeys(token for row in self.top_tokens for cell in row for token in cell)
+        number = {token: i for i, token in enumerate(texts)}
+        return map_page(
+            {
+                "model": self.model,
+                "tokens": self.tokens,
+                "written": self.written,
+                "read": self.read,
+                "notices": self.notices,
+                "layers": self.layers,
+                "vocabulary": list(texts),
+                "ids": [[[number[token] for token in cell] for cell in row] for row in self.top_tokens],
+                "p": short_numbers(self.probability.tolist()),
+                "entropy": short_numbers(self.entropy.tolist()),
+                "targets": self.targets,
+                "alignment": short_numbers(self.alignment.tolist()),
+                "rank": self.rank.tolist(),
+            }
+        )
 
 
 def check_colour(colour: str, targets: Sequence[str]) -> None:

@@ -1,17 +1,17 @@
 """Readings as HTML files that need nothing else: no network, no server."""
 
 import json
+import re
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from classifier_emergence.extras import missing_extras_named
-from classifier_emergence.instruments.drawing import FLOOR, drawable, rendered
-from classifier_emergence.results import plain
+from classifier_emergence.instruments.drawing import FLOOR, rendered
 
 if TYPE_CHECKING:
-    from classifier_emergence.instruments.base import Reading
-    from classifier_emergence.instruments.lens_map import LensMap
+    from matplotlib.figure import Figure
 
 _STYLE = (
     ":root{color-scheme:light dark}body{font:15px/1.45 system-ui,sans-serif;margin:1rem}svg{max-width:100%;height:auto;"
@@ -24,13 +24,12 @@ _GREY = "#7d7d7d"
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 
 
-def figure_page(reading: "Reading") -> str:
-    """A reading's figure, and its rows as a table."""
-    svg = rendered(reading.plot(), "svg").decode()
-    rows = plain(reading.rows())
+def figure_page(figure: "Figure", rows: Sequence[dict[str, Any]], title: str) -> str:
+    """A figure, and the numbers behind it as a table."""
+    svg = rendered(figure, "svg").decode()
     lines = ["".join(f"<td>{escape(_cell(value))}</td>" for value in row.values()) for row in rows]
     header = "".join(f'<th scope="col">{escape(name)}</th>' for name in rows[0])
-    title = escape(f"{type(reading).__name__} of {reading.model}")
+    title = escape(title)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>'
@@ -49,22 +48,24 @@ def framed(page: str) -> str:
     return f'<iframe srcdoc="{escape(page)}" title="reading" style="width:100%;height:720px;border:0"></iframe>'
 
 
-def map_page(reading: "LensMap") -> str:
-    """The map as a grid to walk in, and with Bokeh what every layer says at the chosen token."""
+def map_page(data: dict[str, Any]) -> str:
+    """A map as a grid to walk in, and with Bokeh what every layer says at the chosen token.
+
+    Args:
+        data: What ``lens_map.html`` reads: see ``lens_map.LensMap.page``.
+    """
     with missing_extras_named():
         from bokeh.resources import Resources
 
-    parts = {
-        "TITLE": escape(f"{reading.model}: {drawable(reading.prompt)}"),
-        "LIBRARY": Resources(mode="inline", components=["bokeh"]).render_js(),
-        "DATA": _script(_map_data(reading)),
-        "FIGURE": _script(_curves(reading)),
-    }
     page = resources.files(__package__).joinpath("lens_map.html").read_text(encoding="utf-8")
-    for name, part in parts.items():
-        before, _, after = page.partition(f">{name}<" if name != "LIBRARY" else "\nLIBRARY\n")
-        page = f"{before}>{part}<{after}" if name != "LIBRARY" else f"{before}\n{part}\n{after}"
-    return page
+    parts = {
+        "TITLE": escape(f"{data['model']}: the logit lens"),
+        "LIBRARY": Resources(mode="inline", components=["bokeh"]).render_js(),
+        "DATA": _script(data),
+        "FIGURE": _script(_curves(data["layers"], data["targets"])),
+    }
+    # In one pass: what is put in may hold such marks itself.
+    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], page)
 
 
 def _script(tree: Any) -> str:
@@ -72,59 +73,39 @@ def _script(tree: Any) -> str:
     return json.dumps(tree, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-def _map_data(reading: "LensMap") -> dict[str, Any]:
-    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(
-        token for row in reading.top_tokens for cell in row for token in cell))}  # fmt: skip
-    return {
-        "model": reading.model,
-        "tokens": reading.tokens,
-        "written": reading.written,
-        "read": reading.read,
-        "notices": reading.notices,
-        "layers": reading.layers,
-        "vocabulary": list(vocabulary),
-        "ids": [[[vocabulary[token] for token in cell] for cell in row] for row in reading.top_tokens],
-        "p": _short(reading.probability.tolist()),
-        "entropy": _short(reading.entropy.tolist()),
-        "targets": reading.targets,
-        "alignment": _short(reading.alignment.tolist()),
-        "rank": reading.rank.tolist(),
-    }
-
-
-def _short(values: Any) -> Any:
+def short_numbers(values: Any) -> Any:
     """Three significant digits: what a page shows."""
-    return [_short(value) for value in values] if isinstance(values, list) else float(f"{values:.3g}")
+    return [short_numbers(value) for value in values] if isinstance(values, list) else float(f"{values:.3g}")
 
 
-def _curves(reading: "LensMap") -> Any:
+def _curves(layers: Sequence[str], targets: Sequence[str]) -> Any:
     with missing_extras_named():
         from bokeh.embed import json_item
         from bokeh.models import ColumnDataSource, HoverTool
         from bokeh.plotting import figure
 
-    names = ["x", "layer", "token", "top", *(f"t{i}" for i in range(len(reading.targets)))]
+    names = ["x", "layer", "token", "top", *(f"t{i}" for i in range(len(targets)))]
     source = ColumnDataSource({name: [] for name in names}, name="over layers")
     plot = figure(
         height=250, sizing_mode="stretch_width", y_axis_type="log", y_range=(FLOOR, 2), toolbar_location=None,
-        x_range=(-0.5, len(reading.layers) - 0.5), background_fill_color=None, border_fill_color=None, tools="",
+        x_range=(-0.5, len(layers) - 0.5), background_fill_color=None, border_fill_color=None, tools="",
         title="Over layers at the chosen token",
     )  # fmt: skip
     plot.title.text_color = _GREY
     plot.add_tools(HoverTool(tooltips=[("layer", "@layer"), ("top token", "@token"), ("its probability", "@top")]))
-    step = max(1, round(len(reading.layers) / 10))
-    plot.xaxis.ticker = list(range(0, len(reading.layers), step))
-    plot.xaxis.major_label_overrides = dict(enumerate(reading.layers))
+    step = max(1, round(len(layers) / 10))
+    plot.xaxis.ticker = list(range(0, len(layers), step))
+    plot.xaxis.major_label_overrides = dict(enumerate(layers))
     for axis in (plot.xaxis[0], plot.yaxis[0]):
         for part in ("major_label_text", "axis_label_text", "axis_line", "major_tick_line", "minor_tick_line"):
             setattr(axis, f"{part}_color", _GREY)
     plot.outline_line_color = None
     plot.yaxis.axis_label = "probability"
     plot.grid.grid_line_alpha = 0.3
-    for i, (name, label) in enumerate(zip(names[3:], ("top token", *reading.targets), strict=True)):
+    for i, (name, label) in enumerate(zip(names[3:], ("top token", *targets), strict=True)):
         dash = ("solid", "dashed", "dotted", "dotdash")[i % 4]  # carries what colours would
-        line = {"line_color": _LINES[i % len(_LINES)], "line_dash": dash, "line_width": 2}
-        plot.line("x", name, source=source, legend_label=label, **line)
+        drawn = plot.line("x", name, source=source, legend_label=label, line_width=2, line_dash=dash)
+        drawn.glyph.line_color = _LINES[i % len(_LINES)]
     plot.legend.background_fill_alpha, plot.legend.border_line_alpha, plot.legend.label_text_color = 0, 0, _GREY
     plot.legend.ncols = 3
     plot.add_layout(plot.legend[0], "below")

@@ -110,7 +110,7 @@ class ProbeReading(Reading):
 def probe(
     lm: LanguageModel,
     prompts: Sequence[str],
-    labels: Sequence[str],
+    labels: Sequence[Any],
     *,
     test: Sequence[str] = (),
     groups: Sequence[Hashable] | None = None,
@@ -236,20 +236,30 @@ def fit(x: Tensor, y: Tensor, *, C: float) -> Probes:
     return fit_probes(torch.cat([x, x], 1), torch.cat([y, y], -1), C=C / 2, standardise=True, tol=TOLERANCE)
 
 
-def encode_labels(prompts: Sequence[object], labels: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:
-    """Classes in order of first appearance, and the class number of each example.
+def encode_labels(prompts: Sequence[object], labels: Sequence[Any]) -> tuple[tuple[str, ...], Tensor]:
+    """Classes in order of first appearance, and the class number of each example; ``1`` and ``True`` are named so.
 
     Raises:
-        InputError: Prompts and labels differ in number, a label is empty, or there are fewer than two classes.
+        InputError: Prompts and labels differ in number, a label is empty or neither text nor a number, or there are
+            fewer than two classes.
     """
+    check_list(labels, "labels")
+    labels = [_name(label, f"label {i}") for i, label in enumerate(labels, start=1)]
     if len(prompts) != len(labels):
         raise InputError(f"labels: {len(labels)} for {len(prompts)} prompts; give each prompt one")
-    for i, label in enumerate(labels, start=1):
-        check_text(label, f"label {i}")
     classes = tuple(dict.fromkeys(labels))
     if len(classes) < 2:
         raise InputError(f"labels: {len(classes)} class; a probe needs at least two")
     return classes, torch.tensor([classes.index(label) for label in labels])
+
+
+def _name(label: Any, what: str) -> str:
+    if hasattr(label, "item"):  # NumPy's and PyTorch's numbers
+        label = label.item()
+    if not isinstance(label, str | bool | int):
+        raise InputError(f"{what}: {label!r} is no class; give a text, a whole number or a truth value")
+    check_text(str(label), what)
+    return str(label)
 
 
 def folds_of(

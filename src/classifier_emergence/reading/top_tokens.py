@@ -52,11 +52,13 @@ def top_tokens(
             of_words = [logits[:, list(word)] for word in words]
             best = [scores.amax(-1, keepdim=True) for scores in of_words]
             rank = [1 + (logits > one).sum(-1) for one in best]
-            total = logits.logsumexp(-1, keepdim=True)
+            below = logits.sub_(top[:, :1]).clamp_(min=-80)  # else exp() gives denormal numbers, which are slow
+            odds = below.exp()
+            sums = odds.sum(-1, keepdim=True)
+            total = top[:, :1] + sums.log()
             mass = [(scores - total).exp().sum(-1) for scores in of_words]
             probability = (top - total).exp()
-            log_p = logits.sub_(total)
-            entropy = -(log_p.exp() * log_p.clamp(min=-1e30)).sum(-1)
+            entropy = sums.log()[:, 0] - torch.linalg.vecdot(odds, below) / sums[:, 0]
             empty = total.new_empty(len(part), 0)
             parts.append((ids, probability, entropy, torch.stack(mass, -1) if mass else empty,
                           torch.stack(rank, -1) if rank else empty.long()))  # fmt: skip
