@@ -74,6 +74,29 @@ def test_readings_show_themselves_in_a_notebook(llama: LanguageModel) -> None:
         assert re.fullmatch(r'<iframe srcdoc="[^"]*" [^<]*></iframe>', html, re.DOTALL)
 
 
+def test_a_word_of_several_pieces_is_its_chain_or_its_first_piece_by_choice(lm: LanguageModel) -> None:
+    prompts = ["7 * 8 =", "What is 12 plus 5?"]
+    reading = lens(lm, prompts, ["xylophone", "add"], null_words=3, pieces="chain")
+    assert reading.targets == ("xylophone (chain)", "add")
+    assert reading.null_words == (0, 3)
+    forms = ["xylophone", " xylophone", "Xylophone", " Xylophone"]
+    for j, prompt in enumerate(prompts):
+        ids, total = lm.tokenizer(prompt)["input_ids"], 0.0
+        for form in forms:
+            pieces = lm.tokenizer.encode(form, add_special_tokens=False)
+            with torch.no_grad():
+                log_p = lm.model(torch.tensor([ids + pieces])).logits[0].double().log_softmax(-1)
+            total += float(np.exp(sum(log_p[len(ids) - 1 + k, i].item() for k, i in enumerate(pieces))))
+        assert reading.alignment[0, -1, j] == pytest.approx(total, rel=1e-3)
+    seen = lens_map(lm, prompts[0], ["xylophone"], pieces="chain")
+    assert seen.alignment[0, :, -1] == pytest.approx(reading.alignment[0, :, 0], rel=1e-3)
+    assert seen.shade("xylophone") == pytest.approx(seen.alignment[0])
+    strict = lens(lm, prompts, ["xylophone"], pieces="first")
+    assert (strict.targets, strict.forms) == (("xylophone (strict)",), (("x",),))
+    with pytest.raises(InputError, match="first piece or the chain"):
+        lens(lm, prompts, ["xylophone"])
+
+
 # --- The page, in a browser ---
 
 DRIVER = """

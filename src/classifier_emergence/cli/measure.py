@@ -1,7 +1,6 @@
 """Commands that measure a model: probe, lens, direction."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -110,6 +109,9 @@ def lens(
     null_words: Annotated[
         int, typer.Option("--null-words", min=0, help="Other words of similar norm behind each p-value.")
     ] = 200,
+    pieces: Annotated[
+        str, typer.Option("--pieces", metavar="HOW", help="A target of several tokens: refuse it, first or chain.")
+    ] = "refuse",
     position: Annotated[
         str,
         typer.Option(
@@ -138,14 +140,34 @@ def lens(
     Probability and rank of words, and the top tokens, at one token of each prompt or at all of them.
     """
     check_outputs(json, plot)
-    if position == "all" or generate:
-        _map(model, adapter, prompts, target or [], position, layer, chat, system, generate, color, tokens, json, plot)
+    mapped = position == "all" or generate > 0
+    if mapped and len(prompts) > 1:
+        raise InputError(f"prompts: {len(prompts)} given; a map is of one, so ask for one after the other")
+    if mapped:
+        from classifier_emergence.instruments.lens_map import check_colour
+
+        check_colour(color or "probability", target or [])
+        seen = library.lens_map(
+            library.open_model(model, adapter=adapter), prompts[0], target or [], layers=layer, chat=chat,
+            system=system, position="all" if generate else position, generate=generate, pieces=pieces,
+        )  # fmt: skip
+        _report_fed([seen.fed], tokens)
+        _report_map(seen, color or "probability")
+        write_outputs(seen, json, plot, colour=color or "probability")
         return
     if color is not None:
         raise InputError("--color: is of a map; give --position all or --generate with it")
     lm = library.open_model(model, adapter=adapter)
     reading = library.lens(
-        lm, prompts, target or [], layers=layer, null_words=null_words, position=position, chat=chat, system=system
+        lm,
+        prompts,
+        target or [],
+        layers=layer,
+        null_words=null_words,
+        position=position,
+        chat=chat,
+        system=system,
+        pieces=pieces,
     )
     _report_fed(reading.fed, tokens)
     _report_lens(reading, null_words, every=bool(layer))
@@ -166,7 +188,12 @@ def _report_lens(reading: "LensReading", null_words: int, *, every: bool) -> Non
         )  # fmt: skip
         for word, n in zip(reading.targets, reading.null_words, strict=True):
             if n == 0 and null_words:
-                say(f"{printable(word)}: no p, the vocabulary has no {null_words} other words that are spelt like it")
+                why = (
+                    "it is no single token"
+                    if word.endswith((" (strict)", " (chain)"))
+                    else (f"the vocabulary has no {null_words} other words that are spelt like it")
+                )
+                say(f"{printable(word)}: no p, {why}")
     shown = range(len(reading.layers)) if every else spread(len(reading.layers))
     table(
         ["prompt", *(reading.layers[i] for i in shown)],
@@ -177,38 +204,6 @@ def _report_lens(reading: "LensReading", null_words: int, *, every: bool) -> Non
         ],
         title="top token and its probability",
     )  # fmt: skip
-
-
-def _map(
-    model: str,
-    adapter: list[Path] | None,
-    prompts: Sequence[str],
-    targets: Sequence[str],
-    position: str,
-    layers: Sequence[str] | None,
-    chat: bool,
-    system: str | None,
-    generate: int,
-    color: str | None,
-    tokens: bool,
-    json: Path | None,
-    plot: Path | None,
-) -> None:
-    """The lens at every token of one prompt, or of what the model writes after it."""
-    from classifier_emergence.instruments.lens_map import check_colour
-
-    if len(prompts) > 1:
-        raise InputError(f"prompts: {len(prompts)} given; a map is of one, so ask for one after the other")
-    colour = color or "probability"
-    check_colour(colour, targets)
-    lm = library.open_model(model, adapter=adapter)
-    reading = library.lens_map(
-        lm, prompts[0], targets, position="all" if generate else position, layers=layers, chat=chat, system=system,
-        generate=generate,
-    )  # fmt: skip
-    _report_fed([reading.fed], tokens)
-    _report_map(reading, colour)
-    write_outputs(reading, json, plot, colour=colour)
 
 
 def _report_map(reading: "LensMap", colour: str) -> None:

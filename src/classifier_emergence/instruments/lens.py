@@ -1,7 +1,7 @@
 """The logit lens on anyone's prompts and words: what does the vocabulary say at every layer?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,15 @@ from classifier_emergence.reading.layers import layer_of
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.positions import Fed, Position, read_states
+from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.vocabulary import WordTokens, matched_words, row_norms, token_text
 from classifier_emergence.statistics import permutation_p
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+PIECES = ("refuse", "first", "chain")
+"""What a target of several tokens may mean."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +110,7 @@ def lens(
     position: Position = "last",
     chat: bool = False,
     system: str | None = None,
+    pieces: str = "refuse",
 ) -> LensReading:
     """What does the readout (final norm, then unembedding) say at every layer?
 
@@ -122,6 +127,8 @@ def lens(
         position: Which token, see ``positions.feed``; for ``all`` of them there is ``lens_map``.
         chat: Pass each prompt through the model's own chat template.
         system: What the system says in the chat.
+        pieces: What a target of several tokens means: ``refuse`` it, follow its ``first`` piece (labelled strict), or
+            the ``chain``, the product of the probabilities of its pieces after one another. Its null is empty.
 
     Raises:
         InputError: A prompt cannot be read, a layer or position does not exist, or a target has no single-token form.
@@ -131,10 +138,13 @@ def lens(
     check_list(targets, "targets")
     fed = feed_prompts(lm, prompts, one_position(position), chat=chat, system=system)
     picked = pick_rows(lm, layers)
-    words = [single_token(target, lm) for target in dict.fromkeys(targets)]
+    found = [target_tokens(target, lm, pieces) for target in dict.fromkeys(targets)]
+    words = [word for word, _ in found]
     readout = readout_of(lm)
     norms = row_norms(readout.weight, readout.gain) if words else torch.empty(0)
-    nulls = [_null_of(word, norms, lm, null_words, exclude=[w.word for w in words]) for word in words]
+    others = [word.word for word in words]
+    # A piece is no word: no other words are its like.
+    nulls = [_null_of(w, norms, lm, null_words, exclude=others) if w.word in targets else [] for w in words]
     states = read_states(lm, fed, rows=picked, description=f"{lm.key}: residual streams")
     groups = [word.ids for word in words] + [other.ids for null in nulls for other in null]
     # The lens must score something: without targets any token does.
@@ -146,6 +156,9 @@ def lens(
         description=f"{lm.key}: lens",
     )
     alignment = scores.log_alignment.double().exp().numpy()
+    for t, (_, chains) in enumerate(found):
+        if chains:
+            alignment[..., t] = chained(lm, fed, chains, picked, readout)
     of_targets = np.moveaxis(alignment[..., : len(words)], -1, 0)
     row_labels = lm.layers
     # A peak is that of a block, unless the embedding is all that was asked for.
@@ -176,17 +189,61 @@ def lens(
     )
 
 
-def single_token(word: str, lm: LanguageModel) -> WordTokens:
-    """The single-token forms of a word.
+def target_tokens(word: str, lm: LanguageModel, pieces: str = "refuse") -> tuple[WordTokens, list[list[int]]]:
+    """The single-token forms of a word; of one that has none what ``pieces`` chooses.
+
+    Returns:
+        The word, and the token ids of each of its forms if their chains are to be followed, else none of them.
 
     Raises:
-        InputError: It has none; the message shows its pieces.
+        InputError: It has no single-token form and ``pieces`` is ``refuse``; the message shows its pieces.
     """
     tokens = known_word(word, lm)
-    if not tokens.forms:
-        pieces = " + ".join(repr(piece) for piece in tokens.multi_piece.get(word, [])[:8]) or "unknown to it"
-        raise InputError(f"target word {word!r}: no single token of {lm.key} in any form ({pieces}); choose another")
-    return tokens
+    if tokens.forms:
+        return tokens, []
+    if pieces not in PIECES:
+        raise InputError(f"pieces {pieces!r}: unknown; choose one of {', '.join(PIECES)}")
+    names = next(iter(tokens.multi_piece.values()), [])
+    if pieces == "refuse" or not names:
+        shown = " + ".join(map(repr, names[:8])) or "unknown to it"
+        raise InputError(
+            f"target word {word!r}: no single token of {lm.key} in any form ({shown}); "
+            "choose another, or follow its first piece or the chain of its pieces (pieces)"
+        )
+    if pieces == "first":
+        return replace(tokens, word=f"{word} (strict)", forms={names[0]: tokens.strict_id}), []
+    chains: Any = [lm.tokenizer.convert_tokens_to_ids(form) for form in tokens.multi_piece.values()]
+    firsts = {" + ".join(form): chain[0] for form, chain in zip(tokens.multi_piece.values(), chains, strict=True)}
+    return replace(tokens, word=f"{word} (chain)", forms=firsts), chains
+
+
+def chained(
+    lm: LanguageModel, fed: Sequence[Fed], chains: Sequence[Sequence[int]], rows: Sequence[int], readout: Readout
+) -> NDArray[np.float64]:
+    """(rows, prompts): probability of a word of several tokens, summed over its forms.
+
+    Of a form it is ``prod_k p(piece_k | prompt, pieces before k)``, each factor read by the lens at the same layer; the
+    pieces before are given, not written.
+
+    Args:
+        lm: The model.
+        fed: Prompts that are read at one token each.
+        chains: Token ids of each form.
+        rows: Of the residual stream.
+        readout: Of the model, float32 on the CPU.
+    """
+    texts = [
+        replace(one, ids=(*one.ids[: at + 1], *chain[:-1]), read=tuple(range(at, at + len(chain))))
+        for one in fed for chain in chains for at in one.read
+    ]  # fmt: skip
+    states = read_states(lm, texts, rows=rows, description=f"{lm.key}: words of several pieces")
+    total = np.zeros((len(rows), len(fed)))
+    parts = states.split([len(text.read) for text in texts], 1)
+    for i, (part, chain) in enumerate(zip(parts, [*chains] * len(fed), strict=True)):
+        log_p = torch.stack([readout.logits(row).double().log_softmax(-1) for row in part])
+        of_pieces = log_p.gather(2, torch.tensor(chain).expand(len(rows), -1)[..., None])
+        total[:, i // len(chains)] += of_pieces.sum((1, 2)).exp().numpy()
+    return total
 
 
 def _null_of(word: WordTokens, norms: Tensor, lm: LanguageModel, n: int, *, exclude: Sequence[str]) -> list[WordTokens]:

@@ -1,7 +1,7 @@
 """The lens at every layer and position: of a prompt, a chat, or what the model writes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments.base import Reading, check_list, feed_prompts, pick_rows, readout_of
-from classifier_emergence.instruments.lens import single_token
+from classifier_emergence.instruments.lens import chained, target_tokens
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.positions import Fed, Position, continued, read_states
 from classifier_emergence.reading.top_tokens import top_tokens
@@ -83,8 +83,9 @@ class LensMap(Reading):
         if colour == PROBABILITY:
             top: NDArray[np.float64] = self.probability[..., 0]
             return top
-        check_colour(colour, self.targets)
-        of_target: NDArray[np.float64] = self.alignment[self.targets.index(colour)]
+        named = [target for target in self.targets if colour in (target, target.partition(" (")[0])]
+        check_colour(colour, [*self.targets, *[colour for _ in named]])
+        of_target: NDArray[np.float64] = self.alignment[self.targets.index(named[0])]
         return of_target
 
     def plot(self, colour: str = PROBABILITY) -> "Figure":
@@ -153,6 +154,7 @@ def lens_map(
     system: str | None = None,
     generate: int = 0,
     top: int = 10,
+    pieces: str = "refuse",
 ) -> LensMap:
     """What does the readout say at every layer and token?
 
@@ -169,6 +171,7 @@ def lens_map(
         system: What the system says in the chat.
         generate: How many tokens the model may write.
         top: How many tokens to keep for every cell.
+        pieces: What a target of several tokens means, see ``lens.lens``.
 
     Raises:
         InputError: The prompt cannot be read, a layer or position does not exist, or a target has no single token.
@@ -186,9 +189,15 @@ def lens_map(
     if generate:
         fed = _written(lm, fed, generate)
     picked = pick_rows(lm, layers)
-    words = [single_token(target, lm) for target in dict.fromkeys(targets)]
+    found = [target_tokens(target, lm, pieces) for target in dict.fromkeys(targets)]
+    words = [word for word, _ in found]
     states = read_states(lm, [fed], rows=picked, description=f"{lm.key}: residual streams")
-    seen = top_tokens(states, readout_of(lm), [word.ids for word in words], top, description=f"{lm.key}: lens")
+    readout = readout_of(lm)
+    seen = top_tokens(states, readout, [word.ids for word in words], top, description=f"{lm.key}: lens")
+    alignment = np.moveaxis(seen.alignment.double().numpy(), -1, 0)
+    for t, (_, chains) in enumerate(found):
+        if chains:
+            alignment[t] = chained(lm, [replace(fed, read=(i,)) for i in fed.read], chains, picked, readout)
     names = {int(i): token_text(lm.tokenizer, int(i)) for i in seen.ids.unique()}
     return LensMap(
         model=lm.key,
@@ -203,7 +212,7 @@ def lens_map(
         entropy=seen.entropy.double().numpy(),
         targets=tuple(word.word for word in words),
         forms=tuple(tuple(word.forms) for word in words),
-        alignment=np.moveaxis(seen.alignment.double().numpy(), -1, 0),
+        alignment=alignment,
         rank=np.moveaxis(seen.rank.numpy(), -1, 0),
     )
 

@@ -114,9 +114,9 @@ def _ours(names: Sequence[str], columns: Mapping[str, str], where: str) -> dict[
         found[theirs] = name
     for name in _COLUMNS:
         candidates = (name, *_ALIASES.get(name, ()))
-        theirs = next((t for t in candidates if t in names and t not in found), None)
-        if name not in found.values() and theirs is not None:
-            found[theirs] = name
+        free = [theirs for theirs in candidates if theirs in names and theirs not in found]
+        if free and name not in found.values():
+            found[free[0]] = name
     for theirs in names:
         near = difflib.get_close_matches(theirs, set(_COLUMNS) - set(found.values()), n=1, cutoff=0.8)
         if theirs not in found and near:
