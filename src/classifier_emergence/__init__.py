@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from classifier_emergence.instruments.finetune import dual_reward as dual_reward
     from classifier_emergence.instruments.finetune import sft as sft
     from classifier_emergence.instruments.grpo import grpo as grpo
+    from classifier_emergence.instruments.kept_probe import KeptProbe as KeptProbe
     from classifier_emergence.instruments.lens import lens as lens
     from classifier_emergence.instruments.lens_map import lens_map as lens_map
     from classifier_emergence.instruments.probe import probe as probe
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "KeptProbe": "instruments.kept_probe",
     "LanguageModel": "reading.model",
     "LayerProbes": "reading.estimator",
     "direction": "instruments.direction",

@@ -1,13 +1,22 @@
-"""Commands that measure a model: probe, lens, direction."""
+"""Commands that measure a model: probe, predict, lens, direction."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import classifier_emergence as library  # each of its names is imported on first use
 from classifier_emergence.cli import options
-from classifier_emergence.cli.options import check_outputs, labelled_prompts, texts_and_labels, write_outputs
+from classifier_emergence.cli.options import (
+    check_outputs,
+    labelled_prompts,
+    texts_and_labels,
+    write_json,
+    write_outputs,
+)
 from classifier_emergence.cli.terminal import bar, complain, printable, say, shaded, spark, spread, table
 from classifier_emergence.errors import InputError
 from classifier_emergence.numbers import interval_text, number, percent
@@ -18,6 +27,7 @@ if TYPE_CHECKING:
     from classifier_emergence.reading.positions import Fed
 
 Penalty = Annotated[float, typer.Option("--C", min=1e-9, help="Inverse strength of the probe's L2 penalty.")]
+_TOGETHER = 64  # prompts of a file that pass at once
 _NOTICES = 5
 """Shown of each command; more are in its JSON file."""
 Shuffles = Annotated[int, typer.Option("--shuffles", min=1, help="Label permutations behind the null.")]
@@ -30,6 +40,7 @@ def add_to(app: typer.Typer) -> None:
     --class "multiply:7 * 8 =|12 * 5 =|3 * 9 =|6 * 7 =" \\
     --class "add:23 + 45 =|17 + 38 =|11 + 22 =|5 + 9 =" --test "11 * 12 =\"""")
     )(probe)
+    app.command(epilog=options.example('predict mine -m smollm2-135m-instruct "11 * 12 ="'))(predict)
     line = 'lens -m smollm2-135m-instruct "7 * 8 =" "12 + 5 =" --target multiply'
     app.command(epilog=options.example(line))(lens)
     app.command(
@@ -50,6 +61,9 @@ def probe(
     C: Penalty = 1.0,
     shuffles: Shuffles = 40,
     seed: options.Seed = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FOLDER", help="Keep the best layer's probe in a new folder.")
+    ] = None,
     position: options.Position = "last",
     chat: options.Chat = False,
     system: options.System = None,
@@ -69,7 +83,7 @@ def probe(
     lm = library.open_model(model, adapter=adapter)
     reading = library.probe(
         lm, prompts, labels, test=test or [], groups=groups, C=C, shuffles=shuffles, seed=seed,
-        position=position, chat=chat, system=system,
+        position=position, chat=chat, system=system, output=output,
     )  # fmt: skip
     _report_fed(reading.fed, tokens)
     table(
@@ -96,7 +110,44 @@ def probe(
         f"the best layer of permuted labels reaches {percent(peak.null_95)} in one of 20 cases"
     )
     say(reading.verdict)
+    if output is not None:
+        say(f"probe of {peak.layer}: {output}")
     write_outputs(reading, json, plot)
+
+
+def predict(
+    probe: Annotated[Path, typer.Argument(metavar="PROBE", help="A folder that probe --output wrote.")],
+    model: options.Model,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="New prompts.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="FILE", help="A file with a column of prompts.")
+    ] = None,
+    columns: options.Columns = None,
+    adapter: options.AdapterFolder = None,
+    json: options.JsonFile = None,
+) -> None:
+    """Classify new prompts by a kept probe.
+
+    A line a prompt (prompt, class, probability) as soon as it is known.
+    """
+    from classifier_emergence.instruments.kept_probe import KeptProbe
+    from classifier_emergence.tasks.files import load_prompts
+
+    if bool(prompts) == bool(file):
+        raise InputError("prompts: give them as arguments, or in a --file")
+    check_outputs(json, None)
+    kept = KeptProbe.load(probe)
+    lm = library.open_model(model, adapter=adapter)
+    if lm.key != kept.card.model:
+        complain(f"notice: the probe was fitted on {kept.card.model}, this is {lm.key}")
+    rows = []
+    source = iter(prompts or load_prompts(file or Path(), options.renamed(columns or [])))
+    while batch := list(islice(source, _TOGETHER)):
+        for prompt, shares in zip(batch, kept.predict_proba(kept.states(lm, batch)), strict=True):
+            best = int(shares.argmax())
+            rows.append({"prompt": prompt, "label": kept.card.classes[best], "probability": float(shares[best])})
+            say("\t".join((printable(prompt), printable(kept.card.classes[best]), percent(float(shares[best])))))
+    write_json(json, {"probe": asdict(kept.card), "predictions": rows})
 
 
 def lens(

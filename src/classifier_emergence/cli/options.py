@@ -81,10 +81,15 @@ def labelled_prompts(
         return get_task(task)
     if columns and not file:
         raise InputError("--columns: of a --file; give one")
-    return load_task(file, _columns(columns or [])) if file else _from_flags(classes or [])
+    return load_task(file, renamed(columns or [])) if file else _from_flags(classes or [])
 
 
-def _columns(pairs: Sequence[str]) -> dict[str, str]:
+def renamed(pairs: Sequence[str]) -> dict[str, str]:
+    """What ``--columns`` says: our name of a column -> the file's.
+
+    Raises:
+        InputError: A pair has no equals sign, or nothing at one side of it.
+    """
     split = [pair.partition("=") for pair in pairs]
     if bad := next((pair for pair, (ours, _, theirs) in zip(pairs, split, strict=True) if not (ours and theirs)), None):
         raise InputError(f"--columns {bad!r}: write OURS=THEIRS, such as prompt=text")

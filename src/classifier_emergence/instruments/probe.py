@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments.base import Reading, check_list, check_text, feed_prompts, one_position
+from classifier_emergence.instruments.kept_probe import Card, KeptProbe, check_new
 from classifier_emergence.progress import progress
 from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.reading.model import LanguageModel
@@ -121,6 +123,7 @@ def probe(
     position: Position = "last",
     chat: bool = False,
     system: str | None = None,
+    output: str | Path | None = None,
 ) -> ProbeReading:
     """At which layers does a linear probe tell the classes apart?
 
@@ -141,10 +144,13 @@ def probe(
         position: Which token of every prompt is read, see ``positions.feed``.
         chat: Pass each prompt through the model's own chat template.
         system: What the system says in the chat.
+        output: New folder for the probe of the best layer, fitted on all examples; see ``kept_probe.KeptProbe``.
 
     Raises:
         InputError: A prompt cannot be read, a class has one example or one group, or there is only one class.
     """
+    if output is not None:
+        check_new(Path(output))
     check_list(prompts, "prompts")
     check_list(test, "test prompts")
     fed = feed_prompts(lm, [*prompts, *test], one_position(position), chat=chat, system=system)
@@ -178,6 +184,15 @@ def probe(
         p=p,
         least_p=least_p,
     )
+    fitted = fit(x, y, C=C) if test or output is not None else None
+    if fitted is not None and output is not None:
+        best_probe = KeptProbe(
+            fitted.coef[best].float(),
+            fitted.intercept[best].float(),
+            Card(lm.key, peak.layer, classes, position, chat, system, len(y), peak.accuracy, peak.interval,
+                 peak.null_95, peak.p),
+        )  # fmt: skip
+        best_probe.save(output)
     return ProbeReading(
         model=lm.key,
         layers=row_labels,
@@ -195,7 +210,7 @@ def probe(
         null_95=np.quantile(scores[:, 1:], 0.95, axis=1),
         peak=peak,
         verdict=_verdict(peak, len(y), confidence),
-        predictions=_predict(fit(x, y, C=C), new, test, classes, best) if test else (),
+        predictions=_predict(fitted, new, test, classes, best) if fitted is not None and test else (),
         fed=tuple(fed),
     )
 

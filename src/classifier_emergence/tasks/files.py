@@ -71,6 +71,16 @@ def load_task(path: str | Path, columns: Mapping[str, str] | None = None) -> Tas
     return Task(path.stem, tuple(labels), tuple(chosen.values()), tuple(items))
 
 
+def load_prompts(path: str | Path, columns: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The prompts of a file, one after the other; see ``load_task``, but nothing else is needed of a row.
+
+    Raises:
+        InputError: The file cannot be read, or a row has no prompt.
+    """
+    for _, row in _rows(Path(path), columns or {}, ("prompt",)):
+        yield row["prompt"]
+
+
 class _Numbers(dict[str, int]):
     """Numbers names in order of appearance."""
 
@@ -79,8 +89,10 @@ class _Numbers(dict[str, int]):
         return self[name]
 
 
-def _rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Place and filled cells of every row by our names, prompt and label among them."""
+def _rows(
+    path: Path, columns: Mapping[str, str], required: Sequence[str] = _REQUIRED
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Place and filled cells of every row by our names, the required ones among them."""
     kind = "folder" if path.is_dir() else path.suffix.lower()
     if kind not in _READERS:
         kinds = ", ".join(ending for ending in _READERS if ending.startswith("."))
@@ -92,12 +104,12 @@ def _rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, dict[st
             first, names = not names, list(row)
             header = f"{path}:1" if kind in (".csv", ".tsv") else where
             ours = _ours(names, columns, header)
-            if missing := first and next((name for name in _REQUIRED if name not in ours.values()), None):
+            if missing := first and next((name for name in required if name not in ours.values()), None):
                 hint = f"name it with --columns {missing}=THEIRS; there are {_listed(names)}"
                 raise InputError(f"{header}: no column {missing!r}; {hint}")
         cells = {ours[name]: _cell(ours[name], value, where) for name, value in row.items()
                  if name in ours and value is not None and value != ""}  # fmt: skip
-        for name in _REQUIRED:
+        for name in required:
             if not cells.get(name, "").strip():
                 raise InputError(f"{where}: {name}: empty; every row needs one")
         if "word" in cells and not cells["word"].strip():
