@@ -67,6 +67,7 @@ def probe(
     position: options.Position = "last",
     chat: options.Chat = False,
     system: options.System = None,
+    site: options.Site = "resid",
     tokens: options.ShowTokens = False,
     adapter: options.AdapterFolder = None,
     json: options.JsonFile = None,
@@ -83,7 +84,7 @@ def probe(
     lm = library.open_model(model, adapter=adapter)
     reading = library.probe(
         lm, prompts, labels, test=test or [], groups=groups, C=C, shuffles=shuffles, seed=seed,
-        position=position, chat=chat, system=system, output=output,
+        position=position, chat=chat, system=system, site=site, output=output,
     )  # fmt: skip
     _report_fed(reading.fed, tokens)
     table(
@@ -181,6 +182,7 @@ def lens(
         str | None,
         typer.Option("--color", metavar="WHAT", help="Of a map: probability (default), entropy or a target."),
     ] = None,
+    site: options.Site = "resid",
     tokens: options.ShowTokens = False,
     adapter: options.AdapterFolder = None,
     json: options.JsonFile = None,
@@ -200,7 +202,7 @@ def lens(
         check_colour(color or "probability", target or [])
         seen = library.lens_map(
             library.open_model(model, adapter=adapter), prompts[0], target or [], layers=layer, chat=chat,
-            system=system, position="all" if generate else position, generate=generate, pieces=pieces,
+            system=system, position="all" if generate else position, generate=generate, pieces=pieces, site=site,
         )  # fmt: skip
         _report_fed([seen.fed], tokens)
         _report_map(seen, color or "probability")
@@ -219,6 +221,7 @@ def lens(
         chat=chat,
         system=system,
         pieces=pieces,
+        site=site,
     )
     _report_fed(reading.fed, tokens)
     _report_lens(reading, null_words, every=bool(layer))

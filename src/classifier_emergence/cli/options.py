@@ -58,6 +58,9 @@ Position = Annotated[
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Pass prompts through the model's own chat template.")]
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the system says in the chat.")]
+Site = Annotated[
+    str, typer.Option("--site", metavar="SITE", help="In each block: resid (after it), resid_mid, attn_out, mlp_out.")
+]
 ShowTokens = Annotated[
     bool, typer.Option("--tokens", help="Show the tokens that the model is fed; the one that is read in brackets.")
 ]

@@ -11,6 +11,7 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.positions import Fed, Position, feed
 from classifier_emergence.reading.readout import Readout
+from classifier_emergence.reading.sites import check_site
 from classifier_emergence.reading.vocabulary import WordTokens, word_tokens
 from classifier_emergence.results import plain, write_bytes_atomic
 
@@ -184,19 +185,24 @@ def readout_of(lm: LanguageModel) -> Readout:
     )
 
 
-def pick_rows(lm: LanguageModel, layers: Sequence[str | int] | None) -> list[int]:
+def pick_rows(lm: LanguageModel, layers: Sequence[str | int] | None, site: str = "resid") -> list[int]:
     """Rows of a residual stream by name: ``emb``, ``L16`` or ``16`` for the state after block 16; None for all.
+
+    Inside of blocks (another site) there is no ``emb``.
 
     Raises:
         InputError: The model has no such layer.
     """
+    check_site(site)
     labels = lm.layers
     if layers is None:
-        return list(range(len(labels)))
+        return list(range(0 if site == "resid" else 1, len(labels)))
     rows = []
     for layer in layers:
         label = f"L{layer}" if str(layer).isdecimal() else str(layer)
         if label not in labels:
             raise InputError(f"layer {layer!r}: {lm.key} has {labels[0]} and {labels[1]} to {labels[-1]}")
         rows.append(labels.index(label))
+        if site != "resid" and rows[-1] == 0:
+            raise InputError(f"layer {layer!r}: no block, so it has no {site}; choose {labels[1]} to {labels[-1]}")
     return sorted(set(rows))

@@ -27,6 +27,8 @@ class Card:
 
     model: str
     layer: str
+    site: str
+    """Where in the block, see ``sites.SITES``."""
     classes: tuple[str, ...]
     position: Position
     """The token of every prompt that it was fitted on."""
@@ -108,7 +110,7 @@ class KeptProbe:
         """(prompts, d): the states that the probe reads, at the token that it was fitted on."""
         card = self.card
         fed = feed_prompts(lm, prompts, card.position, chat=card.chat, system=card.system)
-        return read_states(lm, fed, rows=[self.row(lm)])[0]
+        return read_states(lm, fed, rows=[self.row(lm)], site=card.site)[0]
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., classes) for states (..., d)."""
@@ -133,6 +135,8 @@ class KeptProbe:
             ...     lm.model(input_ids)
             >>> routed[0][:, -1].argmax(-1)  # the class of each text
         """
+        if self.card.site != "resid":
+            raise InputError(f"site {self.card.site!r}: a probe is put into the model behind a block; fit one there")
         block = lm.blocks[layer_of(self.row(lm))]
         routed: list[Tensor] = []
 

@@ -111,6 +111,7 @@ def lens(
     chat: bool = False,
     system: str | None = None,
     pieces: str = "refuse",
+    site: str = "resid",
 ) -> LensReading:
     """What does the readout (final norm, then unembedding) say at every layer?
 
@@ -129,6 +130,7 @@ def lens(
         system: What the system says in the chat.
         pieces: What a target of several tokens means: ``refuse`` it, follow its ``first`` piece (labelled strict), or
             the ``chain``, the product of the probabilities of its pieces after one another. Its null is empty.
+        site: ``resid``, the state after each block; or inside of it, see ``sites.SITES``.
 
     Raises:
         InputError: A prompt cannot be read, a layer or position does not exist, or a target has no single-token form.
@@ -137,7 +139,7 @@ def lens(
     """
     check_list(targets, "targets")
     fed = feed_prompts(lm, prompts, one_position(position), chat=chat, system=system)
-    picked = pick_rows(lm, layers)
+    picked = pick_rows(lm, layers, site)
     found = [target_tokens(target, lm, pieces) for target in dict.fromkeys(targets)]
     words = [word for word, _ in found]
     readout = readout_of(lm)
@@ -145,7 +147,7 @@ def lens(
     others = [word.word for word in words]
     # A piece is no word: no other words are its like.
     nulls = [_null_of(w, norms, lm, null_words, exclude=others) if w.word in targets else [] for w in words]
-    states = read_states(lm, fed, rows=picked, description=f"{lm.key}: residual streams")
+    states = read_states(lm, fed, rows=picked, site=site, description=f"{lm.key}: residual streams")
     groups = [word.ids for word in words] + [other.ids for null in nulls for other in null]
     # The lens must score something: without targets any token does.
     scores = lens_scores(
@@ -158,7 +160,7 @@ def lens(
     alignment = scores.log_alignment.double().exp().numpy()
     for t, (_, chains) in enumerate(found):
         if chains:
-            alignment[..., t] = chained(lm, fed, chains, picked, readout)
+            alignment[..., t] = chained(lm, fed, chains, picked, readout, site)
     of_targets = np.moveaxis(alignment[..., : len(words)], -1, 0)
     row_labels = lm.layers
     # A peak is that of a block, unless the embedding is all that was asked for.
@@ -218,7 +220,12 @@ def target_tokens(word: str, lm: LanguageModel, pieces: str = "refuse") -> tuple
 
 
 def chained(
-    lm: LanguageModel, fed: Sequence[Fed], chains: Sequence[Sequence[int]], rows: Sequence[int], readout: Readout
+    lm: LanguageModel,
+    fed: Sequence[Fed],
+    chains: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    readout: Readout,
+    site: str,
 ) -> NDArray[np.float64]:
     """(rows, prompts): probability of a word of several tokens, summed over its forms.
 
@@ -231,12 +238,13 @@ def chained(
         chains: Token ids of each form.
         rows: Of the residual stream.
         readout: Of the model, float32 on the CPU.
+        site: Where in a block.
     """
     texts = [
         replace(one, ids=(*one.ids[: at + 1], *chain[:-1]), read=tuple(range(at, at + len(chain))))
         for one in fed for chain in chains for at in one.read
     ]  # fmt: skip
-    states = read_states(lm, texts, rows=rows, description=f"{lm.key}: words of several pieces")
+    states = read_states(lm, texts, rows=rows, site=site, description=f"{lm.key}: words of several pieces")
     total = np.zeros((len(rows), len(fed)))
     parts = states.split([len(text.read) for text in texts], 1)
     for i, (part, chain) in enumerate(zip(parts, [*chains] * len(fed), strict=True)):

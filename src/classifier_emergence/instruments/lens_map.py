@@ -155,6 +155,7 @@ def lens_map(
     generate: int = 0,
     top: int = 10,
     pieces: str = "refuse",
+    site: str = "resid",
 ) -> LensMap:
     """What does the readout say at every layer and token?
 
@@ -172,6 +173,7 @@ def lens_map(
         generate: How many tokens the model may write.
         top: How many tokens to keep for every cell.
         pieces: What a target of several tokens means, see ``lens.lens``.
+        site: ``resid``, the state after each block; or inside of it, see ``sites.SITES``.
 
     Raises:
         InputError: The prompt cannot be read, a layer or position does not exist, or a target has no single token.
@@ -188,16 +190,16 @@ def lens_map(
     (fed,) = feed_prompts(lm, [prompt], "last" if generate else position, chat=chat, system=system)
     if generate:
         fed = _written(lm, fed, generate)
-    picked = pick_rows(lm, layers)
+    picked = pick_rows(lm, layers, site)
     found = [target_tokens(target, lm, pieces) for target in dict.fromkeys(targets)]
     words = [word for word, _ in found]
-    states = read_states(lm, [fed], rows=picked, description=f"{lm.key}: residual streams")
+    states = read_states(lm, [fed], rows=picked, site=site, description=f"{lm.key}: residual streams")
     readout = readout_of(lm)
     seen = top_tokens(states, readout, [word.ids for word in words], top, description=f"{lm.key}: lens")
     alignment = np.moveaxis(seen.alignment.double().numpy(), -1, 0)
     for t, (_, chains) in enumerate(found):
         if chains:
-            alignment[t] = chained(lm, [replace(fed, read=(i,)) for i in fed.read], chains, picked, readout)
+            alignment[t] = chained(lm, [replace(fed, read=(i,)) for i in fed.read], chains, picked, readout, site)
     names = {int(i): token_text(lm.tokenizer, int(i)) for i in seen.ids.unique()}
     return LensMap(
         model=lm.key,

@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.instruments.base import Reading, check_list, check_text, feed_prompts, one_position
+from classifier_emergence.instruments.base import Reading, check_list, check_text, feed_prompts, one_position, pick_rows
 from classifier_emergence.instruments.kept_probe import Card, KeptProbe, check_new
 from classifier_emergence.progress import progress
 from classifier_emergence.reading.layers import layer_row
@@ -123,6 +123,7 @@ def probe(
     position: Position = "last",
     chat: bool = False,
     system: str | None = None,
+    site: str = "resid",
     output: str | Path | None = None,
 ) -> ProbeReading:
     """At which layers does a linear probe tell the classes apart?
@@ -144,6 +145,7 @@ def probe(
         position: Which token of every prompt is read, see ``positions.feed``.
         chat: Pass each prompt through the model's own chat template.
         system: What the system says in the chat.
+        site: ``resid``, the state after each block; or inside of it, see ``sites.SITES``.
         output: New folder for the probe of the best layer, fitted on all examples; see ``kept_probe.KeptProbe``.
 
     Raises:
@@ -158,7 +160,8 @@ def probe(
     if shuffles < 1:
         raise InputError(f"shuffles: {shuffles} permutations are no null; pass at least 20")
     folds = folds_of(y, classes, groups, limit=FOLDS)
-    states = read_states(lm, fed, description=f"{lm.key}: residual streams")
+    rows = pick_rows(lm, None, site)
+    states = read_states(lm, fed, rows=rows, site=site, description=f"{lm.key}: residual streams")
     x, new = states[:, : len(prompts)], states[:, len(prompts) :]
 
     sets = torch.cat([y[None], _permuted(y, folds, groups, shuffles, seed)])
@@ -171,11 +174,11 @@ def probe(
     scores = correct.double().mean(-1).numpy()
     every = np.ones(len(y), dtype=bool)
     curve = [Proportion.of(row, every, confidence=confidence) for row in correct[:, 0].numpy()]
-    first = layer_row(0)
+    first = rows.index(layer_row(0))
     best = first + int(scores[first:, 0].argmax())
     null = scores[first:, 1:].max(0)
     p, least_p = permutation_p([scores[best, 0], 1.0], null).tolist()
-    row_labels = tuple(lm.layers)
+    row_labels = tuple(lm.layers[row] for row in rows)
     peak = Peak(
         layer=row_labels[best],
         accuracy=curve[best].accuracy,
@@ -189,7 +192,7 @@ def probe(
         best_probe = KeptProbe(
             fitted.coef[best].float(),
             fitted.intercept[best].float(),
-            Card(lm.key, peak.layer, classes, position, chat, system, len(y), peak.accuracy, peak.interval,
+            Card(lm.key, peak.layer, site, classes, position, chat, system, len(y), peak.accuracy, peak.interval,
                  peak.null_95, peak.p),
         )  # fmt: skip
         best_probe.save(output)

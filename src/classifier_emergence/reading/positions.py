@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from classifier_emergence.errors import InputError, first_line
 from classifier_emergence.progress import progress
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.residuals import states_at
+from classifier_emergence.reading.sites import site_states
 from classifier_emergence.reading.tree import batches, one_pass
 from classifier_emergence.reading.vocabulary import token_text
 
@@ -166,7 +166,12 @@ def continued(fed: Fed, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) 
 
 @torch.no_grad()
 def read_states(
-    lm: LanguageModel, fed: Sequence[Fed], *, rows: Sequence[int] | None = None, description: str | None = None
+    lm: LanguageModel,
+    fed: Sequence[Fed],
+    *,
+    rows: Sequence[int] | None = None,
+    site: str = "resid",
+    description: str | None = None,
 ) -> Tensor:
     """Pre-norm residual streams at the tokens that are read; see ``residuals.residual_stream``.
 
@@ -174,6 +179,7 @@ def read_states(
         lm: Any causal language model.
         fed: What it is fed; tokens after the last that is read need not pass.
         rows: Of the residual stream; default all.
+        site: Where in a block, see ``sites.site_states``.
         description: Shown with the progress bar.
 
     Returns:
@@ -190,7 +196,7 @@ def read_states(
             inputs, paths = one_pass([texts[i] for i in batch], lm.model)
             nodes = [path[k] for i, path in zip(batch, paths, strict=True) for k in fed[i].read]
             sizes = [len(fed[i].read) for i in batch]
-            for i, part in zip(batch, states_at(lm, inputs, nodes, wanted).split(sizes, 1), strict=True):
+            for i, part in zip(batch, site_states(lm, inputs, nodes, wanted, site).split(sizes, 1), strict=True):
                 parts[i] = part
             advance(sum(len(texts[i]) for i in batch))
     for i, part in enumerate(parts, start=1):
