@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from classifier_emergence.extras import missing_extras_named
 
 if TYPE_CHECKING:
+    from classifier_emergence.instruments.comparison import compare as compare
     from classifier_emergence.instruments.direction import direction as direction
     from classifier_emergence.instruments.finetune import dual_reward as dual_reward
     from classifier_emergence.instruments.finetune import sft as sft
@@ -30,6 +31,7 @@ _HOME = {
     "KeptProbe": "instruments.kept_probe",
     "LanguageModel": "reading.model",
     "LayerProbes": "reading.estimator",
+    "compare": "instruments.comparison",
     "direction": "instruments.direction",
     "dual_reward": "instruments.finetune",
     "grpo": "instruments.grpo",

@@ -168,6 +168,10 @@ def test_dual_reward_then_lens_with_its_adapter(ce: Run, tmp_path: Path) -> None
     result = read_result(tmp_path / "dual.json")
     assert result["task"] == "arithmetic"
     assert str(tmp_path) not in (tmp_path / "dual.json").read_text()
+    code, out, err = ce("lens", "-m", MODEL, "5 - 3 =", "7 * 8 =", "--target", "add", "--compare", "adapter", "--plot",
+                        "c.png")  # fmt: skip
+    assert code == 0, err
+    assert out.splitlines()[-6].split("\t")[0::5] == ["what", "95 % interval"]
     code, _, err = ce("lens", "-m", MODEL, "--adapter", "./adapter", "50 - 23 =", "--json", "lens.json")
     assert code == 0, err
     assert read_result(tmp_path / "lens.json")["model"] == "tiny-llama+adapter"
@@ -379,6 +383,7 @@ BAD = {
     "nothing to predict": (["predict", "nowhere", "-m", MODEL], "prompts: give them as arguments"),
     "columns": (["probe", "-m", MODEL, *CLASSES, "--columns", "prompt=x"], "--columns: of a --file"),
     "a pair": (["probe", "-m", MODEL, "--file", "nowhere.csv", "--columns", "prompt"], "write OURS=THEIRS"),
+    "compare": (["lens", "-m", MODEL, "x", "--compare", "y"], "--compare: of targets at one token"),
     "markup": (["lens", "-m", "[bold]\n\x1b[31m", "x"], "unknown key"),
 }
 

@@ -74,6 +74,15 @@ def test_readings_show_themselves_in_a_notebook(llama: LanguageModel) -> None:
         assert re.fullmatch(r'<iframe srcdoc="[^"]*" [^<]*></iframe>', html, re.DOTALL)
 
 
+def test_without_targets_the_tokens_that_lead_anywhere_are_followed(lm: LanguageModel) -> None:
+    reading = lens(lm, ["7 * 8 =", "What is 12 plus 5?"])
+    assert set(reading.followed) == {token for row in reading.top_token[1:] for token in row}
+    assert reading.followed_probability is not None
+    assert reading.followed_probability.max(0)[1:] == pytest.approx(reading.top_probability[1:], rel=1e-4)
+    peaks = reading.followed_probability[:, 1:].max((1, 2))
+    assert sorted(peaks, reverse=True) == pytest.approx(peaks)
+
+
 def test_a_word_of_several_pieces_is_its_chain_or_its_first_piece_by_choice(lm: LanguageModel) -> None:
     prompts = ["7 * 8 =", "What is 12 plus 5?"]
     reading = lens(lm, prompts, ["xylophone", "add"], null_words=3, pieces="chain")

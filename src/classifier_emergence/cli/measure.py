@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,11 +22,17 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.numbers import interval_text, number, percent
 
 if TYPE_CHECKING:
+    from classifier_emergence.instruments.base import Reading
     from classifier_emergence.instruments.lens import LensReading
     from classifier_emergence.instruments.lens_map import LensMap
+    from classifier_emergence.reading.model import LanguageModel
     from classifier_emergence.reading.positions import Fed
 
 Penalty = Annotated[float, typer.Option("--C", min=1e-9, help="Inverse strength of the probe's L2 penalty.")]
+Compared = Annotated[
+    str | None,
+    typer.Option("--compare", metavar="WITH", help="An adapter or a model: read both, and show the difference."),
+]
 _TOGETHER = 64  # prompts of a file that pass at once
 _NOTICES = 5
 """Shown of each command; more are in its JSON file."""
@@ -70,6 +76,7 @@ def probe(
     site: options.Site = "resid",
     tokens: options.ShowTokens = False,
     adapter: options.AdapterFolder = None,
+    other: Compared = None,
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
 ) -> None:
@@ -81,11 +88,9 @@ def probe(
     prompts, labels = texts_and_labels(data)
     check_outputs(json, plot)
     groups = [item.group for item in data.items]
-    lm = library.open_model(model, adapter=adapter)
-    reading = library.probe(
-        lm, prompts, labels, test=test or [], groups=groups, C=C, shuffles=shuffles, seed=seed,
-        position=position, chat=chat, system=system, site=site, output=output,
-    )  # fmt: skip
+    how: dict[str, Any] = {"test": test or [], "groups": groups, "C": C, "shuffles": shuffles, "seed": seed,
+           "position": position, "chat": chat, "system": system, "site": site}  # fmt: skip
+    reading = library.probe(library.open_model(model, adapter=adapter), prompts, labels, output=output, **how)
     _report_fed(reading.fed, tokens)
     table(
         ["layer", "accuracy", "95 % interval", "permuted labels, 95 %", ""],
@@ -113,7 +118,10 @@ def probe(
     say(reading.verdict)
     if output is not None:
         say(f"probe of {peak.layer}: {output}")
-    write_outputs(reading, json, plot)
+    if other is None:
+        write_outputs(reading, json, plot)
+    else:
+        _compare(reading, library.probe(_other(model, adapter, other), prompts, labels, **how), json, plot)
 
 
 def predict(
@@ -185,6 +193,7 @@ def lens(
     site: options.Site = "resid",
     tokens: options.ShowTokens = False,
     adapter: options.AdapterFolder = None,
+    other: Compared = None,
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
 ) -> None:
@@ -194,6 +203,8 @@ def lens(
     """
     check_outputs(json, plot)
     mapped = position == "all" or generate > 0
+    if other is not None and (mapped or not target):
+        raise InputError("--compare: of targets at one token; name a --target, and no map")
     if mapped and len(prompts) > 1:
         raise InputError(f"prompts: {len(prompts)} given; a map is of one, so ask for one after the other")
     if mapped:
@@ -210,22 +221,45 @@ def lens(
         return
     if color is not None:
         raise InputError("--color: is of a map; give --position all or --generate with it")
-    lm = library.open_model(model, adapter=adapter)
-    reading = library.lens(
-        lm,
-        prompts,
-        target or [],
-        layers=layer,
-        null_words=null_words,
-        position=position,
-        chat=chat,
-        system=system,
-        pieces=pieces,
-        site=site,
-    )
+    how: dict[str, Any] = {"layers": layer, "null_words": null_words, "position": position, "chat": chat,
+                           "system": system, "pieces": pieces, "site": site}  # fmt: skip
+    reading = library.lens(library.open_model(model, adapter=adapter), prompts, target or [], **how)
     _report_fed(reading.fed, tokens)
     _report_lens(reading, null_words, every=bool(layer))
-    write_outputs(reading, json, plot)
+    if other is None:
+        write_outputs(reading, json, plot)
+    else:
+        _compare(reading, library.lens(_other(model, adapter, other), prompts, target or [], **how), json, plot)
+
+
+def _other(model: str, adapter: list[Path] | None, other: str) -> "LanguageModel":
+    """The model to compare with: another one, or this one with one adapter more."""
+    if (Path(other).expanduser() / "adapter_config.json").is_file():
+        return library.open_model(model, adapter=[*(adapter or []), other])
+    return library.open_model(other)
+
+
+def _compare(before: "Reading", after: "Reading", json: Path | None, plot: Path | None) -> None:
+    from classifier_emergence.instruments.comparison import compare
+
+    both = compare(before, after)
+    table(
+        ["what", "layer", "before", "after", "difference, points", "95 % interval"],
+        [
+            [row["what"], row["layer"], percent(row["before"], 2), percent(row["after"], 2),
+             number(100 * float(row["difference"])), _points(row["low"], row["high"])]
+            for row in both.rows()
+        ],
+        title=f"{printable(both.other)} compared with {printable(both.model)}, n = {both.n}",
+    )  # fmt: skip
+    if both.interval is None:
+        say("no interval: one prompt says nothing of others; give more")
+    write_outputs(both, json, plot)
+
+
+def _points(low: float | None, high: float | None) -> str:
+    """An interval in percentage points; small ones keep a digit that is not zero."""
+    return "n/a" if low is None or high is None else f"[{number(100 * low)}, {number(100 * high)}]"
 
 
 def _report_lens(reading: "LensReading", null_words: int, *, every: bool) -> None:
@@ -248,6 +282,18 @@ def _report_lens(reading: "LensReading", null_words: int, *, every: bool) -> Non
                     else (f"the vocabulary has no {null_words} other words that are spelt like it")
                 )
                 say(f"{printable(word)}: no p, {why}")
+    if reading.followed_probability is not None:
+        first = 1 if reading.layers[0] == "emb" and len(reading.layers) > 1 else 0
+        table(
+            ["token", "prompt", "largest probability", "at", "over layers, by decades"],
+            [
+                [token.strip() or "␣", prompt, percent(float(values[first:, j].max())),
+                 reading.layers[first + int(values[first:, j].argmax())], spark(values[:, j].tolist())]
+                for token, values in zip(reading.followed, reading.followed_probability, strict=True)
+                for j, prompt in enumerate(reading.prompts)
+            ],
+            title=f"{printable(reading.model)}: logit lens, tokens that are the most probable ones anywhere",
+        )  # fmt: skip
     shown = range(len(reading.layers)) if every else spread(len(reading.layers))
     table(
         ["prompt", *(reading.layers[i] for i in shown)],

@@ -21,7 +21,7 @@ from classifier_emergence.instruments.base import (
     readout_of,
 )
 from classifier_emergence.reading.layers import layer_of
-from classifier_emergence.reading.lens import lens_scores
+from classifier_emergence.reading.lens import LensScores, lens_scores
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.positions import Fed, Position, read_states
 from classifier_emergence.reading.readout import Readout
@@ -31,6 +31,7 @@ from classifier_emergence.statistics import permutation_p
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FOLLOWED = 8
 PIECES = ("refuse", "first", "chain")
 """What a target of several tokens may mean."""
 
@@ -61,6 +62,10 @@ class LensReading(Reading):
     """How many other words of similar unembedding norm were taken as null, by target; 0 if there are too few."""
     p: tuple[tuple[float | None, ...], ...]
     """(targets, prompts): share of null words whose own peak is as high, ``(1 + hits) / (1 + words)``."""
+    followed: tuple[str, ...] = ()
+    """Without targets: the tokens that are the most probable ones anywhere, at most ``FOLLOWED``."""
+    followed_probability: NDArray[np.float64] | None = None
+    """(followed, layers, prompts)"""
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a target, prompt and layer; without targets one a prompt and layer, with the top token."""
@@ -79,11 +84,12 @@ class LensReading(Reading):
         ]  # fmt: skip
 
     def plot(self) -> "Figure":
-        """Alignment over depth, a panel a target; without targets the probability of the top token."""
+        """Alignment over depth, a panel a target; without targets of the tokens that lead anywhere."""
         from classifier_emergence.instruments.drawing import FLOOR, drawable, layer_axis, panels, probability_axis
 
         shown = [(f"“{drawable(t)}”", self.alignment[i]) for i, t in enumerate(self.targets)]
-        shown = shown or [("top token", self.top_probability)]
+        if not shown and self.followed_probability is not None:
+            shown = [(f"“{drawable(t)}”", self.followed_probability[i]) for i, t in enumerate(self.followed[:4])]
         figure, axes = panels(len(shown), 1, (6.4, 0.8 + 2.2 * len(shown)), sharex=True)
         for axis, (title, values) in zip(axes, shown, strict=True):
             for j, prompt in enumerate(self.prompts):
@@ -122,7 +128,7 @@ def lens(
     Args:
         lm: Any causal language model.
         prompts: Read at one token each.
-        targets: Words.
+        targets: Words; without any the tokens that lead anywhere are followed.
         layers: Which to read (``"L16"``, ``16``, ``"emb"``); default all.
         null_words: Other words for the null of each target.
         position: Which token, see ``positions.feed``; for ``all`` of them there is ``lens_map``.
@@ -170,6 +176,9 @@ def lens(
     null_peaks = [alignment[first:, :, a:b].max(0) for a, b in pairwise(starts)]
     peak = of_targets[:, first:].max(1)
     tokens = {int(i): token_text(lm.tokenizer, int(i)) for i in scores.top_id.unique()}
+    leading = [] if words else _leading(scores, first)
+    if leading:
+        followed = lens_scores(states, readout, [[i] for i in leading], ranked=[[0]] * len(prompts)).log_alignment
     return LensReading(
         model=lm.key,
         layers=labels,
@@ -188,7 +197,18 @@ def lens(
             tuple(permutation_p(values, null).tolist()) if null.shape[-1] else (None,) * len(prompts)
             for values, null in zip(peak, null_peaks, strict=True)
         ),
+        followed=tuple(tokens[i] for i in leading),
+        followed_probability=np.moveaxis(followed.double().exp().numpy(), -1, 0) if leading else None,
     )
+
+
+def _leading(scores: LensScores, first: int) -> list[int]:
+    """Tokens that are the most probable ones anywhere from a row on, those with the highest probability first."""
+    best: dict[int, float] = {}
+    ids, shares = scores.top_id[first:].flatten().tolist(), scores.top_prob[first:].flatten().tolist()
+    for token, share in zip(ids, shares, strict=True):
+        best[token] = max(share, best.get(token, 0.0))
+    return sorted(best, key=lambda token: (-best[token], token))[:FOLLOWED]
 
 
 def target_tokens(word: str, lm: LanguageModel, pieces: str = "refuse") -> tuple[WordTokens, list[list[int]]]:
