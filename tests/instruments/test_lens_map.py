@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from classifier_emergence.errors import InputError
+from classifier_emergence.instruments.direction import direction
 from classifier_emergence.instruments.lens import lens
 from classifier_emergence.instruments.lens_map import lens_map
 from classifier_emergence.models.loading import load
@@ -54,6 +55,10 @@ def test_a_text_where_a_list_is_meant_is_refused(llama: LanguageModel) -> None:
         lens_map(llama, "7 * 8 =", "multiply")
     with pytest.raises(InputError, match="targets: one text; pass a list"):
         lens(llama, ["7 * 8 ="], "multiply")
+    with pytest.raises(InputError, match="layers: one text; pass a list"):
+        lens(llama, ["7 * 8 ="], layers="L1")
+    with pytest.raises(InputError, match="words: one text; pass a list"):
+        direction(llama, ["7 * 8 ="] * 4, [0, 0, 1, 1], words="add")
     with pytest.raises(InputError, match="lens_map"):
         lens(llama, ["7 * 8 ="], position="all")
 

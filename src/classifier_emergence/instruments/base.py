@@ -136,7 +136,7 @@ def one_position(position: Position) -> Position:
     return position
 
 
-def check_list(texts: Sequence[str], what: str) -> None:
+def check_list(texts: object, what: str) -> None:
     """Refuse one text where several are meant: its characters would pass for them.
 
     Raises:
@@ -144,6 +144,23 @@ def check_list(texts: Sequence[str], what: str) -> None:
     """
     if isinstance(texts, str):
         raise InputError(f"{what}: one text; pass a list of them")
+
+
+def class_names(labels: Sequence[Any]) -> list[str]:
+    """Labels as text: those that are whole numbers or truth values by their names.
+
+    Raises:
+        InputError: One is neither, or is empty; names its row.
+    """
+    check_list(labels, "labels")
+    names = []
+    for i, label in enumerate(labels, start=1):
+        label = label.item() if hasattr(label, "item") else label  # NumPy's and PyTorch's numbers
+        if not isinstance(label, str | bool | int):
+            raise InputError(f"label {i}: {label!r} is no class; give a text, a whole number or a truth value")
+        check_text(str(label), f"label {i}")
+        names.append(str(label))
+    return names
 
 
 def check_text(text: str, what: str) -> None:
@@ -194,6 +211,7 @@ def pick_rows(lm: LanguageModel, layers: Sequence[str | int] | None, site: str =
         InputError: The model has no such layer.
     """
     check_site(site)
+    check_list(layers or [], "layers")
     labels = lm.layers
     if layers is None:
         return list(range(0 if site == "resid" else 1, len(labels)))

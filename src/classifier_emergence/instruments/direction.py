@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.instruments.base import Reading, feed_prompts, known_word, one_position, pick_rows, readout_of
+from classifier_emergence.instruments.base import (
+    Reading,
+    check_list,
+    feed_prompts,
+    known_word,
+    one_position,
+    pick_rows,
+    readout_of,
+)
 from classifier_emergence.instruments.probe import SHUFFLES, encode_labels, fit, folds_of
 from classifier_emergence.progress import progress
 from classifier_emergence.reading.directions import project
@@ -121,6 +129,7 @@ def direction(
     """
     fed = feed_prompts(lm, prompts, one_position(position), chat=chat, system=system)
     classes, y = encode_labels(prompts, labels)
+    check_list(words or [], "words")
     if words is not None and len(words) != len(classes):
         raise InputError(f"words: {len(words)} for {len(classes)} classes; give each class one")
     folds_of(y, classes, None, limit=2)  # refuses a class with one example

@@ -12,7 +12,14 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.instruments.base import Reading, check_list, check_text, feed_prompts, one_position, pick_rows
+from classifier_emergence.instruments.base import (
+    Reading,
+    check_list,
+    class_names,
+    feed_prompts,
+    one_position,
+    pick_rows,
+)
 from classifier_emergence.instruments.kept_probe import Card, KeptProbe, check_new
 from classifier_emergence.progress import progress
 from classifier_emergence.reading.layers import layer_row
@@ -261,23 +268,13 @@ def encode_labels(prompts: Sequence[object], labels: Sequence[Any]) -> tuple[tup
         InputError: Prompts and labels differ in number, a label is empty or neither text nor a number, or there are
             fewer than two classes.
     """
-    check_list(labels, "labels")
-    labels = [_name(label, f"label {i}") for i, label in enumerate(labels, start=1)]
+    labels = class_names(labels)
     if len(prompts) != len(labels):
         raise InputError(f"labels: {len(labels)} for {len(prompts)} prompts; give each prompt one")
     classes = tuple(dict.fromkeys(labels))
     if len(classes) < 2:
         raise InputError(f"labels: {len(classes)} class; a probe needs at least two")
     return classes, torch.tensor([classes.index(label) for label in labels])
-
-
-def _name(label: Any, what: str) -> str:
-    if hasattr(label, "item"):  # NumPy's and PyTorch's numbers
-        label = label.item()
-    if not isinstance(label, str | bool | int):
-        raise InputError(f"{what}: {label!r} is no class; give a text, a whole number or a truth value")
-    check_text(str(label), what)
-    return str(label)
 
 
 def folds_of(
