@@ -51,7 +51,7 @@ def top_tokens(
             top, ids = logits.topk(min(k, logits.shape[1]))
             of_words = [logits[:, list(word)] for word in words]
             best = [scores.amax(-1, keepdim=True) for scores in of_words]
-            rank = [1 + (logits > one).sum(-1) for one in best]
+            rank = [1 + (logits > one).sum(-1, dtype=torch.int32) for one in best]  # int64 is slow
             below = logits.sub_(top[:, :1]).clamp_(min=-80)  # else exp() gives denormal numbers, which are slow
             odds = below.exp()
             sums = odds.sum(-1, keepdim=True)
@@ -61,7 +61,7 @@ def top_tokens(
             entropy = sums.log()[:, 0] - torch.linalg.vecdot(odds, below) / sums[:, 0]
             empty = total.new_empty(len(part), 0)
             parts.append((ids, probability, entropy, torch.stack(mass, -1) if mass else empty,
-                          torch.stack(rank, -1) if rank else empty.long()))  # fmt: skip
+                          torch.stack(rank, -1).long() if rank else empty.long()))  # fmt: skip
             advance(len(part))
     shape = states.shape[:2]
     return TopTokens(*(torch.cat(field).unflatten(0, shape) for field in zip(*parts, strict=True)))
