@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,10 @@ def test_every_command_of_the_guide_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ours = {MODEL: str(tiny_models / "tiny-llama"), MIXTURE: str(mixture)}
+    chat_model = shutil.copytree(tiny_models / "tiny-llama", tmp_path / "chat" / "tiny-llama")
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
+    (chat_model / "chat_template.jinja").write_text(template)
+    ours = {MODEL: str(chat_model), MIXTURE: str(mixture)}
     for line in commands()[2:]:
         words = [ours.get(word, word) for word in shlex.split(line)[1:]]
         code = run(words)
@@ -55,6 +59,16 @@ def test_every_command_of_the_guide_runs(
         for option in ("--json", "--plot", "--output"):
             if option in words:
                 assert (tmp_path / words[words.index(option) + 1]).exists(), line
+
+
+def test_every_picture_of_the_gallery_has_its_command() -> None:
+    text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^!\[[^\]]+\]\(gallery/([\w.]+)\)$", text, re.MULTILINE)
+    drawn = {words[words.index("--plot") + 1] for line in commands()[2:] if "--plot" in (words := shlex.split(line))}
+    assert set(shown) <= drawn
+    assert sorted(shown) == sorted(path.name for path in (ROOT / "docs" / "gallery").iterdir())
+    for name in shown:
+        assert (ROOT / "docs" / "gallery" / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_command_and_snippet_of_the_readme_runs(

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 from classifier_emergence.extras import missing_extras_named
 
 if TYPE_CHECKING:
+    from classifier_emergence.instruments.comparison import compare as compare
     from classifier_emergence.instruments.direction import direction as direction
     from classifier_emergence.instruments.finetune import dual_reward as dual_reward
     from classifier_emergence.instruments.finetune import sft as sft
     from classifier_emergence.instruments.grpo import grpo as grpo
+    from classifier_emergence.instruments.kept_probe import KeptProbe as KeptProbe
     from classifier_emergence.instruments.lens import lens as lens
+    from classifier_emergence.instruments.lens_map import lens_map as lens_map
     from classifier_emergence.instruments.probe import probe as probe
     from classifier_emergence.instruments.routing import routing_usage as routing_usage
     from classifier_emergence.instruments.routing import trace_texts as trace_texts
@@ -25,12 +28,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "KeptProbe": "instruments.kept_probe",
     "LanguageModel": "reading.model",
     "LayerProbes": "reading.estimator",
+    "compare": "instruments.comparison",
     "direction": "instruments.direction",
     "dual_reward": "instruments.finetune",
     "grpo": "instruments.grpo",
     "lens": "instruments.lens",
+    "lens_map": "instruments.lens_map",
     "open_model": "models.loading",
     "probe": "instruments.probe",
     "routing_usage": "instruments.routing",

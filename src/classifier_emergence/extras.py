@@ -7,9 +7,9 @@ from classifier_emergence.errors import InputError
 
 _EXTRAS = {
     "train": ("accelerate", "peft"),
-    "rl": ("datasets", "trl"),
+    "rl": ("datasets", "pyarrow", "trl"),
     "wheels": ("gguf", "pip"),
-    "plot": ("matplotlib",),
+    "plot": ("bokeh", "matplotlib"),
     "paper": ("dvc", "networkx", "typst"),
 }
 

@@ -116,6 +116,42 @@ def test_lens(ce: Run, tmp_path: Path) -> None:
     assert "\x1b" not in out + err
 
 
+def test_a_map_of_layers_by_tokens(ce: Run, tmp_path: Path) -> None:
+    words = ["lens", "-m", MODEL, "7 * 8 =\x1b", "--positions", "all", "--target", "multiply", "--json", "m.json"]
+    code, out, err = ce(*words, "--plot", "m.html", "--tokens")
+    assert code == 0, err
+    result = read_result(tmp_path / "m.json")
+    assert len(result["top_tokens"]) == len(result["layers"]) == 5
+    assert len(result["top_tokens"][0]) == len(result["read"]) == len(result["tokens"])
+    fed, header, *rows = out.splitlines()
+    assert fed.startswith("tokens of prompt 1: [7]|[ *]")
+    assert header.split("\t")[1:4] == ["7", " *", " 8"]
+    assert [row.split("\t")[0] for row in rows[:5]] == ["L3", "L2", "L1", "L0", "emb"]
+    assert rows[6].split("\t")[0] == "multiply"
+    assert "\x1b" not in out + err
+    assert "<table" in (tmp_path / "m.html").read_text()
+    code, out, err = ce("lens", "-m", MODEL, "7 * 8 =", "--generate", "2", "--color", "entropy", "--plot", "w.svg")
+    assert code == 0, err
+    assert out.splitlines()[-1].startswith("the model wrote: ")
+
+
+def test_another_token_is_read_and_notices_are_said(ce: Run, tmp_path: Path) -> None:
+    code, out, err = ce("lens", "-m", MODEL, "7<eos> * 8 =", "--position", "after:8", "--tokens")
+    assert code == 0, err
+    assert "tokens of prompt 1: 7|<eos>| *|[ 8]| =" in out
+    assert "notice: prompt 1: holds the end token '<eos>' at position 1; read at token 3, ' 8'" in err
+
+
+def test_a_kept_probe_classifies_new_prompts(ce: Run, tmp_path: Path) -> None:
+    code, out, err = ce("probe", "-m", MODEL, *CLASSES, "--test", "11 * 12 =", "--output", "kept", "--json", "p.json")
+    assert code == 0, err
+    said = read_result(tmp_path / "p.json")["predictions"][0]
+    (tmp_path / "new.csv").write_text("id;question\n1;11 * 12 =\n")
+    code, out, err = ce("predict", "kept", "-m", MODEL, "--file", "new.csv", "--columns", "prompt=question")
+    assert code == 0, err
+    assert out.split("\t")[:2] == ["11 * 12 =", said["label"]]
+
+
 def test_probe_with_new_prompts(ce: Run, tmp_path: Path) -> None:
     code, out, err = ce("probe", "-m", MODEL, *CLASSES, "--test", "11 * 12 =", "--json", "probe.json")
     assert code == 0, err
@@ -132,6 +168,10 @@ def test_dual_reward_then_lens_with_its_adapter(ce: Run, tmp_path: Path) -> None
     result = read_result(tmp_path / "dual.json")
     assert result["task"] == "arithmetic"
     assert str(tmp_path) not in (tmp_path / "dual.json").read_text()
+    code, out, err = ce("lens", "-m", MODEL, "5 - 3 =", "7 * 8 =", "--target", "add", "--compare", "adapter", "--plot",
+                        "c.png")  # fmt: skip
+    assert code == 0, err
+    assert out.splitlines()[-6].split("\t")[0::5] == ["what", "95 % interval"]
     code, _, err = ce("lens", "-m", MODEL, "--adapter", "./adapter", "50 - 23 =", "--json", "lens.json")
     assert code == 0, err
     assert read_result(tmp_path / "lens.json")["model"] == "tiny-llama+adapter"
@@ -331,6 +371,19 @@ BAD = {
     "dense": (["routers", "trace", "-m", MODEL, "x"], "give a mixture of experts"),
     "no texts": (["routers", "trace", "-m", MODEL], "texts: give them"),
     "texts twice": (["routers", "usage", "-m", MODEL, "x", "--task", "arithmetic"], "texts: give them"),
+    "position": (["lens", "-m", MODEL, "x", "--position", "9"], "position 9: prompt 1 has tokens 0 to 0"),
+    "chat": (["lens", "-m", MODEL, "x", "--chat"], "no chat template"),
+    "system": (["lens", "-m", MODEL, "x", "--system", "y"], "system: given without chat"),
+    "colour": (["lens", "-m", MODEL, "x", "--color", "entropy"], "--color: is of a map"),
+    "colour of a map": (["lens", "-m", MODEL, "x", "--position", "all", "--color", "red"], "color 'red': unknown"),
+    "two maps": (["lens", "-m", MODEL, "x", "y", "--position", "all"], "prompts: 2 given; a map is of one"),
+    "all of many": (["probe", "-m", MODEL, *CLASSES, "--position", "all"], "position 'all'"),
+    "how of pieces": (["lens", "-m", MODEL, "x", "--target", "xqzxqz", "--pieces", "any"], "pieces 'any': unknown"),
+    "no probe": (["predict", "nowhere", "-m", MODEL, "x"], "not what probe --output wrote"),
+    "nothing to predict": (["predict", "nowhere", "-m", MODEL], "prompts: give them as arguments"),
+    "columns": (["probe", "-m", MODEL, *CLASSES, "--columns", "prompt=x"], "--columns: of a --file"),
+    "a pair": (["probe", "-m", MODEL, "--file", "nowhere.csv", "--columns", "prompt"], "write OURS=THEIRS"),
+    "compare": (["lens", "-m", MODEL, "x", "--compare", "y"], "--compare: of targets at one token"),
     "markup": (["lens", "-m", "[bold]\n\x1b[31m", "x"], "unknown key"),
 }
 
@@ -355,7 +408,7 @@ def test_an_interrupt_leaves_no_file(ce: Run, tmp_path: Path, monkeypatch: pytes
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(instrument_lens, "residual_stream", interrupted)
+    monkeypatch.setattr(instrument_lens, "read_states", interrupted)
     code, _, err = ce("lens", "-m", MODEL, "x", "--json", "lens.json", "--plot", "lens.png")
     assert (code, err.splitlines()[-1]) == (130, "interrupted; no result was written")
     assert [path.name for path in tmp_path.iterdir()] == ["lens.json"]

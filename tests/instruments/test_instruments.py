@@ -18,7 +18,7 @@ from classifier_emergence.instruments import direction as instrument_direction
 from classifier_emergence.instruments import probe as instrument_probe
 from classifier_emergence.instruments.base import readout_of
 from classifier_emergence.instruments.direction import direction
-from classifier_emergence.instruments.drawing import save
+from classifier_emergence.instruments.drawing import check_ending
 from classifier_emergence.instruments.lens import lens
 from classifier_emergence.instruments.probe import _permuted, fit, folds_of, probe
 from classifier_emergence.models.loading import load
@@ -54,7 +54,7 @@ def llama(tiny_models: Path) -> LanguageModel:
 
 def planted(monkeypatch: pytest.MonkeyPatch, module: object, states: Tensor) -> None:
     """Let an instrument read these states instead of a model's."""
-    monkeypatch.setattr(module, "residual_stream", lambda *args, **kwargs: states)
+    monkeypatch.setattr(module, "read_states", lambda *_, rows=slice(None), **__: states[rows])
 
 
 # --- Probe ---
@@ -262,7 +262,7 @@ def test_hostile_prompts_survive_json_and_figures(llama: LanguageModel, tmp_path
         return
     write_result(tmp_path / "lens.json", reading.to_dict())
     assert read_result(tmp_path / "lens.json")["prompts"] == prompts
-    save(reading.plot(), tmp_path / "lens.svg")
+    reading.save(tmp_path / "lens.svg")
     assert (tmp_path / "lens.svg").stat().st_size
 
 
@@ -281,12 +281,12 @@ def test_readings_export_and_draw_hostile_labels(llama: LanguageModel, tmp_path:
         assert len(frame) == len(reading.rows())
         assert list(frame.columns) == list(reading.rows()[0])
         assert isinstance(reading.plot(), Figure)
-        save(reading.plot(), tmp_path / f"{i}.png")
+        reading.save(tmp_path / f"{i}.png")
 
 
 def test_a_plot_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"unknown ending; name a file that ends in .png, .svg, .pdf"):
-        save(Figure(), tmp_path / "x.gif")
+    with pytest.raises(InputError, match=r"unknown ending; name a file that ends in .png, .svg, .pdf, .html"):
+        check_ending(tmp_path / "x.gif")
 
 
 def test_layer_probes_fit_predict_and_score_like_scikit_learn(seeded: Random) -> None:

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments import routing as instrument_routing
-from classifier_emergence.instruments.drawing import save
 from classifier_emergence.instruments.routing import routing_usage, trace_texts
 from classifier_emergence.mixtures.routing import Routing, trace
 from classifier_emergence.models.loading import load
@@ -79,13 +78,13 @@ def test_readings_export_and_draw_hostile_texts(moe: LanguageModel, tmp_path: Pa
         assert read_result(tmp_path / f"{i}.json")["model"] == "moe"
         assert len({tuple(row) for row in reading.rows()}) == 1  # the same columns everywhere
         assert isinstance(reading.plot(), Figure)
-        save(reading.plot(), tmp_path / f"{i}.png")
+        reading.save(tmp_path / f"{i}.png")
     assert used.rows()[0]["load"] == used.usage.load[0, 0]
 
 
 def test_a_long_trace_still_fits_a_page(moe: LanguageModel, tmp_path: Path) -> None:
     reading = trace_texts(moe, ["7 * 8 = 56, " * 40] * 12)
-    save(reading.plot(), tmp_path / "long.png")
+    reading.save(tmp_path / "long.png")
     assert (tmp_path / "long.png").stat().st_size
 
 

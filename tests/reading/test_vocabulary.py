@@ -1,5 +1,7 @@
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.model import LanguageModel
@@ -57,3 +59,23 @@ def test_too_many_null_words_are_refused(lm: LanguageModel) -> None:
 
 def test_tokens_beyond_the_tokenizer_have_a_text(lm: LanguageModel) -> None:
     assert token_text(lm.tokenizer, len(lm.tokenizer) + 2)
+
+
+def test_where_every_text_gets_a_space_the_word_is_the_spaced_form() -> None:
+    pieces = ["<unk>", "<s>", "▁multiply", "multiply", "▁add", "▁table", "table", "▁stone", *"multipyade"]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    unigram = Tokenizer(models.Unigram([(piece, -float(len(piece) < 2)) for piece in vocabulary], unk_id=0))
+    unigram.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    unigram.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=unigram, unk_token="<unk>", bos_token="<s>")
+    multiply, add = (word_tokens(word, tokenizer) for word in ("multiply", "add"))
+    assert multiply.forms == {"multiply": vocabulary["multiply"], " multiply": vocabulary["▁multiply"]}
+    assert multiply.strict_id == vocabulary["▁multiply"]
+    assert add.forms == {" add": vocabulary["▁add"]}
+    norms = torch.ones(len(vocabulary))
+    assert [word.forms for word in matched_words(multiply, norms, tokenizer, 1)] == [
+        {"table": vocabulary["table"], " table": vocabulary["▁table"]}
+    ]
+    assert [word.ids for word in matched_words(add, norms, tokenizer, 1)] == [[vocabulary["▁stone"]]]
+    assert token_text(tokenizer, vocabulary["▁add"]) == " add"
+    assert token_text(tokenizer, vocabulary["table"]) == "table"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from datasets import ClassLabel, Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -128,7 +129,16 @@ GOOD = '{"prompt": "x", "label": "one"}\n'
         ("a.csv", b"prompt\nx\n", ":1: no column 'label'"),
         ("a.csv", b"prompt,label,label\n", ":1: two columns of one name"),
         ("a.csv", b"prompt,lable\nx,one\n", ":1: column 'lable': unknown; did you mean 'label'?"),
-        ("a.csv", b"prompt,label,=cmd\x1b\n", r":1: column '=cmd\x1b': unknown; known: prompt, label"),
+        (
+            "a.csv",
+            b"prompt,=cmd\x1b\nx,one\n",
+            r":1: no column 'label'; name it with --columns label=THEIRS; there are",
+        ),
+        ("a.csv", b"prompt;label\nx;one\ny;two;three\n", ":3: 3 cells in 2 columns; quote cells that hold semicolons"),
+        ("a.tsv", b"prompt\tlabel\nx\tone\ty\n", ":2: 3 cells in 2 columns; quote cells that hold tabs"),
+        ("a.json", b'{"prompt": "x"}', "not an array of objects"),
+        ("a.json", b'[{"prompt": "x", "label": 1}, 3]', ":2: not an object"),
+        ("a.parquet", b"PAR1", "cannot be read as Parquet"),
         ("a.csv", b"prompt,label\nx,one\ny,two,three\n", ":3: 3 cells in 2 columns"),
         ("a.csv", b"prompt,label\nx\n", ":2: 1 cells in 2 columns"),
         ("a.csv", b'prompt,label\n"x" y,one\n', ":2: not valid CSV"),
@@ -148,11 +158,11 @@ GOOD = '{"prompt": "x", "label": "one"}\n'
         ("a.jsonl", GOOD.encode() + b"[1]", ":2: not an object"),
         ("a.jsonl", b"[" * 100_000, ":1: not valid JSON"),
         ("a.jsonl", b"9" * 10_000, ":1: not valid JSON"),
-        ("a.jsonl", b'{"prompt": "x"}', ":1: label: empty"),
+        ("a.jsonl", b'{"prompt": "x"}', ":1: no column 'label'"),
         ("a.jsonl", b'{"prompt": "x", "label": "a", "grop": 1}', ":1: column 'grop': unknown; did you mean 'group'?"),
         ("a.jsonl", b'{"prompt": 3, "label": "a"}', ":1: prompt: int; write text"),
-        ("a.jsonl", b'{"prompt": "x", "label": true}', ":1: label: bool; write text or a whole number"),
-        ("a.jsonl", b'{"prompt": "x", "label": NaN}', ":1: label: float; write text or a whole number"),
+        ("a.jsonl", GOOD.encode() + b'{"prompt": "y"}', ":2: label: empty"),
+        ("a.jsonl", b'{"prompt": "x", "label": NaN}', ":1: label: float; write text, a whole number or a truth value"),
         ("a.jsonl", b'{"prompt": "x", "label": "a", "answer": ["b"]}', ":1: answer: list; write text"),
         ("a.jsonl", b'{"prompt": "\\ud800", "label": "a"}', ":1: prompt: half of a surrogate pair"),
     ],
@@ -170,3 +180,49 @@ def test_a_bad_file_is_refused_in_one_line(name: str, content: bytes, message: s
 def test_a_missing_file_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.csv: cannot be read \(No such file"):
         load_task(tmp_path / "none.csv")
+
+
+ROWS = [{"id": 7, "text": "x", "class": True, "answer": 56}, {"id": 8, "text": "y", "class": False, "answer": 3}]
+
+
+@pytest.mark.parametrize("kind", ["csv", "semicolons", "tabs", "tsv", "json", "jsonl", "parquet", "dataset", "splits"])
+def test_files_as_people_have_them(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / {"semicolons": "a.csv", "tabs": "a.csv", "dataset": "a", "splits": "a"}.get(kind, f"a.{kind}")
+    if delimiter := {"csv": ",", "semicolons": ";", "tabs": "\t", "tsv": "\t"}.get(kind):
+        lines = [["", "text", "class", "answer"], ["0", "x", "true", " 56"], ["1", "y", "false", " 3"]]
+        path.write_text("".join(f"{delimiter.join(line)}\n" for line in lines))
+    elif kind.startswith("json"):
+        path.write_text(json.dumps(ROWS) if kind == "json" else "\n".join(map(json.dumps, ROWS)))
+    elif kind == "parquet":
+        Dataset.from_list(ROWS).to_parquet(path)
+    else:
+        named = Dataset.from_list([{**row, "class": int(row["class"])} for row in ROWS])
+        named = named.cast_column("class", ClassLabel(names=["false", "true"]))
+        (DatasetDict({"train": named}) if kind == "splits" else named).save_to_disk(path)
+    task = load_task(path)
+    assert [(item.prompt, task.classes[item.label], item.answer) for item in task.items] == [
+        ("x", "true", " 56"),
+        ("y", "false", " 3"),
+    ]
+
+
+def test_columns_of_other_names_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,kind,label\nx,one,1\ny,two,2\n")
+    task = load_task(tmp_path / "a.csv", {"prompt": "question", "label": "kind"})
+    assert (task.classes, [item.prompt for item in task.items]) == (("one", "two"), ["x", "y"])
+    for columns, message in (
+        ({"prompt": "nowhere"}, ":1: no column 'nowhere', given for prompt; there are 'question', 'kind', 'label'"),
+        ({"promt": "question"}, "columns: 'promt' is none of ours"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_task(tmp_path / "a.csv", columns)
+
+
+def test_a_dataset_of_several_splits_is_not_guessed_at(tmp_path: Path) -> None:
+    data = Dataset.from_list(ROWS)
+    DatasetDict({"train": data, "test": data}).save_to_disk(tmp_path / "a")
+    with pytest.raises(InputError, match=r"a: splits train, test; name the folder of one, such as .*a/train"):
+        load_task(tmp_path / "a")
+    assert len(load_task(tmp_path / "a" / "train").items) == 2
+    with pytest.raises(InputError, match="not a folder that datasets' save_to_disk wrote"):
+        load_task(tmp_path)

@@ -1,16 +1,41 @@
-"""Commands that measure a model: probe, lens, direction."""
+"""Commands that measure a model: probe, predict, lens, direction."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import classifier_emergence as library  # each of its names is imported on first use
 from classifier_emergence.cli import options
-from classifier_emergence.cli.options import check_outputs, labelled_prompts, texts_and_labels, write_outputs
-from classifier_emergence.cli.terminal import bar, printable, say, spark, spread, table
+from classifier_emergence.cli.options import (
+    check_outputs,
+    labelled_prompts,
+    texts_and_labels,
+    write_json,
+    write_outputs,
+)
+from classifier_emergence.cli.terminal import bar, complain, printable, say, shaded, spark, spread, table
+from classifier_emergence.errors import InputError
 from classifier_emergence.numbers import interval_text, number, percent
 
+if TYPE_CHECKING:
+    from classifier_emergence.instruments.base import Reading
+    from classifier_emergence.instruments.lens import LensReading
+    from classifier_emergence.instruments.lens_map import LensMap
+    from classifier_emergence.reading.model import LanguageModel
+    from classifier_emergence.reading.positions import Fed
+
 Penalty = Annotated[float, typer.Option("--C", min=1e-9, help="Inverse strength of the probe's L2 penalty.")]
+Compared = Annotated[
+    str | None,
+    typer.Option("--compare", metavar="WITH", help="An adapter or a model: read both, and show the difference."),
+]
+_TOGETHER = 64  # prompts of a file that pass at once
+_NOTICES = 5
+"""Shown of each command; more are in its JSON file."""
 Shuffles = Annotated[int, typer.Option("--shuffles", min=1, help="Label permutations behind the null.")]
 
 
@@ -21,6 +46,7 @@ def add_to(app: typer.Typer) -> None:
     --class "multiply:7 * 8 =|12 * 5 =|3 * 9 =|6 * 7 =" \\
     --class "add:23 + 45 =|17 + 38 =|11 + 22 =|5 + 9 =" --test "11 * 12 =\"""")
     )(probe)
+    app.command(epilog=options.example('predict mine -m smollm2-135m-instruct "11 * 12 ="'))(predict)
     line = 'lens -m smollm2-135m-instruct "7 * 8 =" "12 + 5 =" --target multiply'
     app.command(epilog=options.example(line))(lens)
     app.command(
@@ -33,6 +59,7 @@ def probe(
     model: options.Model,
     classes: options.Classes = None,
     file: options.PromptFile = None,
+    columns: options.Columns = None,
     task: options.TaskName = None,
     test: Annotated[
         list[str] | None, typer.Option("--test", metavar="PROMPT", help="A new prompt to classify; may be repeated.")
@@ -40,9 +67,18 @@ def probe(
     C: Penalty = 1.0,
     shuffles: Shuffles = 40,
     seed: options.Seed = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FOLDER", help="Keep the best layer's probe in a new folder.")
+    ] = None,
+    position: options.Position = "last",
+    chat: options.Chat = False,
+    system: options.System = None,
+    site: options.Site = "resid",
+    tokens: options.ShowTokens = False,
     adapter: options.AdapterFolder = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    other: Compared = None,
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
 ) -> None:
@@ -50,12 +86,15 @@ def probe(
 
     Held-out accuracy at every layer, and whether it can be told from that of permuted labels.
     """
-    data = labelled_prompts(classes, file, task)
+    data = labelled_prompts(classes, file, task, columns)
     prompts, labels = texts_and_labels(data)
     check_outputs(json, plot)
     groups = [item.group for item in data.items]
     lm = library.open_model(model, adapter=adapter, device=device, dtype=dtype)
-    reading = library.probe(lm, prompts, labels, test=test or [], groups=groups, C=C, shuffles=shuffles, seed=seed)
+    how: dict[str, Any] = {"test": test or [], "groups": groups, "C": C, "shuffles": shuffles, "seed": seed,
+           "position": position, "chat": chat, "system": system, "site": site}  # fmt: skip
+    reading = library.probe(lm, prompts, labels, output=output, **how)
+    _report_fed(reading.fed, tokens)
     table(
         ["layer", "accuracy", "95 % interval", "permuted labels, 95 %", ""],
         [
@@ -80,11 +119,55 @@ def probe(
         f"the best layer of permuted labels reaches {percent(peak.null_95)} in one of 20 cases"
     )
     say(reading.verdict)
-    write_outputs(reading, json, plot)
+    if output is not None:
+        say(f"probe of {peak.layer}: {output}")
+    if other is None:
+        write_outputs(reading, json, plot)
+    else:
+        _compare(
+            reading, library.probe(_other(model, adapter, other, device, dtype), prompts, labels, **how), json, plot
+        )
+
+
+def predict(
+    probe: Annotated[Path, typer.Argument(metavar="PROBE", help="A folder that probe --output wrote.")],
+    model: options.Model,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="New prompts.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="FILE", help="A file with a column of prompts.")
+    ] = None,
+    columns: options.Columns = None,
+    adapter: options.AdapterFolder = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json: options.JsonFile = None,
+) -> None:
+    """Classify new prompts by a kept probe.
+
+    A line a prompt (prompt, class, probability) as soon as it is known.
+    """
+    from classifier_emergence.instruments.kept_probe import KeptProbe
+    from classifier_emergence.tasks.files import load_prompts
+
+    if bool(prompts) == bool(file):
+        raise InputError("prompts: give them as arguments, or in a --file")
+    check_outputs(json, None)
+    kept = KeptProbe.load(probe)
+    lm = library.open_model(model, adapter=adapter, device=device, dtype=dtype)
+    if lm.key != kept.card.model:
+        complain(f"notice: the probe was fitted on {kept.card.model}, this is {lm.key}")
+    rows = []
+    source = iter(prompts or load_prompts(file or Path(), options.renamed(columns or [])))
+    while batch := list(islice(source, _TOGETHER)):
+        for prompt, shares in zip(batch, kept.predict_proba(kept.states(lm, batch)), strict=True):
+            best = int(shares.argmax())
+            rows.append({"prompt": prompt, "label": kept.card.classes[best], "probability": float(shares[best])})
+            say("\t".join((printable(prompt), printable(kept.card.classes[best]), percent(float(shares[best])))))
+    write_json(json, {"probe": asdict(kept.card), "predictions": rows})
 
 
 def lens(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Prompts, read at their last tokens.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Prompts.")],
     model: options.Model,
     target: Annotated[
         list[str] | None, typer.Option("--target", metavar="WORD", help="A word to follow; may be repeated.")
@@ -93,19 +176,104 @@ def lens(
     null_words: Annotated[
         int, typer.Option("--null-words", min=0, help="Other words of similar norm behind each p-value.")
     ] = 200,
+    pieces: Annotated[
+        str, typer.Option("--pieces", metavar="HOW", help="A target of several tokens: refuse it, first or chain.")
+    ] = "refuse",
+    position: Annotated[
+        str,
+        typer.Option(
+            "--position",
+            "--positions",
+            metavar="POSITION",
+            help="Token to read: last, a number, after:TEXT; or all, a map of layers by tokens.",
+        ),
+    ] = "last",
+    chat: options.Chat = False,
+    system: options.System = None,
+    generate: Annotated[
+        int, typer.Option("--generate", min=0, metavar="N", help="Let the model write N tokens; a map of these.")
+    ] = 0,
+    color: Annotated[
+        str | None,
+        typer.Option("--color", metavar="WHAT", help="Of a map: probability (default), entropy or a target."),
+    ] = None,
+    site: options.Site = "resid",
+    tokens: options.ShowTokens = False,
     adapter: options.AdapterFolder = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    other: Compared = None,
     json: options.JsonFile = None,
     plot: options.PlotFile = None,
 ) -> None:
     """What does the vocabulary say at every layer?
 
-    Probability and rank of words, and the top tokens.
+    Probability and rank of words, and the top tokens, at one token of each prompt or at all of them.
     """
     check_outputs(json, plot)
+    mapped = position == "all" or generate > 0
+    if other is not None and (mapped or not target):
+        raise InputError("--compare: of targets at one token; name a --target, and no map")
+    if mapped and len(prompts) > 1:
+        raise InputError(f"prompts: {len(prompts)} given; a map is of one, so ask for one after the other")
+    if mapped:
+        from classifier_emergence.instruments.lens_map import check_colour
+
+        check_colour(color or "probability", target or [])
+        seen = library.lens_map(
+            library.open_model(model, adapter=adapter, device=device, dtype=dtype), prompts[0], target or [], layers=layer, chat=chat,
+            system=system, position="all" if generate else position, generate=generate, pieces=pieces, site=site,
+        )  # fmt: skip
+        _report_fed([seen.fed], tokens)
+        _report_map(seen, color or "probability")
+        write_outputs(seen, json, plot, colour=color or "probability")
+        return
+    if color is not None:
+        raise InputError("--color: is of a map; give --position all or --generate with it")
+    how: dict[str, Any] = {"layers": layer, "null_words": null_words, "position": position, "chat": chat,
+                           "system": system, "pieces": pieces, "site": site}  # fmt: skip
     lm = library.open_model(model, adapter=adapter, device=device, dtype=dtype)
-    reading = library.lens(lm, prompts, target or [], layers=layer, null_words=null_words)
+    reading = library.lens(lm, prompts, target or [], **how)
+    _report_fed(reading.fed, tokens)
+    _report_lens(reading, null_words, every=bool(layer))
+    if other is None:
+        write_outputs(reading, json, plot)
+    else:
+        after = library.lens(_other(model, adapter, other, device, dtype), prompts, target or [], **how)
+        _compare(reading, after, json, plot)
+
+
+def _other(model: str, adapter: list[Path] | None, other: str, device: str, dtype: str) -> "LanguageModel":
+    """The model to compare with: another one, or this one with one adapter more."""
+    if (Path(other).expanduser() / "adapter_config.json").is_file():
+        return library.open_model(model, adapter=[*(adapter or []), other], device=device, dtype=dtype)
+    return library.open_model(other, device=device, dtype=dtype)
+
+
+def _compare(before: "Reading", after: "Reading", json: Path | None, plot: Path | None) -> None:
+    from classifier_emergence.instruments.comparison import compare
+
+    both = compare(before, after)
+    table(
+        ["what", "layer", "before", "after", "difference, points", "95 % interval"],
+        [
+            [row["what"], row["layer"], percent(row["before"], 2), percent(row["after"], 2),
+             number(100 * float(row["difference"])), _points(row["low"], row["high"])]
+            for row in both.rows()
+        ],
+        title=f"{printable(both.other)} compared with {printable(both.model)}, n = {both.n}",
+    )  # fmt: skip
+    if both.interval is None:
+        say("no interval: one prompt says nothing of others; give more")
+    write_outputs(both, json, plot)
+
+
+def _points(low: float | None, high: float | None) -> str:
+    """An interval in percentage points; small ones keep a digit that is not zero."""
+    return "n/a" if low is None or high is None else f"[{number(100 * low)}, {number(100 * high)}]"
+
+
+def _report_lens(reading: "LensReading", null_words: int, *, every: bool) -> None:
     if reading.targets:
         table(
             ["target", "prompt", "largest probability", "at", "best rank", "p", "over layers, by decades"],
@@ -119,8 +287,25 @@ def lens(
         )  # fmt: skip
         for word, n in zip(reading.targets, reading.null_words, strict=True):
             if n == 0 and null_words:
-                say(f"{printable(word)}: no p, the vocabulary has no {null_words} other words that are spelt like it")
-    shown = range(len(reading.layers)) if layer else spread(len(reading.layers))
+                why = (
+                    "it is no single token"
+                    if word.endswith((" (strict)", " (chain)"))
+                    else (f"the vocabulary has no {null_words} other words that are spelt like it")
+                )
+                say(f"{printable(word)}: no p, {why}")
+    if reading.followed_probability is not None:
+        first = 1 if reading.layers[0] == "emb" and len(reading.layers) > 1 else 0
+        table(
+            ["token", "prompt", "largest probability", "at", "over layers, by decades"],
+            [
+                [token.strip() or "␣", prompt, percent(float(values[first:, j].max())),
+                 reading.layers[first + int(values[first:, j].argmax())], spark(values[:, j].tolist())]
+                for token, values in zip(reading.followed, reading.followed_probability, strict=True)
+                for j, prompt in enumerate(reading.prompts)
+            ],
+            title=f"{printable(reading.model)}: logit lens, tokens that are the most probable ones anywhere",
+        )  # fmt: skip
+    shown = range(len(reading.layers)) if every else spread(len(reading.layers))
     table(
         ["prompt", *(reading.layers[i] for i in shown)],
         [
@@ -130,13 +315,48 @@ def lens(
         ],
         title="top token and its probability",
     )  # fmt: skip
-    write_outputs(reading, json, plot)
+
+
+def _report_map(reading: "LensMap", colour: str) -> None:
+    shades = reading.shade(colour)
+    largest = max(float(shades.max()), 1e-12)
+    shown = range(len(reading.layers))[::-1]  # the last layer on top
+    shaded(
+        [reading.tokens[i] for i in reading.read],
+        [reading.layers[i] for i in shown],
+        [[cell[0] for cell in reading.top_tokens[i]] for i in shown],
+        [[number(v) if colour == "entropy" else percent(v) for v in shades[i].tolist()] for i in shown],
+        [(shades[i] / largest).tolist() for i in shown],
+        title=f"{printable(reading.model)}: top token at every layer and token; darker: more {printable(colour)}",
+    )
+    if reading.targets:
+        peaks = [(target, *reading.peak(t)) for t, target in enumerate(reading.targets)]
+        table(
+            ["target", "largest probability", "at", "after token", "best rank"],
+            [[target, percent(float(reading.alignment[t, i, j]), 3), reading.layers[i], reading.tokens[reading.read[j]],
+              number(int(reading.rank[t].min()))] for t, (target, i, j) in enumerate(peaks)],
+        )  # fmt: skip
+    if reading.written:
+        say(f"the model wrote: {printable(''.join(reading.tokens[len(reading.tokens) - reading.written :]))}")
+
+
+def _report_fed(fed: Sequence["Fed"], tokens: bool) -> None:
+    """Notices on standard error; and the tokens, if wanted, those that are read in brackets."""
+    notices = [notice for one in fed for notice in one.notices]
+    for notice in notices[:_NOTICES]:
+        complain(f"notice: {notice}")
+    if len(notices) > _NOTICES:
+        complain(f"notice: {len(notices) - _NOTICES} more in other prompts; --json has them all")
+    for i, one in enumerate(fed if tokens else (), start=1):
+        shown = [f"[{t}]" if k in one.read else t for k, t in enumerate(map(printable, one.tokens))]
+        say(f"tokens of prompt {i}: {'|'.join(shown)}")
 
 
 def direction(
     model: options.Model,
     classes: options.Classes = None,
     file: options.PromptFile = None,
+    columns: options.Columns = None,
     task: options.TaskName = None,
     layer: Annotated[
         list[str] | None,
@@ -146,6 +366,10 @@ def direction(
     C: Penalty = 1.0,
     shuffles: Shuffles = 40,
     seed: options.Seed = 0,
+    position: options.Position = "last",
+    chat: options.Chat = False,
+    system: options.System = None,
+    tokens: options.ShowTokens = False,
     adapter: options.AdapterFolder = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -156,14 +380,16 @@ def direction(
 
     Cosines with every token of the vocabulary, against probes of permuted labels.
     """
-    data = labelled_prompts(classes, file, task)
+    data = labelled_prompts(classes, file, task, columns)
     prompts, labels = texts_and_labels(data)
     check_outputs(json, plot)
     words = [data.words[data.classes.index(label)] for label in dict.fromkeys(labels)]
     lm = library.open_model(model, adapter=adapter, device=device, dtype=dtype)
     reading = library.direction(
-        lm, prompts, labels, words=words, layers=layer, top=top, C=C, shuffles=shuffles, seed=seed
-    )
+        lm, prompts, labels, words=words, layers=layer, top=top, C=C, shuffles=shuffles, seed=seed,
+        position=position, chat=chat, system=system,
+    )  # fmt: skip
+    _report_fed(reading.fed, tokens)
     table(
         ["layer", "class", "word's cosine", "word's rank", "p", "top tokens", "largest cosine", "p"],
         [

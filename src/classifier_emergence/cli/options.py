@@ -40,7 +40,7 @@ JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the whole result here.")
 ]
 PlotFile = Annotated[
-    Path | None, typer.Option("--plot", metavar="FILE", dir_okay=False, help="Draw it: .png, .svg or .pdf.")
+    Path | None, typer.Option("--plot", metavar="FILE", dir_okay=False, help="Draw it: .png, .svg, .pdf or .html.")
 ]
 Layers = Annotated[
     list[str] | None, typer.Option("--layer", metavar="LAYER", help="L16, 16 or emb; may be repeated. Default: all.")
@@ -51,14 +51,33 @@ Classes = Annotated[
 ]
 PromptFile = Annotated[
     Path | None,
-    typer.Option("--file", metavar="FILE", help="CSV or JSONL with columns prompt, label [, word, group, answer]."),
+    typer.Option(
+        "--file", metavar="FILE", help="CSV, TSV, JSON, JSONL, Parquet: columns prompt, label [, word, group, answer]."
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--columns", metavar="OURS=THEIRS", help="What a column of the file is called; may be repeated."),
 ]
 TaskName = Annotated[str | None, typer.Option("--task", metavar="NAME", help="A task of the library.")]
+Position = Annotated[
+    str, typer.Option("--position", metavar="POSITION", help="Token to read: last, a number, or after:TEXT.")
+]
+Chat = Annotated[bool, typer.Option("--chat", help="Pass prompts through the model's own chat template.")]
+System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the system says in the chat.")]
+Site = Annotated[
+    str, typer.Option("--site", metavar="SITE", help="In each block: resid (after it), resid_mid, attn_out, mlp_out.")
+]
+ShowTokens = Annotated[
+    bool, typer.Option("--tokens", help="Show the tokens that the model is fed; the one that is read in brackets.")
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")]
 
 
-def labelled_prompts(classes: Sequence[str] | None, file: Path | None, task: str | None) -> "Task":
-    """The task that ``--class``, ``--file`` or ``--task`` gives.
+def labelled_prompts(
+    classes: Sequence[str] | None, file: Path | None, task: str | None, columns: Sequence[str] | None = None
+) -> "Task":
+    """The task that ``--class``, ``--file`` (with ``--columns``) or ``--task`` gives.
 
     Raises:
         InputError: None or several of them are given, or what they give cannot be read.
@@ -70,7 +89,21 @@ def labelled_prompts(classes: Sequence[str] | None, file: Path | None, task: str
         raise InputError("prompts: give exactly one of --class (repeated), --file and --task")
     if task:
         return get_task(task)
-    return load_task(file) if file else _from_flags(classes or [])
+    if columns and not file:
+        raise InputError("--columns: of a --file; give one")
+    return load_task(file, renamed(columns or [])) if file else _from_flags(classes or [])
+
+
+def renamed(pairs: Sequence[str]) -> dict[str, str]:
+    """What ``--columns`` says: our name of a column -> the file's.
+
+    Raises:
+        InputError: A pair has no equals sign, or nothing at one side of it.
+    """
+    split = [pair.partition("=") for pair in pairs]
+    if bad := next((pair for pair, (ours, _, theirs) in zip(pairs, split, strict=True) if not (ours and theirs)), None):
+        raise InputError(f"--columns {bad!r}: write OURS=THEIRS, such as prompt=text")
+    return {ours: theirs for ours, _, theirs in split}
 
 
 def texts_and_labels(task: "Task") -> tuple[list[str], list[str]]:
@@ -124,14 +157,12 @@ def write_json(file: Path | None, result: Any) -> None:
         raise InputError(f"--json {str(file)!r}: {error}") from error
 
 
-def write_outputs(reading: "Reading", json: Path | None, plot: Path | None) -> None:
-    """Write ``--json`` and ``--plot`` of a reading, each atomically."""
+def write_outputs(reading: "Reading", json: Path | None, plot: Path | None, **how: Any) -> None:
+    """Write ``--json`` and ``--plot`` of a reading, each atomically; ``how`` is for its ``plot``."""
     write_json(json, reading.to_dict() if json is not None else None)
     if plot is not None:
-        from classifier_emergence.instruments.drawing import save
-
         with _writing("--plot", plot):
-            save(reading.plot(), plot)
+            reading.save(plot, **how)
 
 
 @contextmanager

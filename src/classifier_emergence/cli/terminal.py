@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _WORD = 30  # characters that are not broken over lines
+_CELL = 10  # columns of a cell in a map
+_DARK = 0.75  # the share from which text is light
+_FULL = (8, 81, 156)  # the colour of a share of one
 _WIDEST = 200  # characters of one cell: a prompt may be a book
 
 
@@ -78,6 +81,60 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str |
     if title:
         console.print(Text(title))
     console.print(grid)
+
+
+def shaded(
+    columns: Sequence[str],
+    rows: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    values: Sequence[Sequence[str]],
+    shades: Sequence[Sequence[float]],
+    *,
+    title: str,
+) -> None:
+    """A map of cells whose background is darker where a share is larger, in as many blocks as the columns need.
+
+    Args:
+        columns: Their headers.
+        rows: Their labels.
+        cells: (rows, columns) texts, which are cut to their column.
+        values: (rows, columns) what the colours stand for, beside the texts where there are no colours.
+        shades: (rows, columns) within [0, 1].
+        title: Above.
+    """
+    if not sys.stdout.isatty():
+        told = [[f"{c} {v}" for c, v in zip(*pair, strict=True)] for pair in zip(cells, values, strict=True)]
+        table(["", *columns], [[label, *row] for label, row in zip(rows, told, strict=True)])
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    margin = max(map(len, rows)) + 1
+    at_once = max(1, (console.width - margin) // _CELL)
+    console.print(Text(title))
+    few = console.color_system in (None, "standard")  # no shades among sixteen colours
+    for start in range(0, len(columns), at_once):
+        part = slice(start, start + at_once)
+        console.print(Text(" " * margin + "".join(map(_cell, columns[part]))))
+        for label, row, shade in zip(rows, cells, shades, strict=True):
+            line = Text(label.ljust(margin))
+            for text, value in zip(row[part], shade[part], strict=True):
+                line.append(_cell(text), style=("reverse" if value > _DARK else "") if few else _shade(value))
+            console.print(line)
+        console.print()
+
+
+def _cell(text: str) -> str:
+    from rich.cells import set_cell_size
+
+    shown = printable(text)
+    return set_cell_size(f" {shown}" if len(shown) < _CELL else f" {shown[: _CELL - 2]}…", _CELL)
+
+
+def _shade(value: float) -> str:
+    red, green, blue = (round(255 + (full - 255) * value) for full in _FULL)
+    return f"{'white' if value > _DARK else 'black'} on rgb({red},{green},{blue})"
 
 
 def _widths(rows: Sequence[Sequence[str]], room: int) -> Sequence[int | None]:

@@ -4,13 +4,16 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.positions import Fed, Position, feed
 from classifier_emergence.reading.readout import Readout
+from classifier_emergence.reading.sites import check_site
 from classifier_emergence.reading.vocabulary import WordTokens, word_tokens
-from classifier_emergence.results import plain
+from classifier_emergence.results import plain, write_bytes_atomic
 
 if TYPE_CHECKING:
     import pandas
@@ -51,6 +54,34 @@ class Reading(ABC):
     def plot(self) -> "Figure":
         """A figure of the reading."""
 
+    def page(self) -> str:
+        """The figure and its numbers as one HTML file that needs nothing else."""
+        from classifier_emergence.instruments.pages import figure_page
+
+        return figure_page(self.plot(), plain(self.rows()), f"{type(self).__name__} of {self.model}")
+
+    def save(self, file: str | Path, **how: Any) -> None:
+        """Draw it in the format that the file's ending names, atomically; ``how`` goes to ``plot``.
+
+        Raises:
+            InputError: Another ending than .png, .svg, .pdf or .html.
+        """
+        from classifier_emergence.instruments.drawing import check_ending, rendered
+
+        file = Path(file)
+        check_ending(file)
+        kind = file.suffix[1:].lower()
+        write_bytes_atomic(file, self.page().encode() if kind == "html" else rendered(self.plot(**how), kind))
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows; its text where there is nothing to draw with."""
+        try:
+            from classifier_emergence.instruments.pages import framed
+
+            return framed(self.page())
+        except (InputError, ImportError):
+            return None
+
 
 def check_prompts(lm: LanguageModel, prompts: Sequence[str], *, what: str = "prompt") -> None:
     """Refuse prompts that the model cannot read.
@@ -58,8 +89,7 @@ def check_prompts(lm: LanguageModel, prompts: Sequence[str], *, what: str = "pro
     Raises:
         InputError: There are none, or one is empty, is not valid Unicode, or is longer than the model's context.
     """
-    if isinstance(prompts, str):
-        raise InputError(f"{what}s: one text; pass a list of them")
+    check_list(prompts, f"{what}s")
     if not prompts:
         raise InputError(f"{what}s: none given; pass at least one")
     config: Any = lm.model.config.get_text_config()
@@ -69,6 +99,68 @@ def check_prompts(lm: LanguageModel, prompts: Sequence[str], *, what: str = "pro
         # A token holds several characters, so short texts need no count.
         if context and len(prompt) > context // 2 and (n := len(lm.tokenizer(prompt)["input_ids"])) > context:
             raise InputError(f"{what} {i}: {n} tokens, but {lm.key} reads at most {context}; shorten it")
+
+
+def feed_prompts(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    position: Position = "last",
+    *,
+    chat: bool = False,
+    system: str | None = None,
+    what: str = "prompt",
+) -> list[Fed]:
+    """``positions.feed`` for prompts that the model can read.
+
+    Raises:
+        InputError: See ``check_prompts`` and ``positions.feed``; or a prompt is too long in the chat's template.
+    """
+    check_prompts(lm, prompts, what=what)
+    fed = feed(lm.tokenizer, prompts, position=position, chat=chat, system=system)
+    config: Any = lm.model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    for i, one in enumerate(fed, start=1):
+        if context and len(one.ids) > context:
+            raise InputError(f"{what} {i}: {len(one.ids)} tokens, but {lm.key} reads at most {context}; shorten it")
+    return fed
+
+
+def one_position(position: Position) -> Position:
+    """Refuse ``all`` where one token of each prompt is read.
+
+    Raises:
+        InputError: It is ``all``.
+    """
+    if position == "all":
+        raise InputError("position 'all': reads many tokens of one text, with lens_map; here choose one, such as last")
+    return position
+
+
+def check_list(texts: object, what: str) -> None:
+    """Refuse one text where several are meant: its characters would pass for them.
+
+    Raises:
+        InputError: It is a text; names ``what``.
+    """
+    if isinstance(texts, str):
+        raise InputError(f"{what}: one text; pass a list of them")
+
+
+def class_names(labels: Sequence[Any]) -> list[str]:
+    """Labels as text: those that are whole numbers or truth values by their names.
+
+    Raises:
+        InputError: One is neither, or is empty; names its row.
+    """
+    check_list(labels, "labels")
+    names = []
+    for i, label in enumerate(labels, start=1):
+        label = label.item() if hasattr(label, "item") else label  # NumPy's and PyTorch's numbers
+        if not isinstance(label, str | bool | int):
+            raise InputError(f"label {i}: {label!r} is no class; give a text, a whole number or a truth value")
+        check_text(str(label), f"label {i}")
+        names.append(str(label))
+    return names
 
 
 def check_text(text: str, what: str) -> None:
@@ -110,19 +202,25 @@ def readout_of(lm: LanguageModel) -> Readout:
     )
 
 
-def pick_rows(lm: LanguageModel, layers: Sequence[str | int] | None) -> list[int]:
+def pick_rows(lm: LanguageModel, layers: Sequence[str | int] | None, site: str = "resid") -> list[int]:
     """Rows of a residual stream by name: ``emb``, ``L16`` or ``16`` for the state after block 16; None for all.
+
+    Inside of blocks (another site) there is no ``emb``.
 
     Raises:
         InputError: The model has no such layer.
     """
+    check_site(site)
+    check_list(layers or [], "layers")
     labels = lm.layers
     if layers is None:
-        return list(range(len(labels)))
+        return list(range(0 if site == "resid" else 1, len(labels)))
     rows = []
     for layer in layers:
         label = f"L{layer}" if str(layer).isdecimal() else str(layer)
         if label not in labels:
             raise InputError(f"layer {layer!r}: {lm.key} has {labels[0]} and {labels[1]} to {labels[-1]}")
         rows.append(labels.index(label))
+        if site != "resid" and rows[-1] == 0:
+            raise InputError(f"layer {layer!r}: no block, so it has no {site}; choose {labels[1]} to {labels[-1]}")
     return sorted(set(rows))

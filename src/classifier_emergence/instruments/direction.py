@@ -7,14 +7,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.instruments.base import Reading, check_prompts, known_word, pick_rows, readout_of
+from classifier_emergence.instruments.base import (
+    Reading,
+    check_list,
+    feed_prompts,
+    known_word,
+    one_position,
+    pick_rows,
+    readout_of,
+)
 from classifier_emergence.instruments.probe import SHUFFLES, encode_labels, fit, folds_of
 from classifier_emergence.progress import progress
 from classifier_emergence.reading.directions import project
 from classifier_emergence.reading.layers import layer_at
 from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.positions import Fed, Position, read_states
 from classifier_emergence.reading.probes import shuffled_labels
-from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import token_text
 from classifier_emergence.statistics import permutation_p
 
@@ -52,6 +60,8 @@ class DirectionReading(Reading):
     seed: int
     vocabulary: int
     directions: tuple[ClassDirection, ...]
+    fed: tuple[Fed, ...]
+    """What the model was fed for each prompt, and where it was read."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a layer and class."""
@@ -81,7 +91,7 @@ class DirectionReading(Reading):
 def direction(
     lm: LanguageModel,
     prompts: Sequence[str],
-    labels: Sequence[str],
+    labels: Sequence[Any],
     *,
     words: Sequence[str] | None = None,
     layers: Sequence[str | int] | None = None,
@@ -89,6 +99,9 @@ def direction(
     C: float = 1.0,
     shuffles: int = SHUFFLES,
     seed: int = 0,
+    position: Position = "last",
+    chat: bool = False,
+    system: str | None = None,
 ) -> DirectionReading:
     """Does a probe's direction point at a word?
 
@@ -106,13 +119,17 @@ def direction(
         C: Inverse strength of the L2 penalty.
         shuffles: Label permutations.
         seed: Of the permutations.
+        position: Which token of every prompt is read, see ``positions.feed``.
+        chat: Pass each prompt through the model's own chat template.
+        system: What the system says in the chat.
 
     Raises:
         InputError: A prompt cannot be read, a layer does not exist, a class has one example, or all prompts have the
             same state at a layer.
     """
-    check_prompts(lm, prompts)
+    fed = feed_prompts(lm, prompts, one_position(position), chat=chat, system=system)
     classes, y = encode_labels(prompts, labels)
+    check_list(words or [], "words")
     if words is not None and len(words) != len(classes):
         raise InputError(f"words: {len(words)} for {len(classes)} classes; give each class one")
     folds_of(y, classes, None, limit=2)  # refuses a class with one example
@@ -121,13 +138,13 @@ def direction(
     ids = [known_word(word, lm).ids for word in words or classes]
     known = [c for c, forms in enumerate(ids) if forms]
     readout = readout_of(lm)
-    states = residual_stream(lm, prompts, description=f"{lm.key}: residual streams")
+    states = read_states(lm, fed, rows=picked, description=f"{lm.key}: residual streams")
     sets = torch.cat([y[None], shuffled_labels(y, shuffles, seed=seed)])
     directions: list[ClassDirection] = []
     with progress(f"{lm.key}: directions", total=len(picked)) as advance:
-        for row in picked:
+        for i, row in enumerate(picked):
             label = row_labels[row]
-            x = states[row : row + 1]
+            x = states[i : i + 1]
             if float((x - x[:, :1]).abs().max()) <= 1e-6 * float(x.abs().max()):
                 raise InputError(f"layer {label}: all prompts have the same state there (they end in the same token)")
             coef = fit(x, sets, C=C).coef[0]  # (sets, classes, d)
@@ -156,4 +173,5 @@ def direction(
         seed=seed,
         vocabulary=len(readout.weight),
         directions=tuple(directions),
+        fed=tuple(fed),
     )

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from classifier_emergence.errors import InputError
 from classifier_emergence.extras import missing_extras_named
-from classifier_emergence.results import write_bytes_atomic
 
 with missing_extras_named():
     import matplotlib as mpl
@@ -16,30 +18,27 @@ with missing_extras_named():
 
     from classifier_emergence.instruments.glyphs import visible
 
-ENDINGS = (".png", ".svg", ".pdf")
+ENDINGS = (".png", ".svg", ".pdf", ".html")
 FLOOR = 1e-12
 """The smallest probability on a logarithmic axis."""
+COLUMNS = 16
+"""Tokens side by side in a map; more go into further panels."""
 
 
-def save(figure: Figure, file: Path) -> None:
-    """Write a figure in the format that the file's ending names, atomically.
-
-    Raises:
-        InputError: Another ending than .png, .svg or .pdf.
-    """
-    check_ending(file)
+def rendered(figure: Figure, kind: str) -> bytes:
+    """A figure as a file of a kind: ``png``, ``svg`` or ``pdf``."""
     buffer = io.BytesIO()
     # Text as text: fonts embedded as Type 3 outlines cannot be searched.
     with mpl.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
-        figure.savefig(buffer, format=file.suffix[1:].lower(), dpi=150)
-    write_bytes_atomic(file, buffer.getvalue())
+        figure.savefig(buffer, format=kind, dpi=150)
+    return buffer.getvalue()
 
 
 def check_ending(file: Path) -> None:
-    """Refuse a file that ``save`` could not write, before the work is done.
+    """Refuse a file that a reading's ``save`` could not write, before the work is done.
 
     Raises:
-        InputError: Another ending than .png, .svg or .pdf.
+        InputError: Another ending than .png, .svg, .pdf or .html.
     """
     if file.suffix.lower() not in ENDINGS:
         raise InputError(f"plot {file}: unknown ending; name a file that ends in {', '.join(ENDINGS)}")
@@ -73,9 +72,56 @@ def probability_axis(axis: Axes, label: str) -> None:
     axis.set_ylabel(label)
 
 
-def drawable(text: str) -> str:
-    """Anyone's text as a label: one line, at most 40 characters, nothing in it read as markup."""
+def token_map(
+    cells: Sequence[Sequence[str]],
+    values: NDArray[np.float64],
+    tokens: Sequence[str],
+    written: Sequence[bool],
+    layers: Sequence[str],
+    *,
+    title: str,
+    colour: str,
+) -> Figure:
+    """A cell for every layer (the last on top) and token: its text, and a value as its colour.
+
+    Args:
+        cells: (layers, tokens) texts.
+        values: (layers, tokens) the colours, from zero on.
+        tokens: What stands below each column.
+        written: Of each column, whether the model wrote what follows it; these are bold.
+        layers: Labels of the rows.
+        title: Above.
+        colour: What the values are.
+    """
+    parts = [range(i, min(i + COLUMNS, len(tokens))) for i in range(0, len(tokens), COLUMNS)]
+    wide = min(COLUMNS, len(tokens))
+    height = 0.2 * len(layers) + 0.9
+    figure, axes = panels(len(parts), 1, (max(4.5, 0.72 * wide + 1.6), height * len(parts) + 0.6))
+    largest = max(float(values.max()), 1e-12)
+    for axis, part in zip(axes, parts, strict=True):
+        block = values[:, part.start : part.stop]
+        image = axis.imshow(block, cmap="Blues", vmin=0, vmax=largest, aspect="auto", origin="lower")
+        axis.set_xlim(-0.5, wide - 0.5)
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0, labelsize=7)
+        axis.set_yticks(range(len(layers)), layers)
+        axis.set_xticks(range(len(part)), [drawable(tokens[j], 11) for j in part], family="monospace")
+        for j, label in zip(part, axis.get_xticklabels(), strict=True):
+            label.set_fontweight("bold" if written[j] else "normal")
+        for (i, j), value in np.ndenumerate(block):
+            shade = "white" if value > 0.65 * largest else "black"
+            text = drawable(cells[i][part.start + j], 9)
+            axis.text(j, i, text, ha="center", va="center", size=6, color=shade, family="monospace")
+    axes[0].set_title(drawable(title), loc="left", fontsize="medium")
+    bar = figure.colorbar(image, ax=axes, location="top", shrink=0.4, anchor=(1.0, 0.0), aspect=40, pad=0.01)
+    bar.set_label(drawable(colour, 60), fontsize="small")
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def drawable(text: str, most: int = 40) -> str:
+    """Anyone's text as a label: one line, at most so many characters, nothing in it read as markup."""
     # The dollar would start mathematics; a label that starts with an underscore would be left out of the legend.
     shown = visible(text)  # escapes are long: what is cut is what is drawn
-    shown = (shown if len(shown) <= 40 else f"{shown[:39]}…").replace("$", r"\$")
+    shown = (shown if len(shown) <= most else f"{shown[: most - 1]}…").replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown

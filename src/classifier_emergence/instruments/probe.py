@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +12,20 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.instruments.base import Reading, check_prompts, check_text
+from classifier_emergence.instruments.base import (
+    Reading,
+    check_list,
+    class_names,
+    feed_prompts,
+    one_position,
+    pick_rows,
+)
+from classifier_emergence.instruments.kept_probe import Card, KeptProbe, check_new
 from classifier_emergence.progress import progress
 from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.positions import Fed, Position, read_states
 from classifier_emergence.reading.probes import Probes, fit_probes, stratified_folds
-from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.statistics import Proportion, permutation_p
 
 if TYPE_CHECKING:
@@ -77,6 +86,8 @@ class ProbeReading(Reading):
     peak: Peak
     verdict: str
     predictions: tuple[Prediction, ...]
+    fed: tuple[Fed, ...]
+    """What the model was fed for each prompt, and where it was read."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a layer."""
@@ -108,7 +119,7 @@ class ProbeReading(Reading):
 def probe(
     lm: LanguageModel,
     prompts: Sequence[str],
-    labels: Sequence[str],
+    labels: Sequence[Any],
     *,
     test: Sequence[str] = (),
     groups: Sequence[Hashable] | None = None,
@@ -116,6 +127,11 @@ def probe(
     shuffles: int = SHUFFLES,
     seed: int = 0,
     confidence: float = 0.95,
+    position: Position = "last",
+    chat: bool = False,
+    system: str | None = None,
+    site: str = "resid",
+    output: str | Path | None = None,
 ) -> ProbeReading:
     """At which layers does a linear probe tell the classes apart?
 
@@ -133,16 +149,26 @@ def probe(
         shuffles: Label permutations.
         seed: Of the permutations.
         confidence: Of intervals, and of the verdict.
+        position: Which token of every prompt is read, see ``positions.feed``.
+        chat: Pass each prompt through the model's own chat template.
+        system: What the system says in the chat.
+        site: ``resid``, the state after each block; or inside of it, see ``sites.SITES``.
+        output: New folder for the probe of the best layer, fitted on all examples; see ``kept_probe.KeptProbe``.
 
     Raises:
         InputError: A prompt cannot be read, a class has one example or one group, or there is only one class.
     """
-    check_prompts(lm, [*prompts, *test])
+    if output is not None:
+        check_new(Path(output))
+    check_list(prompts, "prompts")
+    check_list(test, "test prompts")
+    fed = feed_prompts(lm, [*prompts, *test], one_position(position), chat=chat, system=system)
     classes, y = encode_labels(prompts, labels)
     if shuffles < 1:
         raise InputError(f"shuffles: {shuffles} permutations are no null; pass at least 20")
     folds = folds_of(y, classes, groups, limit=FOLDS)
-    states = residual_stream(lm, [*prompts, *test], description=f"{lm.key}: residual streams")
+    rows = pick_rows(lm, None, site)
+    states = read_states(lm, fed, rows=rows, site=site, description=f"{lm.key}: residual streams")
     x, new = states[:, : len(prompts)], states[:, len(prompts) :]
 
     sets = torch.cat([y[None], _permuted(y, folds, groups, shuffles, seed)])
@@ -155,11 +181,11 @@ def probe(
     scores = correct.double().mean(-1).numpy()
     every = np.ones(len(y), dtype=bool)
     curve = [Proportion.of(row, every, confidence=confidence) for row in correct[:, 0].numpy()]
-    first = layer_row(0)
+    first = rows.index(layer_row(0))
     best = first + int(scores[first:, 0].argmax())
     null = scores[first:, 1:].max(0)
     p, least_p = permutation_p([scores[best, 0], 1.0], null).tolist()
-    row_labels = tuple(lm.layers)
+    row_labels = tuple(lm.layers[row] for row in rows)
     peak = Peak(
         layer=row_labels[best],
         accuracy=curve[best].accuracy,
@@ -168,6 +194,15 @@ def probe(
         p=p,
         least_p=least_p,
     )
+    fitted = fit(x, y, C=C) if test or output is not None else None
+    if fitted is not None and output is not None:
+        best_probe = KeptProbe(
+            fitted.coef[best].float(),
+            fitted.intercept[best].float(),
+            Card(lm.key, peak.layer, site, classes, position, chat, system, len(y), peak.accuracy, peak.interval,
+                 peak.null_95, peak.p),
+        )  # fmt: skip
+        best_probe.save(output)
     return ProbeReading(
         model=lm.key,
         layers=row_labels,
@@ -185,7 +220,8 @@ def probe(
         null_95=np.quantile(scores[:, 1:], 0.95, axis=1),
         peak=peak,
         verdict=_verdict(peak, len(y), confidence),
-        predictions=_predict(fit(x, y, C=C), new, test, classes, best) if test else (),
+        predictions=_predict(fitted, new, test, classes, best) if fitted is not None and test else (),
+        fed=tuple(fed),
     )
 
 
@@ -225,16 +261,16 @@ def fit(x: Tensor, y: Tensor, *, C: float) -> Probes:
     return fit_probes(torch.cat([x, x], 1), torch.cat([y, y], -1), C=C / 2, standardise=True, tol=TOLERANCE)
 
 
-def encode_labels(prompts: Sequence[object], labels: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:
-    """Classes in order of first appearance, and the class number of each example.
+def encode_labels(prompts: Sequence[object], labels: Sequence[Any]) -> tuple[tuple[str, ...], Tensor]:
+    """Classes in order of first appearance, and the class number of each example; ``1`` and ``True`` are named so.
 
     Raises:
-        InputError: Prompts and labels differ in number, a label is empty, or there are fewer than two classes.
+        InputError: Prompts and labels differ in number, a label is empty or neither text nor a number, or there are
+            fewer than two classes.
     """
+    labels = class_names(labels)
     if len(prompts) != len(labels):
         raise InputError(f"labels: {len(labels)} for {len(prompts)} prompts; give each prompt one")
-    for i, label in enumerate(labels, start=1):
-        check_text(label, f"label {i}")
     classes = tuple(dict.fromkeys(labels))
     if len(classes) < 2:
         raise InputError(f"labels: {len(classes)} class; a probe needs at least two")

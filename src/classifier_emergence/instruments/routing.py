@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.instruments.base import Reading, check_prompts
+from classifier_emergence.instruments.base import Reading, check_prompts, class_names
 from classifier_emergence.mixtures.routing import (
     ContextDependence,
     Information,
@@ -158,7 +158,7 @@ def trace_texts(lm: LanguageModel, texts: Sequence[str], *, layers: Sequence[str
 def routing_usage(
     lm: LanguageModel,
     texts: Sequence[str],
-    labels: Sequence[str] | None = None,
+    labels: Sequence[Any] | None = None,
     *,
     shuffles: int = 200,
     seed: int = 0,
@@ -181,6 +181,7 @@ def routing_usage(
         raise InputError(f"labels: {len(labels)} for {len(texts)} texts; pass one for each")
     ids, routing = _traced(lm, texts)
     shares, of_text = routing.shares(), routing.text.numpy()
+    labels = None if labels is None else class_names(labels)
     classes = tuple(dict.fromkeys(labels or ()))
     class_of = np.array([classes.index(label) for label in labels or ()])
     label = None

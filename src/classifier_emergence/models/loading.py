@@ -211,7 +211,8 @@ def _adapted(lm: LanguageModel, folder: Path) -> LanguageModel:
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             wrapped: Any = PeftModel.from_pretrained(lm.model, str(folder))
         # peft leaves out, without an error, tensors for layers that the model does not have.
-        fits = stored == set(get_peft_model_state_dict(wrapped)) and not wrapped.active_peft_config.is_prompt_learning
+        least, most = (set(get_peft_model_state_dict(wrapped, save_embedding_layers=e)) for e in (False, True))
+        fits = least <= stored <= most and not wrapped.active_peft_config.is_prompt_learning
         model = wrapped.merge_and_unload() if fits else None
     except Exception as error:  # a damaged or foreign adapter makes peft stumble in any way
         reason = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -36,6 +36,9 @@ class WordTokens:
 def word_tokens(word: str, tokenizer: PreTrainedTokenizerBase) -> WordTokens:
     """Look up a word's forms: ``word``, ``␣word``, ``Word``, ``␣Word``.
 
+    Where the tokenizer puts a space before every text (SentencePiece, as Llama 2 has it), the word by itself already
+    is the spaced form, ``▁word``; the bare form is then the piece without it, which stands inside words.
+
     Raises:
         InputError: The word is empty or only white space, or tokenises to nothing.
     """
@@ -44,17 +47,27 @@ def word_tokens(word: str, tokenizer: PreTrainedTokenizerBase) -> WordTokens:
     forms: dict[str, int] = {}
     multi_piece: dict[str, list[str]] = {}
     for form in _forms(word):
-        ids = tokenizer.encode(form, add_special_tokens=False)
+        ids = _piece_ids(form, tokenizer)
         if len(ids) == 1:
-            # Tokenizers with a dummy prefix spell "word" and " word" alike: one id counts once.
             if ids[0] not in forms.values():
                 forms[form] = ids[0]
-        else:
+        elif ids:
             multi_piece[form] = [str(piece) for piece in tokenizer.convert_ids_to_tokens(ids)]
     bare = tokenizer.encode(word, add_special_tokens=False)
     if not bare:
         raise InputError(f"target word {word!r}: tokenises to nothing in this vocabulary")
     return WordTokens(word, forms, multi_piece, bare[0])
+
+
+def _piece_ids(form: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a form as it stands inside a text; none if a text can only begin with it."""
+    bare: list[int] = tokenizer.encode(form.removeprefix(" "), add_special_tokens=False)
+    if not str(tokenizer.convert_ids_to_tokens(bare[:1] or [0])[0]).startswith("▁"):
+        return tokenizer.encode(form, add_special_tokens=False) if form.startswith(" ") else bare
+    if form.startswith(" "):  # its space is the one that the tokenizer puts before every text
+        return bare
+    known = tokenizer.get_vocab().get(form)
+    return [] if known is None else [known]
 
 
 def _forms(word: str) -> list[str]:
@@ -117,9 +130,10 @@ def _same_shape(a: str, b: str) -> bool:
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     """A token as the text it adds, or its vocabulary name where it decodes to nothing or to broken bytes."""
     text = str(tokenizer.decode([token_id]))
-    if text and "\ufffd" not in text:
-        return text
     name = tokenizer.convert_ids_to_tokens(token_id)
+    if text and "\ufffd" not in text:
+        # Tokenizers that put a space before a text take it off again.
+        return f" {text}" if str(name).startswith("▁") and not text.startswith((" ", "▁")) else text
     return str(name) if name else f"<{token_id}>"  # padded vocabularies have ids that the tokenizer does not know
 
 

@@ -1,44 +1,58 @@
-"""A classification task from a file of prompts and labels: CSV with a header, or JSON lines."""
+"""A classification task from a file of prompts and labels: CSV, TSV, JSON, JSON lines, Parquet, a saved dataset."""
 
 import csv
 import difflib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from classifier_emergence.errors import InputError
+from classifier_emergence.errors import InputError, first_line
+from classifier_emergence.extras import missing_extras_named
 from classifier_emergence.tasks.classification import Item, Task
 
-_REQUIRED, _NUMBERED = ("prompt", "label"), ("label", "group", "template")
+_Row = tuple[str, dict[str, Any]]
+_REQUIRED, _NUMBERED = ("prompt", "label"), ("label", "group", "template", "answer")
 _COLUMNS = (*_REQUIRED, "word", "group", "template", "answer")
+_ALIASES = {"prompt": ("text",), "label": ("class",)}
 
 
-def load_task(path: str | Path) -> Task:
-    """A task from a CSV file with a header, or from JSON lines; UTF-8, and text is kept as it stands.
+def load_task(path: str | Path, columns: Mapping[str, str] | None = None) -> Task:
+    """A task from a file, or from a folder of ``datasets``; UTF-8, and text is kept as it stands.
+
+    The file is CSV with a header (its cells parted by commas, semicolons or tabs), TSV, JSON (an array of objects),
+    JSON lines or Parquet.
 
     Columns (keys) are ``prompt``, ``label`` (the class's name) and, if wanted, ``word`` (what the vocabulary should
     say for the class; default its name), ``group`` and ``template`` (any names, see ``Item``) and ``answer`` (what
     should follow the prompt, with its leading space). Without ``group`` only equal prompts are a group; without
-    ``template`` all have the same. Classes, groups and templates are numbered in order of appearance.
+    ``template`` all have the same. Classes, groups and templates are numbered in order of appearance. ``text`` and
+    ``class`` stand for ``prompt`` and ``label`` where those are missing; other columns are left alone. Labels, groups,
+    templates and answers may be numbers or truth values; such an answer gets its leading space.
+
+    Args:
+        path: The file or folder.
+        columns: Our name of a column -> the file's, where they differ.
 
     Raises:
         InputError: The file cannot be read, a row does not fit, a prompt has two labels or groups, a class two words,
             two classes the same word, or there are fewer than two classes. One line with file and line number.
     """
-    path = Path(path)
+    path, columns = Path(path), columns or {}
+    if unknown := set(columns) - set(_COLUMNS):
+        raise InputError(f"columns: {_shown(min(unknown))} is none of ours; known: {', '.join(_COLUMNS)}")
     words: dict[str, str] = {}
     labels, groups, templates = _Numbers(), _Numbers(), _Numbers()
     first: dict[str, tuple[str, Item]] = {}
     items: list[Item] = []
-    columns: set[str] = set()
-    for where, row in _rows(path):
+    given: set[str] = set()
+    for where, row in _rows(path, columns):
         split = {"group", "template"} & row.keys()
-        if items and split != columns:
-            name = min(split ^ columns)
+        if items and split != given:
+            name = min(split ^ given)
             raise InputError(f"{where}: {name}: given in some rows only; give it in all of them or in none")
-        columns = split
+        given = split
         label, prompt = row["label"], row["prompt"]
         word = row.get("word", words.get(label, ""))
         if word and words.setdefault(label, word) != word:
@@ -57,6 +71,16 @@ def load_task(path: str | Path) -> Task:
     return Task(path.stem, tuple(labels), tuple(chosen.values()), tuple(items))
 
 
+def load_prompts(path: str | Path, columns: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The prompts of a file, one after the other; see ``load_task``, but nothing else is needed of a row.
+
+    Raises:
+        InputError: The file cannot be read, or a row has no prompt.
+    """
+    for _, row in _rows(Path(path), columns or {}, ("prompt",)):
+        yield row["prompt"]
+
+
 class _Numbers(dict[str, int]):
     """Numbers names in order of appearance."""
 
@@ -65,81 +89,176 @@ class _Numbers(dict[str, int]):
         return self[name]
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Place and filled cells of every row, prompt and label among them."""
-    read = {".csv": _csv_rows, ".jsonl": _jsonl_rows}.get(path.suffix.lower())
-    if read is None:
-        raise InputError(f"{path}: unknown kind of file; name it .csv or .jsonl after what it holds")
+def _rows(
+    path: Path, columns: Mapping[str, str], required: Sequence[str] = _REQUIRED
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Place and filled cells of every row by our names, the required ones among them."""
+    kind = "folder" if path.is_dir() else path.suffix.lower()
+    if kind not in _READERS:
+        kinds = ", ".join(ending for ending in _READERS if ending.startswith("."))
+        raise InputError(f"{path}: unknown kind of file; name it after what it holds ({kinds}), or give a folder")
+    ours: dict[str, str] = {}
+    names: list[str] = []
+    for where, row in _READERS[kind](path):
+        if list(row) != names:
+            first, names = not names, list(row)
+            header = f"{path}:1" if kind in (".csv", ".tsv") else where
+            ours = _ours(names, columns, header)
+            if missing := first and next((name for name in required if name not in ours.values()), None):
+                hint = f"name it with --columns {missing}=THEIRS; there are {_listed(names)}"
+                raise InputError(f"{header}: no column {missing!r}; {hint}")
+        cells = {ours[name]: _cell(ours[name], value, where) for name, value in row.items()
+                 if name in ours and value is not None and value != ""}  # fmt: skip
+        for name in required:
+            if not cells.get(name, "").strip():
+                raise InputError(f"{where}: {name}: empty; every row needs one")
+        if "word" in cells and not cells["word"].strip():
+            raise InputError(f"{where}: word: only white space; give a word or leave it out")
+        yield where, cells
+
+
+def _ours(names: Sequence[str], columns: Mapping[str, str], where: str) -> dict[str, str]:
+    """Which column of a file is which of ours; others are left alone, but for what looks misspelt."""
+    found: dict[str, str] = {}
+    for name, theirs in columns.items():
+        if theirs not in names:
+            raise InputError(f"{where}: no column {_shown(theirs)}, given for {name}; there are {_listed(names)}")
+        found[theirs] = name
+    for name in _COLUMNS:
+        candidates = (name, *_ALIASES.get(name, ()))
+        free = [theirs for theirs in candidates if theirs in names and theirs not in found]
+        if free and name not in found.values():
+            found[free[0]] = name
+    for theirs in names:
+        near = difflib.get_close_matches(theirs, set(_COLUMNS) - set(found.values()), n=1, cutoff=0.8)
+        if theirs not in found and near:
+            hint = f"did you mean {near[0]!r}? If not, say --columns {near[0]}=NAME"
+            raise InputError(f"{where}: column {_shown(theirs)}: unknown; {hint}")
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(_shown, names[:12])) or "none"
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte order mark in front
+        return path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte order mark in front
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); name a .csv or .jsonl file") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); name a file that is there") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    for where, row in read(path, text):
-        for name in _REQUIRED:
-            if not row.get(name, "").strip():
-                raise InputError(f"{where}: {name}: empty; every row needs one")
-        if "word" in row and not row["word"].strip():
-            raise InputError(f"{where}: word: only white space; give a word or leave it out")
-        yield where, row
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _csv_rows(path: Path) -> Iterator[_Row]:
+    text = _text(path)
+    first = text.partition("\n")[0]
+    # Spreadsheets write semicolons where the comma is the decimal sign.
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     try:
         header = next(reader, [])
-        _check_columns(header, f"{path}:1")
-        missing = [name for name in _REQUIRED if name not in header]
-        if missing or len(set(header)) < len(header):
-            problem = f"no column {missing[0]!r}" if missing else "two columns of one name"
-            raise InputError(f"{path}:1: {problem}; the first line names the columns: prompt,label,...")
+        if len(set(header)) < len(header):
+            raise InputError(f"{path}:1: two columns of one name; the first line names the columns: prompt,label,...")
+        if not header:
+            raise InputError(f"{path}:1: no column 'prompt'; the first line names the columns: prompt,label,...")
         for row in filter(None, reader):
             where = f"{path}:{reader.line_num}"
             if len(row) != len(header):
-                raise InputError(f"{where}: {len(row)} cells in {len(header)} columns; quote cells that hold commas")
-            yield where, {name: cell for name, cell in zip(header, row, strict=True) if cell}
+                what = {",": "commas", ";": "semicolons", "\t": "tabs"}[delimiter]
+                raise InputError(f"{where}: {len(row)} cells in {len(header)} columns; quote cells that hold {what}")
+            yield where, dict(zip(header, row, strict=True))
     except csv.Error as error:
         where = f"{path}:{reader.line_num}"
         raise InputError(f"{where}: not valid CSV ({error}); quote cells as spreadsheets do") from error
 
 
-def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
+def _jsonl_rows(path: Path) -> Iterator[_Row]:
     # Not splitlines(): JSON text may hold characters that it takes for line ends.
-    for number, line in enumerate(text.split("\n"), start=1):
-        where = f"{path}:{number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else error
-            raise InputError(f"{where}: not valid JSON ({reason}); write one object a line") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: not an object; write one object a line")
-        _check_columns(list(row), where)
-        yield where, {name: _cell(name, value, where) for name, value in row.items() if value not in (None, "")}
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield where, _object(_parsed(line, where), where)
+
+
+def _json_rows(path: Path) -> Iterator[_Row]:
+    """Of an array of objects, counted from 1."""
+    rows = _parsed(_text(path), str(path))
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: not an array of objects; write [{{...}}, ...], or name JSON lines .jsonl")
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}:{number}", _object(row, f"{path}:{number}")
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"{where}: not valid JSON ({reason}); write one object a line, or an array of them") from error
+
+
+def _object(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: not an object; write one object a line")
+    return row
+
+
+def _parquet_rows(path: Path) -> Iterator[_Row]:
+    with missing_extras_named():
+        from pyarrow import ArrowException, parquet
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (OSError, ArrowException) as error:
+        raise InputError(f"{path}: cannot be read as Parquet ({first_line(error)}); save it again") from error
+    yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _dataset_rows(path: Path) -> Iterator[_Row]:
+    """Of a folder that ``datasets`` saved; numbers of classes become their names."""
+    with missing_extras_named():
+        from datasets import ClassLabel, DatasetDict, load_from_disk
+    try:
+        data = load_from_disk(str(path))
+    except Exception as error:  # a folder of anything makes datasets stumble in any way
+        reason = first_line(error)
+        raise InputError(f"{path}: not a folder that datasets' save_to_disk wrote ({reason}); give one") from error
+    if isinstance(data, DatasetDict):
+        if len(data) > 1:
+            raise InputError(
+                f"{path}: splits {', '.join(data)}; name the folder of one, such as {path / next(iter(data))}"
+            )
+        (data,) = data.values()
+    named = {name: kind for name, kind in data.features.items() if isinstance(kind, ClassLabel)}
+    for number, row in enumerate(data, start=1):
+        yield f"{path}:{number}", {name: named[name].int2str(value) if name in named and value is not None else value
+                                   for name, value in row.items()}  # fmt: skip
+
+
+_READERS: dict[str, Callable[[Path], Iterator[_Row]]] = {
+    ".csv": _csv_rows,
+    ".tsv": _csv_rows,
+    ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".parquet": _parquet_rows,
+    "folder": _dataset_rows,
+}
 
 
 def _cell(name: str, value: Any, where: str) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and name in _NUMBERED:
-        return str(value)
+    if isinstance(value, float) and value.is_integer():  # pandas makes them of numbers with gaps
+        value = int(value)
+    if isinstance(value, int) and name in _NUMBERED:
+        text = str(value).lower() if isinstance(value, bool) else str(value)  # true, as JSON writes it
+        return f" {text}" if name == "answer" else text
     if not isinstance(value, str):
-        kinds = "text or a whole number" if name in _NUMBERED else "text"
+        kinds = "text, a whole number or a truth value" if name in _NUMBERED else "text"
         raise InputError(f"{where}: {name}: {type(value).__name__}; write {kinds}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(f"{where}: {name}: half of a surrogate pair is no text; correct the escape") from error
     return value
-
-
-def _check_columns(names: Sequence[str], where: str) -> None:
-    for name in names:
-        if name not in _COLUMNS:
-            near = difflib.get_close_matches(name, _COLUMNS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_COLUMNS)}"
-            raise InputError(f"{where}: column {_shown(name)}: unknown; {hint}")
 
 
 def _check_words(words: dict[str, str], path: Path) -> None:

@@ -1,0 +1,113 @@
+"""Before and after: the same reading of two models, and the difference with its interval."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.instruments.base import Reading
+from classifier_emergence.instruments.lens import LensReading
+from classifier_emergence.instruments.probe import ProbeReading
+from classifier_emergence.statistics import bootstrap_mean, newcombe_difference
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CONFIDENCE, RESAMPLES = 0.95, 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison(Reading):
+    """Two readings that differ in the model only."""
+
+    other: str
+    """Key of the model after."""
+    what: tuple[str, ...]
+    """What is compared: ``accuracy``, or the mean probability of each target."""
+    n: int
+    before: NDArray[np.float64]
+    """(what, layers)"""
+    after: NDArray[np.float64]
+    difference: NDArray[np.float64]
+    """After less before."""
+    interval: NDArray[np.float64] | None
+    """(what, layers, 2) of the difference; None where there is one prompt only, which says nothing of others."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a quantity and layer."""
+        return [
+            {"what": what, "layer": layer, "before": self.before[t, i], "after": self.after[t, i],
+             "difference": self.difference[t, i],
+             "low": None if self.interval is None else self.interval[t, i, 0],
+             "high": None if self.interval is None else self.interval[t, i, 1], "n": self.n}
+            for t, what in enumerate(self.what) for i, layer in enumerate(self.layers)
+        ]  # fmt: skip
+
+    def plot(self) -> "Figure":
+        """The difference over depth with its interval, a panel for each quantity."""
+        from classifier_emergence.instruments.drawing import drawable, layer_axis, panels
+
+        figure, axes = panels(len(self.what), 1, (6.4, 0.8 + 2.4 * len(self.what)), sharex=True)
+        for t, axis in enumerate(axes):
+            x = np.arange(len(self.layers))
+            axis.axhline(0, color="0.6", lw=0.7)
+            axis.plot(x, self.difference[t], color="0.0")
+            if self.interval is not None:
+                axis.fill_between(x, *self.interval[t].T, color="0.0", alpha=0.15, lw=0)
+            axis.set_ylabel("after − before")
+            axis.set_title(drawable(self.what[t]), loc="left", fontsize="medium")
+            layer_axis(axis, self.layers)
+        axes[-1].set_xlabel(f"layer  ({drawable(self.other)} less {drawable(self.model)}, n = {self.n})")
+        return figure
+
+
+def compare(before: Reading, after: Reading) -> Comparison:
+    """Two readings of the same prompts by ``lens`` (with targets) or ``probe``.
+
+    The interval of a lens is the percentile bootstrap over prompts of the paired difference; that of probes is made of
+    the Wilson intervals of the two accuracies (Newcombe).
+
+    Raises:
+        InputError: They are not of one kind, or differ in prompts, targets, classes or layers.
+
+    Example:
+        >>> compare(lens(lm, prompts, ["multiply"]), lens(tuned, prompts, ["multiply"])).difference.shape
+        (1, 31)
+    """
+    if before.layers != after.layers:
+        raise InputError(f"compare: {len(before.layers)} and {len(after.layers)} layers read; take models of one depth")
+    if isinstance(before, LensReading) and isinstance(after, LensReading):
+        return _lenses(before, after)
+    if isinstance(before, ProbeReading) and isinstance(after, ProbeReading):
+        return _probes(before, after)
+    raise InputError("compare: takes two readings of lens, or two of probe")
+
+
+def _lenses(before: LensReading, after: LensReading) -> Comparison:
+    if (before.prompts, before.targets) != (after.prompts, after.targets) or not before.targets:
+        raise InputError("compare: give both readings the same prompts, and at least one target")
+    n = len(before.prompts)
+    paired = after.alignment - before.alignment
+    interval = None
+    if n > 1:
+        ends = bootstrap_mean(paired.reshape(-1, n), confidence=CONFIDENCE, resamples=RESAMPLES, seed=0)
+        interval = np.stack(ends, -1).reshape(*paired.shape[:2], 2)
+    what = tuple(f"probability of {target}" for target in before.targets)
+    means = before.alignment.mean(-1), after.alignment.mean(-1)
+    return Comparison(before.model, before.layers, after.model, what, n, *means, paired.mean(-1), interval)
+
+
+def _probes(before: ProbeReading, after: ProbeReading) -> Comparison:
+    if (before.classes, before.n) != (after.classes, after.n):
+        raise InputError("compare: give both readings the same examples")
+    ends = [
+        newcombe_difference(a, a_ends, b, b_ends)
+        for a, a_ends, b, b_ends in zip(after.accuracy, after.interval, before.accuracy, before.interval, strict=True)
+    ]
+    one, other = before.accuracy[None], after.accuracy[None]
+    interval = np.array(ends)[None]
+    return Comparison(
+        before.model, before.layers, after.model, ("accuracy",), before.n, one, other, other - one, interval
+    )
