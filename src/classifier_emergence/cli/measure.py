@@ -221,8 +221,8 @@ def lens(
 
         check_colour(color or "probability", target or [])
         seen = library.lens_map(
-            library.open_model(model, adapter=adapter, device=device, dtype=dtype), prompts[0], target or [], layers=layer, chat=chat,
-            system=system, position="all" if generate else position, generate=generate, pieces=pieces, site=site,
+            library.open_model(model, adapter=adapter, device=device, dtype=dtype), prompts[0], target or [],
+            layers=layer, chat=chat, system=system, position="all" if generate else position, generate=generate, pieces=pieces, site=site,
         )  # fmt: skip
         _report_fed([seen.fed], tokens)
         _report_map(seen, color or "probability")
