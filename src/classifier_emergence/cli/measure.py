@@ -220,9 +220,10 @@ def lens(
         from classifier_emergence.instruments.lens_map import check_colour
 
         check_colour(color or "probability", target or [])
+        lm = library.open_model(model, adapter=adapter, device=device, dtype=dtype)
         seen = library.lens_map(
-            library.open_model(model, adapter=adapter, device=device, dtype=dtype), prompts[0], target or [],
-            layers=layer, chat=chat, system=system, position="all" if generate else position, generate=generate, pieces=pieces, site=site,
+            lm, prompts[0], target or [], layers=layer, chat=chat, system=system, pieces=pieces, site=site,
+            position="all" if generate else position, generate=generate,
         )  # fmt: skip
         _report_fed([seen.fed], tokens)
         _report_map(seen, color or "probability")
