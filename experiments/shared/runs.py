@@ -20,8 +20,8 @@ from filelock import FileLock, Timeout
 from joblib.externals.loky import ProcessPoolExecutor  # type: ignore[import-untyped]
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.progress import progress
-from classifier_emergence.results import plain, read_result, write_result
+from classifier_emergence.progress import notice, progress
+from classifier_emergence.results import digest, plain, read_result, write_result
 from experiments.params import Params
 from experiments.shared.stage import result_path
 
@@ -98,7 +98,7 @@ class Runs:
         if (kept := self._kept(name)) is not None:
             return kept
         result = plain(function(self.study, self.folder / name, *arguments))
-        write_result(self.folder / f"{name}.json", {"state": self.state, "result": result})
+        write_result(self.folder / f"{name}.json", {"state": self.state, "result": result, "digest": digest(result)})
         shutil.rmtree(self.folder / name, ignore_errors=True)
         return dict(read_result(self.folder / f"{name}.json")["result"])
 
@@ -134,10 +134,14 @@ class Runs:
 
     def _kept(self, name: str) -> dict[str, Any] | None:
         file = self.folder / f"{name}.json"
-        if file.exists() and (kept := read_result(file))["state"] == self.state:
-            result: dict[str, Any] = kept["result"]
-            return result
-        return None
+        try:
+            kept = read_result(file) if file.exists() else {}
+            if kept and kept["digest"] != digest(kept["result"]):
+                raise InputError(f"{file}: another digest")
+        except (InputError, KeyError):
+            notice(f"{file}: damaged; its run is made again")
+            return None
+        return dict(kept["result"]) if kept and kept["state"] == self.state else None
 
     def _side_by_side(self, runs: Sequence[Run], threads: int) -> None:
         count = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}

@@ -133,6 +133,8 @@ class Trained:
     """``step`` and what ``watch`` returned; step 0 comes first."""
     parameters: int
     """Trained parameters."""
+    first_loss: float | None = None
+    """Of step 1, before anything was trained."""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, target: int = 0) -> Example:
@@ -235,9 +237,10 @@ def train(
         save_total_limit=2,
         use_cpu=wrapped.device.type == "cpu",
     )
-    log, watched, parameters = LensTrainer(lm, wrapped, arguments, list(examples), objective, watch).run(description)
+    trainer = LensTrainer(lm, wrapped, arguments, list(examples), objective, watch)
+    log, watched, parameters = trainer.run(description)
     losses = [{k: entry[k] for k in ("step", *LensTrainer.shown) if k in entry} for entry in log]
-    return Trained(losses, watched, parameters)
+    return Trained(losses, watched, parameters, trainer.first_loss)
 
 
 class LensTrainer(WatchingTrainer, Trainer):
