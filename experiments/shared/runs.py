@@ -140,6 +140,7 @@ class Runs:
                 raise InputError(f"{file}: another digest")
         except (InputError, KeyError):
             notice(f"{file}: damaged; its run is made again")
+            shutil.rmtree(file, ignore_errors=True)  # should it be a folder
             return None
         return dict(kept["result"]) if kept and kept["state"] == self.state else None
 

@@ -138,8 +138,11 @@ def convert(gguf: Path, folder: Path) -> None:
         # refuses to be saved.
         model.hf_quantizer = None
         del model.config.quantization_config
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        try:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        except Exception as error:  # of any type, again
+            raise OSError(first_line(error)) from error
 
 
 def _split_digits(gguf: Path, tokenizer: PreTrainedTokenizerBase) -> None:

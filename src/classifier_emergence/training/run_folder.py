@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -73,7 +72,7 @@ def _writing(place: Path) -> Iterator[None]:
     """Tells in one line what cannot be written."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch calls a file that was cut short a RuntimeError
+    except Exception as error:  # of any type: torch raises RuntimeError, safetensors its own, tokenizers Exception
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(
             f"{place}: cannot be written ({reason}); free space or make it writable, and give the same command again: "

@@ -234,7 +234,6 @@ def train(
         logging_steps=schedule.every,
         eval_strategy="no" if watch is None else "steps",
         save_steps=schedule.every,
-        save_total_limit=2,
         use_cpu=wrapped.device.type == "cpu",
     )
     trainer = LensTrainer(lm, wrapped, arguments, list(examples), objective, watch)
