@@ -17,12 +17,16 @@ from safetensors.torch import load_file
 from tests.faults.damage import SEED, WHOLE, files_of, tried
 
 ROOT = Path(__file__).resolve().parents[2]
-MOMENTS = 25 if WHOLE else 2
-COMMANDS = {
-    "dual-reward": ["--steps", "6", "--output", "adapter", "--json", "a.json"],
-    "grpo": ["--steps", "3", "--batch-size", "2", "--shots", "0", "--output", "adapter", "--json", "a.json"],
+MOMENTS = 20 if WHOLE else 2
+OUTPUT = "adapter"
+TRAINED = ["--file", "prompts.csv", "--output", OUTPUT, "--json", "a.json"]
+PROMPTS = "".join(f"{a} * 3 =,multiply, {a * 3}\n{a} + 3 =,add, {a + 3}\n" for a in range(2, 6))
+ALL = {
+    "dual-reward": [*TRAINED, "--steps", "45", "--batch-size", "1"],
+    "grpo": [*TRAINED, "--steps", "3", "--batch-size", "2", "--shots", "0", "--new-tokens", "3"],
     "lens": ["7 * 8 =", "--json", "a.json", "--plot", "a.png"],
 }
+COMMANDS = ALL if WHOLE else {"dual-reward": ALL["dual-reward"]}
 
 
 class Zygote:
@@ -46,6 +50,7 @@ class Zygote:
     def start(self, command: str, folder: Path, size: int | None = None) -> int:
         folder.mkdir(exist_ok=True)
         (folder / "err").unlink(missing_ok=True)
+        (folder / "prompts.csv").write_text(f"prompt,label,answer\n{PROMPTS}")
         return self.ask(args=[command, "-m", self.model, *COMMANDS[command]], folder=str(folder), size=size)
 
     def wait(self, process: int) -> int:
@@ -55,17 +60,16 @@ class Zygote:
 @pytest.fixture(scope="module")
 def zygote(tiny_models: Path) -> Iterator[Zygote]:
     made = Zygote(str(tiny_models / "tiny-llama"))
+    made.wait(0)  # it has imported everything
     yield made
-    assert made.process.stdin is not None
-    made.process.stdin.close()
-    made.process.wait()
+    made.process.communicate()
 
 
 def product(folder: Path) -> dict[str, Any]:
     """What the command is for, without what says where it ran."""
-    found: dict[str, Any] = {"json": (folder / "a.json").read_text()}
-    if (folder / "adapter").exists():
-        weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+    found: dict[str, Any] = {"json": (folder / "a.json").read_text() if (folder / "a.json").exists() else ""}
+    if (folder / OUTPUT).exists():
+        weights = load_file(folder / OUTPUT / "adapter_model.safetensors")
         found["adapter"] = {name: value.tolist() for name, value in weights.items()}
     return found
 
@@ -94,12 +98,17 @@ def test_a_process_that_is_ended_at_any_moment_goes_on_or_starts_anew(
             code = zygote.wait(process)
             assert code in codes | {0}
             assert lines(folder) == ([] if code != 130 else ["interrupted; no result was written"])
+            outcome = "was done"
             if code:
                 assert not list(folder.rglob("*.tmp")) or ending == signal.SIGKILL
-                assert zygote.wait(zygote.start(command, folder)) == 0
-            assert product(folder) == whole
-            assert set(files_of(folder)) >= set(written)
-            tried[command, ending.name, "heals" if code else "was done"] += 1
+                outcome = "heals" if zygote.wait(zygote.start(command, folder)) == 0 else "one line"
+            if outcome == "one line":  # it ended between its two results
+                assert f"error: output {OUTPUT}: exists already" in "".join(lines(folder))
+                assert product(folder)["adapter"] == whole["adapter"]
+            else:
+                assert product(folder) == whole
+                assert set(files_of(folder)) >= set(written)
+            tried[command, ending.name, outcome] += 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)

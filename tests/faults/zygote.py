@@ -4,6 +4,7 @@ A line of JSON asks for one: ``{"args": [...], "folder": ..., "size": null}``; t
 ends its exit code. Standard output and error lie in the folder, as ``out`` and ``err``.
 """
 
+import gc
 import json
 import os
 import resource
@@ -11,7 +12,8 @@ import signal
 import sys
 
 import classifier_emergence.instruments.finetune
-import classifier_emergence.models.loading  # noqa: F401
+import classifier_emergence.models.loading
+import classifier_emergence.training.rl.run  # noqa: F401
 from classifier_emergence.cli import app
 
 
@@ -23,15 +25,21 @@ def child(args: list[str], folder: str, size: int | None) -> None:
     if size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     sys.argv = ["classifier-emergence", *args]
-    app.main()
+    try:
+        app.main()
+    except SystemExit as ended:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(ended.code or 0))  # without the seconds that libraries take to end
 
 
 def main() -> None:
     """Until the input ends."""
+    gc.freeze()  # or every child's collector would copy all that the libraries hold
     for line in sys.stdin:
         wanted = json.loads(line)
         if "wait" in wanted:
-            answer = os.waitstatus_to_exitcode(os.waitpid(wanted["wait"], 0)[1])
+            answer = os.waitstatus_to_exitcode(os.waitpid(wanted["wait"], 0)[1]) if wanted["wait"] else 0
         elif not (answer := os.fork()):
             child(**wanted)
             return
