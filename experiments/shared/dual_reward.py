@@ -26,7 +26,7 @@ from classifier_emergence.training.flaws import forgotten
 from classifier_emergence.training.modules import VO
 from classifier_emergence.training.supervised import Example, Member, Objective, Trained, encode, train_together
 from experiments.params import Params
-from experiments.shared.study import ProblemStudy, adapter_of, schedule_of
+from experiments.shared.study import ProblemStudy, adapter_of, curves_of, schedule_of
 from experiments.shared.summaries import summary_over_seeds
 
 
@@ -139,7 +139,7 @@ def train_main(study: DualRewardStudy, work: Path, seed: int, adapter_folder: Pa
 def curve(trained: Trained, threshold: float) -> dict[str, Any]:
     """Losses and alignment by step, and the first step at which alignment passed the threshold."""
     passed = [entry["step"] for entry in trained.watched if entry["alignment"] >= threshold]
-    return {**vars(trained), "first_step_above_threshold": passed[0] if passed else None}
+    return {**curves_of(trained), "first_step_above_threshold": passed[0] if passed else None}
 
 
 def measure_arm(study: DualRewardStudy, wrapped: PeftModel, layer: int, words: list[WordTokens]) -> dict[str, Any]:

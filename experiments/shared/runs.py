@@ -20,8 +20,8 @@ from filelock import FileLock, Timeout
 from joblib.externals.loky import ProcessPoolExecutor  # type: ignore[import-untyped]
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.progress import progress
-from classifier_emergence.results import plain, read_result, write_result
+from classifier_emergence.progress import notice, progress
+from classifier_emergence.results import digest, plain, read_result, write_result
 from experiments.params import Params
 from experiments.shared.stage import result_path
 
@@ -150,14 +150,20 @@ class Runs:
         return [name for name in run.results if self._kept(name) is None]
 
     def _keep(self, name: str, result: Mapping[str, Any]) -> None:
-        write_result(self.folder / f"{name}.json", {"state": self.state, "result": plain(result)})
+        kept = plain(result)
+        write_result(self.folder / f"{name}.json", {"state": self.state, "result": kept, "digest": digest(kept)})
 
     def _kept(self, name: str) -> dict[str, Any] | None:
         file = self.folder / f"{name}.json"
-        if file.exists() and (kept := read_result(file))["state"] == self.state:
-            result: dict[str, Any] = kept["result"]
-            return result
-        return None
+        try:
+            kept = read_result(file) if file.exists() else {}
+            if kept and kept["digest"] != digest(kept["result"]):
+                raise InputError(f"{file}: another digest")
+        except (InputError, KeyError):
+            notice(f"{file}: damaged; its run is made again")
+            shutil.rmtree(file, ignore_errors=True)  # should it be a folder
+            return None
+        return dict(kept["result"]) if kept and kept["state"] == self.state else None
 
     def _side_by_side(self, runs: Sequence[Run], threads: int) -> None:
         count = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}

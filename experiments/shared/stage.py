@@ -3,15 +3,17 @@
 import importlib
 import logging
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from classifier_emergence.errors import InputError
+from classifier_emergence.errors import one_line
 from classifier_emergence.models.registry import source_of
 from classifier_emergence.processes import check_alone
+from classifier_emergence.progress import notice
 from classifier_emergence.results import read_result
 from experiments.params import Params, load_params
 
@@ -59,6 +61,7 @@ def main(run: Callable[[Params, str], None], doc: str | None) -> None:
             str, typer.Option(metavar="KEY", help="Which model: a key of registry in the parameter file.")
         ],
         params: Annotated[Path, typer.Option(metavar="FILE", help="The parameter file.")] = Path("params.yaml"),
+        debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
     ) -> None:
         exit_on_bad_input(lambda: _run(run, model, params))
 
@@ -84,12 +87,14 @@ def _run(run: Callable[[Params, str], None], model: str, file: Path) -> None:
 
 
 def exit_on_bad_input(run: Callable[[], None]) -> None:
-    """Run; turn an ``InputError`` into its one line on standard error and exit code 2."""
+    """Run; turn whatever goes wrong into one line on standard error and exit code 2, after its story with --debug."""
     logging.captureWarnings(True)
     try:
         run()
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
+    except Exception as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        notice(f"error: {one_line(error)}")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; finished runs are kept\n")

@@ -16,7 +16,7 @@ from classifier_emergence.tasks.problems import Problem, split
 from classifier_emergence.training.adapters import Adapter
 from classifier_emergence.training.evaluation import Alignment, Answers, alignment, answers
 from classifier_emergence.training.modules import VO
-from classifier_emergence.training.supervised import Schedule
+from classifier_emergence.training.supervised import Schedule, Trained
 from experiments.params import Params, Supervised, Update
 from experiments.shared.summaries import mean_of, share_of
 
@@ -29,6 +29,11 @@ def adapter_of(settings: Update, layers: int, modules: tuple[str, ...] = VO, *, 
 def schedule_of(settings: Supervised, seed: int, steps: int | None = None) -> Schedule:
     """How an adapter is trained; ``steps`` in place of those of the settings."""
     return Schedule(steps or settings.steps, settings.batch_size, settings.learning_rate, seed, settings.every)
+
+
+def curves_of(trained: Trained) -> dict[str, Any]:
+    """What a result keeps of a run."""
+    return {"losses": trained.losses, "watched": trained.watched, "parameters": trained.parameters}
 
 
 class Study:

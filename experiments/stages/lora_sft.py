@@ -24,7 +24,7 @@ from classifier_emergence.training.supervised import Member, Objective, encode, 
 from experiments.params import Params
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main
-from experiments.shared.study import ProblemStudy, adapter_of, schedule_of
+from experiments.shared.study import ProblemStudy, adapter_of, curves_of, schedule_of
 from experiments.shared.summaries import summary_over_seeds
 
 PROMPTS = (*COT_REPORTED, "45 * 45")
@@ -88,7 +88,7 @@ def train_seeds(
             after = measure_both(study)
             for style in ("symbol", "word"):
                 after[style]["growth"] = after[style]["peak"]["mean"] - before[style]["peak"]["mean"]
-            yield name, {**vars(trained[name]), "final": after}
+            yield name, {**curves_of(trained[name]), "final": after}
 
 
 def watch(study: LoraSftStudy) -> dict[str, Any]:

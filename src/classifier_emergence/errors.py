@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read."""
+"""The one exception that users are meant to read, and the one line about any other."""
 
 
 class InputError(ValueError):
@@ -12,3 +12,15 @@ class InputError(ValueError):
 def first_line(error: Exception) -> str:
     """What another library says is wrong, short enough for a message of ours; the error's name if it says nothing."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def one_line(error: Exception) -> str:
+    """What to print of whatever went wrong, without its traceback."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; see to the file, its folder or the space there, and run again"
+    if isinstance(error, MemoryError):
+        return "out of memory; run where there is more, or take a smaller model or batch"
+    return f"{type(error).__name__}: {first_line(error)} (not foreseen: --debug shows where)"

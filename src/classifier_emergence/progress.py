@@ -1,9 +1,10 @@
 """Progress with time left, on the terminal only: silent in pipes and logs except for one line a task."""
 
-import io
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager
+from functools import partialmethod
+from unittest.mock import patch
 
 from rich.console import Console
 from rich.progress import (
@@ -47,6 +48,19 @@ def progress(description: str | None, *, total: float) -> Iterator[Callable[...,
         yield advance
 
 
-def no_bars_in_logs() -> AbstractContextManager[object]:
-    """Keeps bars that other libraries draw out of pipes and logs, with all else that they write on standard error."""
-    return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+def notice(text: str) -> None:
+    """One line on standard error about something that needs no answer; what is in it cannot steer a terminal."""
+    shown = "".join(c if c.isprintable() else f"\\u{{{ord(c):x}}}" for c in text)
+    Console(stderr=True, soft_wrap=True).print(shown, markup=False, highlight=False)
+
+
+@contextmanager
+def no_bars_in_logs() -> Iterator[None]:
+    """Keeps the bars that other libraries draw out of pipes and logs; warnings and errors still come."""
+    from tqdm.std import tqdm  # type: ignore[import-untyped]  # what all of them draw with, and late: the command line's help needs none
+
+    if sys.stderr.isatty():
+        yield
+        return
+    with patch.object(tqdm, "__init__", partialmethod(tqdm.__init__, disable=True)):
+        yield

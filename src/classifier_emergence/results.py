@@ -5,6 +5,7 @@ one line. It holds nothing of the machine or the moment, so the same run gives t
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -88,6 +89,11 @@ def read_result(path: str | Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise InputError(f"{path}: not a result (an object with names), but {_describe(tree)}; rerun: dvc repro")
     return tree
+
+
+def digest(result: Any) -> str:
+    """The sha256 of a result, the same before it is written and after it is read."""
+    return hashlib.sha256(_render(plain(result), 0).encode()).hexdigest()
 
 
 def lookup(result: Any, dotted: str) -> Any:

@@ -22,6 +22,7 @@ from torch.nn import functional
 from transformers import Trainer, TrainingArguments
 
 from classifier_emergence.errors import InputError
+from classifier_emergence.manifest import seal
 from classifier_emergence.models.loading import load
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.readout import Readout
@@ -664,6 +665,7 @@ def test_a_new_process_resumes_a_run(lm: LanguageModel, elsewhere: Callable[[Pat
     marked = json.loads(state.read_text())
     marked["log_history"][0][f"{ALONE}/loss"] = -1.0
     state.write_text(json.dumps(marked))
+    seal(state.parent)
     resumed = elsewhere(tmp_path / "broken")
     assert resumed.losses[0]["loss"] == -1.0
     assert_near(replace(resumed, losses=resumed.losses[1:]), replace(whole, losses=whole.losses[1:]))

@@ -7,6 +7,7 @@ one, ``routers`` what reads mixtures of experts, ``repository`` what is about th
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from classifier_emergence import __version__
 from classifier_emergence.cli import measure, repository, routers, train
 from classifier_emergence.cli.options import Device, Dtype, JsonFile, example, write_json
 from classifier_emergence.cli.terminal import complain, say, table
-from classifier_emergence.errors import InputError
+from classifier_emergence.errors import one_line
 from classifier_emergence.extras import missing_extras_named
 
 app = typer.Typer(
@@ -47,17 +48,17 @@ def run(arguments: Sequence[str], commands: typer.Typer = app, name: str = "clas
     """Run one command line, of this program or of another one with its habits.
 
     Returns:
-        The exit code: 0; 1 where the answer is no; 2 after one line on standard error about bad input; 130 after an
-        interrupt.
+        The exit code: 0; 1 where the answer is no; 2 after one line on standard error about bad input or whatever else
+        went wrong, which ``--debug`` shows at length; 130 after an interrupt.
     """
     logging.captureWarnings(True)
+    words = list(arguments)
+    if debug := "--debug" in words:
+        words.remove("--debug")
     try:
         command = typer.main.get_command(commands)
         with missing_extras_named():
-            code = command.main(args=list(arguments), prog_name=name, standalone_mode=False)
-    except InputError as error:
-        complain(f"error: {error}")
-        return 2
+            code = command.main(args=words, prog_name=name, standalone_mode=False)
     except TyperException as error:
         message = error.format_message()
         if "\n" in message.strip():  # the help, where a command is missing
@@ -68,6 +69,11 @@ def run(arguments: Sequence[str], commands: typer.Typer = app, name: str = "clas
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        complain(f"error: {one_line(error)}")
+        return 2
     except KeyboardInterrupt:
         code = 130
     if code == 130:
@@ -86,6 +92,7 @@ def _app(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Anywhere: show where an error came from.")] = False,
 ) -> None:
     pass
 

@@ -153,6 +153,8 @@ def _train(
     _report(reading, output)
     if method == "grpo":
         _report_rewards(reading)
+    for warning in reading.warnings:
+        say(f"warning: {warning}")
     write_outputs(reading, json, plot)
 
 

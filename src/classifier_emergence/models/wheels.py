@@ -13,7 +13,7 @@ from pathlib import Path, PureWindowsPath
 
 import torch
 
-from classifier_emergence.errors import InputError
+from classifier_emergence.errors import InputError, first_line
 from classifier_emergence.models.gguf_file import read_gguf
 from classifier_emergence.progress import no_bars_in_logs
 
@@ -117,5 +117,8 @@ def convert(gguf: Path, folder: Path) -> None:
     """
     model, tokenizer = read_gguf(gguf, dtype=torch.float32)
     with no_bars_in_logs():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        try:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        except Exception as error:  # of any type
+            raise OSError(first_line(error)) from error

@@ -6,7 +6,8 @@ A run that was cut short goes on from its last checkpoint and ends with the numb
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,8 +16,10 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from classifier_emergence.errors import InputError, first_line
+from classifier_emergence.manifest import damage, seal
 from classifier_emergence.processes import is_first
-from classifier_emergence.progress import progress
+from classifier_emergence.progress import notice, progress
 from classifier_emergence.results import write_text_atomic
 
 
@@ -24,9 +27,12 @@ def open_run_folder(work: Path, model: nn.Module, settings: Mapping[str, Any]) -
     """Make ``work`` the folder of this very run: delete what a run with another start or other settings left.
 
     Args:
-        work: For checkpoints; ``run.json`` in it says whose they are.
+        work: For checkpoints, readable by its owner alone; ``run.json`` in it says whose they are.
         model: Its trainable parameters are the start.
         settings: Whatever else decides the run; JSON.
+
+    Raises:
+        InputError: The folder cannot be written.
     """
     start = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -35,22 +41,51 @@ def open_run_folder(work: Path, model: nn.Module, settings: Mapping[str, Any]) -
             start.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     text = json.dumps({"start": start.hexdigest(), **settings}, indent=1, sort_keys=True)
     stamp = work / "run.json"
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == text:
-        return
-    shutil.rmtree(work, ignore_errors=True)
-    write_text_atomic(stamp, text)
+    with _writing(work):
+        if stamp.is_file() and stamp.read_bytes() == text.encode():
+            return
+        if _checkpoints(work):
+            notice(f"{work}: its checkpoints are of another run, or run.json is damaged; starting from step 0")
+        _remove(work)
+        work.mkdir(mode=0o700, parents=True)
+        write_text_atomic(stamp, text)
 
 
 def last_checkpoint(work: Path) -> str | None:
-    """The newest checkpoint that was written to its end; its state is written last. Others are deleted."""
-    for folder in sorted(work.glob("checkpoint-*"), key=lambda path: -int(path.name.partition("-")[2])):
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(folder)
-            continue
-        return str(folder)
+    """The newest checkpoint that is as it was written. Those after it are deleted, with a line about each."""
+    for folder in reversed(_checkpoints(work)):
+        if (found := damage(folder)) is None:
+            return str(folder)
+        notice(f"{folder}: set aside, as {found}; going on from what was written before")
+        with _writing(work):
+            _remove(folder)
     return None
+
+
+def _checkpoints(work: Path) -> list[Path]:
+    """By step."""
+    found = [(int(path.name[11:]), path) for path in work.glob("checkpoint-*") if path.name[11:].isdecimal()]
+    return [path for _, path in sorted(found)]
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Tells in one line what cannot be written."""
+    try:
+        yield
+    except Exception as error:  # of any type: torch raises RuntimeError, safetensors its own, tokenizers Exception
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(
+            f"{place}: cannot be written ({reason}); free space or make it writable, and give the same command again: "
+            "it goes on from what was written before"
+        ) from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class ProgressBar(TrainerCallback):
@@ -89,6 +124,7 @@ class WatchingTrainer:
     callback_handler: Any
     add_callback: Any
     remove_callback: Any
+    accelerator: Any
     train: Any
     watch: Callable[[], dict[str, Any]] | None
     parts: dict[str, list[float]]
@@ -96,6 +132,8 @@ class WatchingTrainer:
     shown: ClassVar[Mapping[str, str]]
     """Names in the log -> what the progress bar calls them."""
     bar: ClassVar[type[ProgressBar]] = ProgressBar
+    kept: ClassVar[int] = 2
+    """Checkpoints; the second is for when the first turns out to be damaged."""
 
     def run(self, description: str | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
         """Train, from the last checkpoint if there is one.
@@ -108,10 +146,10 @@ class WatchingTrainer:
             self.remove_callback(callback)
         with torch.no_grad():  # the checkpoint is not loaded yet: on resuming, too, this is where the run started
             watched = [] if self.watch is None else [{"step": 0, **self.watch()}]
+        with self.args.main_process_first(local=False):
+            checkpoint = last_checkpoint(Path(self.args.output_dir))
         with progress(description if is_first() else None, total=self.args.max_steps) as advance:
             self.add_callback(self.bar(advance, self.shown))
-            with self.args.main_process_first(local=False):
-                checkpoint = last_checkpoint(Path(self.args.output_dir))
             self.resume(checkpoint, advance)
         history = self.state.log_history
         watched += [{"step": entry["step"], **entry["watched"]} for entry in history if "watched" in entry]
@@ -122,6 +160,22 @@ class WatchingTrainer:
     def resume(self, checkpoint: str | None, advance: Callable[..., None]) -> None:
         """Train from a checkpoint on; ``advance`` is for whoever overrides this and takes no steps."""
         self.train(resume_from_checkpoint=checkpoint)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint and seal it; only then go those that are no longer needed. A failed one goes at once."""
+        work = Path(self.args.output_dir)
+        folder = work / f"checkpoint-{self.state.global_step}"
+        with _writing(folder):
+            try:
+                super()._save_checkpoint(model, trial)  # type: ignore[misc]
+                self.accelerator.wait_for_everyone()
+                if is_first():
+                    seal(folder)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            for old in _checkpoints(work)[: -self.kept] if is_first() else []:
+                _remove(old)
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Add the parts of the loss, averaged since the last entry."""

@@ -121,6 +121,8 @@ class Trained:
     """``step`` and what ``watch`` returned; step 0 comes first."""
     parameters: int
     """Trained parameters."""
+    first_loss: float | None = None
+    """Of step 1, before anything was trained."""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, target: int = 0) -> Example:
@@ -222,7 +224,6 @@ def train_together(
         logging_steps=schedule.every,
         eval_strategy="no" if all(member.watch is None for member in members.values()) else "steps",
         save_steps=schedule.every,
-        save_total_limit=2,
         use_cpu=wrapped.device.type == "cpu",
     )
     with arguments.main_process_first(local=False):
@@ -239,6 +240,7 @@ def train_together(
             ],
             [{"step": entry["step"], **entry[name]} for entry in watched if name in entry],
             sum(parameter.numel() for parameter in parameters_of(wrapped, name).values()),
+            next((entry[f"{name}/first_loss"] for entry in log if f"{name}/first_loss" in entry), None),
         )
         for name in members
     }
@@ -321,6 +323,7 @@ class LensTrainer(WatchingTrainer, Trainer):
         self.members, self.wrapped = members, wrapped
         self.limit = EXPLODED * math.log(len(lm.readout.weight))
         self.parts: dict[str, list[float]] = {}
+        self.first: dict[str, float] = {}
         self.watch = self._watch if any(member.watch for member in members.values()) else None
         objectives = {name: member.objective for name, member in members.items()}
         self.steps = [
@@ -368,6 +371,8 @@ class LensTrainer(WatchingTrainer, Trainer):
             for part, value in {"loss": loss, **losses}.items():
                 mean = self.accelerator.reduce(value.detach().clone(), "mean")
                 self.parts.setdefault(f"{name}/{part}", []).append(mean.item())
+            if self.state.global_step == 0:
+                self.first[f"{name}/first_loss"] = self.parts[f"{name}/loss"][0]
             total.append(loss)
         return torch.stack(total).sum()
 
@@ -388,7 +393,10 @@ class LensTrainer(WatchingTrainer, Trainer):
             )
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """Show the members' mean in place of their sum."""
+        """Show the members' mean in place of their sum, and keep what they began with."""
+        if "loss" in logs:
+            logs |= self.first
+            self.first = {}
         for part in self.shown:
             values = [v for key, numbers in self.parts.items() if key.endswith(f"/{part}") for v in numbers]
             if "loss" in logs and values:

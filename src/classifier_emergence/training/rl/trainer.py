@@ -129,7 +129,6 @@ def arguments(
         logging_steps=1,
         eval_strategy="steps",
         save_steps=checkpoint_every or schedule.every,
-        save_total_limit=1,
     )
 
 
@@ -150,6 +149,7 @@ class GrpoWithLens(WatchingTrainer, GRPOTrainer):  # type: ignore[misc]
     """Whether what texts begin with passes once for all of them; else everything is left to ``GRPOTrainer``."""
     shown: ClassVar[dict[str, str]] = {"reward": "reward", "kl": "kl", "class_loss": "class_loss"}
     bar: ClassVar[type[ProgressBar]] = UnsavedEnd
+    kept: ClassVar[int] = 1  # of a whole model it is three times as large
 
     def __init__(
         self,

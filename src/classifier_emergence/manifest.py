@@ -1,0 +1,59 @@
+"""Folders whose files are known by their hashes: whether one is as it was written.
+
+The manifest is written last. So a folder without one was not written to its end, and one whose files differ from it is
+damaged, whatever damaged it.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from classifier_emergence.results import write_text_atomic
+
+MANIFEST = "manifest.json"
+
+
+def seal(folder: Path, **facts: Any) -> None:
+    """Write the manifest of a folder: size and sha256 of every file, which are on the disk by then, and ``facts``.
+
+    Raises:
+        OSError: A file cannot be read, or the manifest not be written.
+    """
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the manifest and not the file
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
+    write_text_atomic(folder / MANIFEST, json.dumps({**facts, "files": files}, indent=2))
+
+
+def damage(folder: Path, *, verify: bool = True) -> str | None:
+    """What is wrong with a folder that was sealed; None if nothing is.
+
+    Args:
+        folder: It.
+        verify: Compare hashes, not only sizes.
+    """
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            size = (folder / name).stat().st_size
+            if size != expected["size"]:
+                return f"{name} has {size} bytes, not {expected['size']}"
+            if verify and sha256(folder / name) != expected["sha256"]:
+                return f"{name} has another sha256"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{Path(error.filename or folder).name} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return None
+
+
+def sha256(file: Path) -> str:
+    """Of the content of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

