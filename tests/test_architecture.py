@@ -8,7 +8,7 @@ import networkx as nx
 from experiments.pipeline.dependencies import ROOT, imports
 
 LIBRARY, EXPERIMENTS = ROOT / "src" / "classifier_emergence", ROOT / "experiments"
-BASE = ("errors", "extras", "progress", "results", "statistics", "numbers")
+BASE = ("errors", "extras", "manifest", "numbers", "processes", "progress", "results", "statistics")
 FLOORS = [
     BASE,
     ("reading",),
