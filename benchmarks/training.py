@@ -1,9 +1,10 @@
 """A step of dual-reward training against the same loss written plainly for ``transformers.Trainer``.
 
-``python -m benchmarks.training gemma-3-270m [--steps N]`` trains the main arm of params.yaml with both, from the same
-adapter on the same batches, in turns, and prints the median seconds of a step (forward, backward and optimiser) and
-their ratio. The plain loss takes the model's logits at all positions, and the lens's too: final norm and unembedding
-of the whole hidden state, of which one position is read. Both losses must agree at every step.
+``python -m benchmarks.training gemma-3-270m [--steps N] [--members M]`` trains the main arm of params.yaml with both,
+from the same adapter on the same batches, in turns, and prints the median seconds of a step (forward, backward and
+optimiser) and their ratio: ours alone, and M seeds that train together, by member. The plain loss takes the model's
+logits at all positions, and the lens's too: final norm and unembedding of the whole hidden state, of which one position
+is read. All losses must agree at every step.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from classifier_emergence.reading.readout import find_readout
 from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.tasks.arithmetic import OPERATIONS
 from classifier_emergence.tasks.problems import sample, split
-from classifier_emergence.training.adapters import ALONE, Adapter, adapted
+from classifier_emergence.training.adapters import Adapter, Start, adapted_together
 from classifier_emergence.training.modules import VO
 from classifier_emergence.training.supervised import Example, LensTrainer, Member, Objective, encode
 from experiments.params import DualReward, load_params
@@ -86,13 +87,14 @@ def plain_batch(batch: list[Example]) -> dict[str, Tensor]:
 
 
 def measure(
-    lm: LanguageModel, settings: DualReward, examples: list[Example], steps: int, *, plain: bool
+    lm: LanguageModel, settings: DualReward, examples: list[Example], steps: int, members: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds and losses of every step of a fresh run."""
+    """Seconds of every step of fresh runs, and the losses of the first; no members are the plain loss."""
     layer = layer_at(settings.depth, lm.n_layers)
     objective = Objective(settings.class_weight, layer)
     place = Adapter(VO, settings.rank, settings.scale, tuple(range(layer)))
-    with tempfile.TemporaryDirectory() as work, adapted(lm, place, seed=0) as wrapped:
+    starts = {f"seed-{seed}": Start(place, seed) for seed in range(members or 1)}
+    with tempfile.TemporaryDirectory() as work, adapted_together(lm, starts) as wrapped:
         arguments = TrainingArguments(
             output_dir=work,
             max_steps=steps,
@@ -100,6 +102,7 @@ def measure(
             learning_rate=settings.learning_rate,
             lr_scheduler_type="constant",
             weight_decay=0.0,
+            max_grad_norm=0.0 if members else 1.0,  # ours clips by member
             logging_steps=1,
             save_strategy="no",
             seed=0,
@@ -111,16 +114,18 @@ def measure(
             report_to="none",
         )
         trainer: Trainer
-        if plain:
+        if not members:
             trainer = PlainTrainer(wrapped, arguments, plain_batch, examples)
             trainer.objective = objective
         else:
-            trainer = LensTrainer(lm, wrapped, arguments, {ALONE: Member(examples, objective, 0)}, settings.batch_size)
+            together = {name: Member(examples, objective, start.seed) for name, start in starts.items()}
+            trainer = LensTrainer(lm, wrapped, arguments, together, settings.batch_size)
         clock = Clock()
         trainer.add_callback(clock)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        return clock.seconds, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        loss = "seed-0/loss" if members else "loss"
+        return clock.seconds, [entry[loss] for entry in trainer.state.log_history if loss in entry]
 
 
 def main() -> None:
@@ -128,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a key of registry in params.yaml")
     parser.add_argument("--steps", type=int, default=8, help="steps a run, each run twice; default: %(default)s")
+    parser.add_argument("--members", type=int, default=8, help="seeds that train together; default: %(default)s")
     arguments = parser.parse_args()
     params = load_params()
     settings = params.dual_reward
@@ -138,17 +144,21 @@ def main() -> None:
         encode(lm.tokenizer, problem.symbol, f" {problem.answer}", targets[problem.operation])
         for problem in sample(problems.train, settings.samples, seed=0)
     ]
-    seconds: dict[bool, list[float]] = {False: [], True: []}
+    kinds = (0, 1, arguments.members)
+    seconds: dict[int, list[float]] = {kind: [] for kind in kinds}
     gap = 0.0
     for _ in range(ROUNDS):
         losses = {}
-        for plain in (True, False):
-            found, losses[plain] = measure(lm, settings, examples, arguments.steps, plain=plain)
-            seconds[plain] += found[1:]  # the first step warms up
-        gap = max(gap, *(abs(a - b) for a, b in zip(losses[True], losses[False], strict=True)))
-    theirs, ours = statistics.median(seconds[True]), statistics.median(seconds[False])
-    print(f"{lm.key}: batches of {settings.batch_size}, {len(seconds[True])} steps each; median seconds a step")
-    print(f"  plain Trainer {theirs:7.3f}  ours {ours:7.3f}  ratio {theirs / ours:5.2f}")
+        for kind in kinds:
+            found, losses[kind] = measure(lm, settings, examples, arguments.steps, kind)
+            seconds[kind] += [step / (kind or 1) for step in found[1:]]  # the first step warms up
+        gaps = [abs(a - b) for kind in kinds[1:] for a, b in zip(losses[0], losses[kind], strict=True)]
+        gap = max(gap, *gaps)
+    theirs, alone, together = (statistics.median(seconds[kind]) for kind in kinds)
+    print(f"{lm.key}: batches of {settings.batch_size}, {len(seconds[0])} steps each; median seconds a step")
+    print(f"  plain Trainer       {theirs:7.3f}")
+    print(f"  ours alone          {alone:7.3f}  ratio {theirs / alone:5.2f}")
+    print(f"  {arguments.members:2} together, a member {together:6.3f}  ratio {theirs / together:5.2f}")
     print(f"  losses differ by at most {gap:.1e} nats")
     if not gap <= TOLERANCE:
         sys.exit("the losses do not agree: these are not the same training")
