@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from classifier_emergence.errors import InputError
 from classifier_emergence.results import read_result, write_result
 from experiments.params import Params, load_params
-from experiments.shared.runs import Runs
+from experiments.shared.runs import Run, Runs
 from experiments.shared.summaries import over_seeds, share_of
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -61,6 +61,30 @@ def test_a_failed_run_leaves_no_result_but_its_checkpoints(runs: Runs) -> None:
     with runs:
         assert runs.once("a", lambda _, work: {"resumed": (work / "checkpoint").exists()}) == {"resumed": True}
     assert not (runs.folder / "a").exists()
+
+
+def test_members_that_were_measured_before_a_kill_are_not_measured_again(runs: Runs) -> None:
+    asked: list[list[str]] = []
+
+    def together(study: str, work: Path, wanted: list[str], end: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        asked.append(list(wanted))
+        work.mkdir(parents=True, exist_ok=True)
+        for name in wanted[:end]:
+            yield name, {"study": study, "name": name}
+        if end < len(wanted):
+            raise KeyboardInterrupt
+
+    def run(end: int) -> Run:
+        return Run("group", together, (end,), ("a", "b", "c"))
+
+    with runs, pytest.raises(KeyboardInterrupt):
+        runs.all([run(2)])
+    assert (runs.folder / "group").exists()  # the checkpoints of all
+    with runs:
+        found = runs.all([run(3)])
+        assert found == runs.all([run(3)]) == {name: {"study": "m", "name": name} for name in "abc"}
+    assert asked == [["a", "b", "c"], ["c"]]
+    assert not (runs.folder / "group").exists()
 
 
 def test_every_process_finds_the_runs_of_another(runs: Runs) -> None:
