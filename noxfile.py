@@ -22,7 +22,7 @@ SCRIPTS = ENVIRONMENT / ("Scripts" if sys.platform == "win32" else "bin")
 TREES = ("src", "experiments", "tests", "benchmarks", "noxfile.py")
 
 
-def run(session: nox.Session, *command: str, cwd: Path = ROOT) -> None:
+def run(session: nox.Session, *command: str, cwd: Path = ROOT, **extra: str) -> None:
     """Run a command of the shared environment."""
     prepare(session)
     path = os.pathsep.join([str(SCRIPTS), os.environ["PATH"]])
@@ -32,6 +32,7 @@ def run(session: nox.Session, *command: str, cwd: Path = ROOT) -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DVC_NO_ANALYTICS": "1",
         "PYTHONPATH": f"{cwd / 'src'}",
+        **extra,
     }
     with session.chdir(cwd):
         session.run(str(SCRIPTS / command[0]), *command[1:], env=env, external=True)
@@ -77,6 +78,12 @@ def tests(session: nox.Session) -> None:
 def tiny(session: nox.Session) -> None:
     """Run the whole pipeline on tiny models in a temporary folder and compare with snapshots (a minute)."""
     run(session, "python", "-m", "pytest", "-m", "tiny", "tests/test_snapshots.py", *session.posargs)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Damage, interrupt and starve every stage of a run's life in every way; the tests take a sample of that."""
+    run(session, "python", "-m", "pytest", "tests/faults", *session.posargs, FAULTS="whole")
 
 
 @nox.session

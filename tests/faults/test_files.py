@@ -25,9 +25,11 @@ from classifier_emergence.models.sources import fetch
 from classifier_emergence.reading.lens import check_lens
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.results import write_result
+from classifier_emergence.training.adapters import Adapter, adapted
+from classifier_emergence.training.modules import QKVO, VO
 from classifier_emergence.training.rl.run import train_grpo
 from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask, Sampling
-from classifier_emergence.training.supervised import QKVO, VO, Adapter, Objective, Schedule, adapted, encode, train
+from classifier_emergence.training.supervised import Objective, Schedule, encode, train
 from experiments.params import load_params
 from experiments.shared.runs import Runs
 from tests.faults.damage import SEED, WHOLE, cells, files_of, tried
