@@ -33,7 +33,8 @@ def test_a_map_is_the_lens_at_every_token(lm: LanguageModel) -> None:
     for k in range(n):
         one = lens(lm, ["7 * 8 ="], ["multiply", "add"], null_words=0, position=k)
         assert seen.alignment[..., k] == pytest.approx(one.alignment[..., 0], rel=1e-3)
-        assert np.array_equal(seen.rank[..., k], one.rank[..., 0])
+        # Texts of other lengths round otherwise, by which two tokens that are nearly as probable may change places.
+        assert np.abs(seen.rank[..., k] - one.rank[..., 0]).max() <= 1
         assert [row[k][0] for row in seen.top_tokens] == [row[0] for row in one.top_token]
     with torch.no_grad():
         log_p = lm.model(torch.tensor([lm.tokenizer("7 * 8 =")["input_ids"]])).logits[0].double().log_softmax(-1)
