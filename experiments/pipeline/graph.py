@@ -1,6 +1,5 @@
 """What there is to run, in which order, how long it takes, and what is stale and why: the pipeline as DVC sees it."""
 
-import difflib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
-from classifier_emergence.errors import InputError
+from classifier_emergence.errors import InputError, did_you_mean
 from experiments.shared.stage import ENDING
 
 
@@ -33,9 +32,7 @@ def select(picks: Collection[str]) -> dict[str, PipelineStage]:
     known = sorted(set().union(*called.values()))
     for pick in picks:
         if pick not in known:
-            near = difflib.get_close_matches(pick, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise InputError(f"{pick!r}: no such stage or model; {hint}")
+            raise InputError(f"{pick!r}: no such stage or model; {did_you_mean(pick, known, 'known: {}')}")
     wanted = {name for name in order if name in ENDING or not picks or called[name] & {*picks}}
     # Of the ending only itself: what it needs from other models is committed.
     needed = (nx.descendants(graph, order[name]) for name in wanted - {*ENDING})

@@ -1,5 +1,8 @@
 """The one exception that users are meant to read, and the one line about any other."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Something that the caller gave is wrong: a parameter, a prompt, a model, a file.
@@ -7,6 +10,17 @@ class InputError(ValueError):
     The message is one line that names the thing, says what is wrong with it and what to do. On the command line
     it is printed as it stands and the exit code is 2.
     """
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "known here: {}") -> str:
+    """What to do about an unknown name: the one that was meant, or all that there are.
+
+    Example:
+        >>> did_you_mean("probbing", ["probing", "logit_lens"])
+        "did you mean 'probing'?"
+    """
+    near = difflib.get_close_matches(name, known := sorted(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else otherwise.format(", ".join(known))
 
 
 def first_line(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """Registered models: where the weights of each come from, and their pins."""
 
-import difflib
 from collections.abc import Iterable
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from classifier_emergence.errors import InputError
+from classifier_emergence.errors import InputError, did_you_mean
 
 Schema = TypeVar("Schema", bound=BaseModel)
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -67,7 +66,7 @@ def source_of(key: str, registry: dict[str, ModelSource], *, parameter: str = "m
     """
     if key in registry:
         return registry[key]
-    raise InputError(f"{parameter}: unknown key {key!r}; {_nearest(key, registry)}")
+    raise InputError(f"{parameter}: unknown key {key!r}; {did_you_mean(key, registry)}")
 
 
 def read_registry(file: Path | Traversable) -> dict[str, ModelSource]:
@@ -116,7 +115,7 @@ def _first_problem(error: ValidationError, schema: type[BaseModel]) -> str:
     where = [str(part) for i, part in enumerate(problem["loc"]) if not (i == 2 and part in ("wheel", "hub", "path"))]
     name = ".".join(where)
     if problem["type"] == "extra_forbidden":
-        return f"{name}: unknown parameter; {_nearest(where[-1], _fields_at(schema, where[:-1]))}"
+        return f"{name}: unknown parameter; {did_you_mean(where[-1], _fields_at(schema, where[:-1]))}"
     message = problem["msg"].removeprefix("Value error, ")
     if not name:  # a check over several sections names its parameter itself
         return message
@@ -130,8 +129,3 @@ def _fields_at(section: Any, where: list[str]) -> Iterable[str]:
     for part in where:
         section = section.model_fields[part].annotation
     return list(section.model_fields)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known := sorted(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"

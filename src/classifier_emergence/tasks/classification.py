@@ -4,7 +4,6 @@ The shipped tasks never say a class's word in a prompt, end alike for every clas
 the word: what a probe, the lens or training finds about the class is then not merely read off the text.
 """
 
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from classifier_emergence.errors import InputError
+from classifier_emergence.errors import InputError, did_you_mean
 from classifier_emergence.tasks.arithmetic import OPERATIONS, Bank, prompt_bank
 from classifier_emergence.tasks.problems import Problem
 from classifier_emergence.tasks.prompts import PROMPTS
@@ -100,8 +99,7 @@ def get_task(name: str) -> Task:
         InputError: There is none of this name.
     """
     if name not in _SHIPPED:
-        near = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(TASKS)}, or give a file"
+        hint = did_you_mean(name, TASKS, "choose one of {}, or give a file")
         raise InputError(f"task {name!r}: no such task; {hint}")
     return _SHIPPED[name]()
 
