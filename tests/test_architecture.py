@@ -12,6 +12,7 @@ BASE = ("errors", "extras", "progress", "results", "statistics", "numbers")
 FLOORS = [
     BASE,
     ("reading",),
+    ("manifest",),
     ("models",),
     ("tasks",),
     ("training",),
