@@ -80,13 +80,6 @@ def tiny(session: nox.Session) -> None:
 
 
 @nox.session
-def faults(session: nox.Session) -> None:
-    """Try every kind of damage on every file that a run writes, with a table (``-- SEED``; 20 minutes)."""
-    os.environ["FAULTS"], os.environ["FAULTS_SEED"] = "whole", (session.posargs or ["0"])[0]
-    run(session, "python", "-m", "pytest", "tests/faults")
-
-
-@nox.session
 def verify(session: nox.Session) -> None:
     """Check that results belong to the code; re-run one model in a clone of HEAD and compare by tolerance."""
     run(session, "python", "-m", "experiments.pipeline", "status")
