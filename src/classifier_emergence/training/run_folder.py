@@ -121,7 +121,6 @@ class WatchingTrainer:
     args: Any
     state: Any
     callback_handler: Any
-    accelerator: Any
     add_callback: Any
     remove_callback: Any
     train: Any
@@ -176,9 +175,6 @@ class WatchingTrainer:
         with _writing(folder):
             try:
                 super()._save_checkpoint(model, trial)  # type: ignore[misc]
-                self.accelerator.wait_for_everyone()  # of several processes each writes a part
-                if not self.args.should_save:
-                    return
                 seal(folder)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
