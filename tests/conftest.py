@@ -2,6 +2,7 @@ import gc
 import json
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +27,30 @@ def _libraries_are_no_garbage() -> None:
     """Every training collects garbage, which would go through all that the libraries hold: seconds in each test."""
     gc.collect()
     gc.freeze()
+
+
+_LOCAL = {"127.0.0.1", "::1", "localhost", "", None}
+_reached: list[str] = []
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "socket.getaddrinfo" and arguments[0] not in _LOCAL:
+        _reached.append(str(arguments[0]))
+        raise ConnectionRefusedError(f"a test may not reach {arguments[0]}")
+    if event == "socket.connect" and isinstance(arguments[1], tuple) and arguments[1][0] not in _LOCAL:
+        _reached.append(str(arguments[1][0]))
+        raise ConnectionRefusedError(f"a test may not reach {arguments[1][0]}")
+
+
+sys.addaudithook(_audit)
+
+
+@pytest.fixture(autouse=True)
+def _no_network() -> Iterator[None]:
+    """No test reaches another machine, not even one that swallows the error."""
+    _reached.clear()
+    yield
+    assert not _reached, f"reached for {', '.join(_reached)}"
 
 
 @pytest.fixture

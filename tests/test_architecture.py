@@ -12,6 +12,7 @@ BASE = ("errors", "extras", "manifest", "numbers", "processes", "progress", "res
 FLOORS = [
     BASE,
     ("reading",),
+    ("manifest",),
     ("models",),
     ("tasks",),
     ("training",),

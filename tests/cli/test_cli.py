@@ -16,6 +16,7 @@ from classifier_emergence.cli import repository as cli_paper
 from classifier_emergence.cli.app import app, run
 from classifier_emergence.cli.options import labelled_prompts
 from classifier_emergence.errors import InputError
+from classifier_emergence.instruments import finetune
 from classifier_emergence.instruments import lens as instrument_lens
 from classifier_emergence.mixtures import words as router_words
 from classifier_emergence.results import read_result, write_result
@@ -429,6 +430,41 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(
     assert err == "error: --json 'out.json': cannot be written (No space left on device); free space or name another\n"
     assert (tmp_path / "out.json").read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (RuntimeError("odd\nthing"), "RuntimeError: odd (not foreseen: --debug shows where)"),
+        (OSError(5, "Input/output error", "disk"), "disk: Input/output error; see to the file"),
+        (MemoryError(), "out of memory"),
+    ],
+    ids=["unforeseen", "disk", "memory"],
+)
+def test_whatever_fails_is_one_line_and_debug_shows_where(
+    failure: Exception, told: str, ce: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object, **kwargs: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(instrument_lens, "residual_stream", fails)
+    words = ["lens", "-m", MODEL, "x"]
+    code, _, err = ce(*words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: {told}")
+    code, _, err = ce(*words, "--debug")
+    assert code == 2
+    assert "Traceback" in err
+    assert "in fails" in err
+
+
+def test_what_is_wrong_with_a_run_is_said_at_its_end(ce: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetune, "LARGE", -1.0)
+    code, out, _ = ce("dual-reward", "-m", MODEL, "--json", "a.json", "--steps", "2")
+    assert code == 0
+    told = read_result(tmp_path / "a.json")["warnings"]
+    assert "something else on neutral text" in told[-1]
+    assert [line for line in out.splitlines() if line.startswith("warning: ")] == [f"warning: {text}" for text in told]
 
 
 def test_a_folder_that_cannot_be_made_is_refused_before_the_model_is_loaded(ce: Run, tmp_path: Path) -> None:

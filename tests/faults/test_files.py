@@ -256,3 +256,15 @@ def same(found: Any, whole: Any) -> bool:
 
 def copied(folder: Path, to: Path) -> Path:
     return Path(shutil.copytree(folder, to))
+
+
+@pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
+def test_caches_and_checkpoints_are_their_owners_alone(lm: LanguageModel, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        supervised(lm).leave(tmp_path / "work")
+        wheel_cache(lm).leave(tmp_path / "cache")
+    finally:
+        os.umask(before)
+    for folder in ("work", "cache", "cache/models"):
+        assert (tmp_path / folder).stat().st_mode & 0o077 == 0

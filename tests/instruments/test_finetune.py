@@ -75,6 +75,22 @@ def test_the_lens_names_the_class_after_dual_reward_and_the_adapter_keeps_it(out
     assert np.allclose(scores.own_word.double().mean(-1).numpy(), taught.after.alignment, rtol=1e-4)
 
 
+def test_a_run_that_destroys_the_model_says_so(llama: LanguageModel) -> None:
+    llama.readout.norm.weight.data *= 5  # the tiny model is not sure of anything
+    good = dual_reward(llama, arithmetic(), steps=30, learning_rate=1e-4)
+    assert 0 < good.drift < finetuning.LARGE
+    assert not any("neutral text" in warning for warning in good.warnings)
+    bad = dual_reward(llama, arithmetic(), steps=4, learning_rate=1e6)
+    (told,) = bad.warnings
+    assert told.startswith(f"the model says something else on neutral text (by {bad.drift:.3g} nats a token)")
+
+
+@pytest.mark.parametrize(("began", "ended", "told"), [(1.0, 2.5, 1), (2.5, 1.0, 0), (None, 2.5, 0)])
+def test_a_loss_that_ends_above_where_it_began_is_told(began: float | None, ended: float, told: int) -> None:
+    warnings = list(finetuning._warnings(finetuning.Outcome(1, [], began, ended), 0.1))
+    assert warnings == ["the loss ends at 2.5, above 1 where it began; change the learning rate or the steps"] * told
+
+
 def test_training_goes_on_top_of_an_adapter(outspoken: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"steps": 4, "learning_rate": 1e-2}
     first = sft(load(str(outspoken), {}), arithmetic(), tmp_path / "a", **settings)

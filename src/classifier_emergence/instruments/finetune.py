@@ -321,7 +321,7 @@ def fine_tune(
 def _warnings(outcome: Outcome, moved: float) -> Iterator[str]:
     began, ended = outcome.began, outcome.ended
     if began is not None and ended is not None and ended > began:
-        yield f"the loss ends at {ended:.4g}, above {began:.4g} where it began; take a smaller learning rate"
+        yield f"the loss ends at {ended:.4g}, above {began:.4g} where it began; change the learning rate or the steps"
     if moved > LARGE:
         yield (
             f"the model says something else on neutral text (by {moved:.3g} nats a token): training destroyed it; "
