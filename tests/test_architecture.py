@@ -12,7 +12,6 @@ BASE = ("errors", "extras", "manifest", "numbers", "processes", "progress", "res
 FLOORS = [
     BASE,
     ("reading",),
-    ("manifest",),
     ("models",),
     ("tasks",),
     ("training",),
