@@ -4,6 +4,7 @@ Each function takes a ``LanguageModel``: ``open_model`` loads one, ``LanguageMod
 what is in memory. It gives a frozen reading with ``to_dict()``, ``to_frame()`` and ``plot()``.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from classifier_emergence.reading.model import LanguageModel as LanguageModel
 
 __version__ = "0.1.0"
+
+# Before huggingface_hub is imported, which reads it once.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 _HOME = {
     "KeptProbe": "instruments.kept_probe",
