@@ -76,7 +76,8 @@ class Runs:
         self._study: Any = None
 
     def __enter__(self) -> "Runs":
-        self.folder.mkdir(parents=True, exist_ok=True)
+        for folder in (RUNS, self.folder.parent, self.folder):  # the user's alone
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         assert self._lock is not None
         try:
             self._lock.acquire()

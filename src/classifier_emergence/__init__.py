@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Read when huggingface_hub is imported, which is after this: nobody is told of what is run, with ``dvc repro`` too.
+# Before huggingface_hub is imported, which reads it once.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 _HOME = {

@@ -182,6 +182,26 @@ def test_whatever_is_damaged_the_promise_is_kept(
     assert not broken
 
 
+@pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
+@pytest.mark.parametrize("life", [supervised, reinforcement, parts, wheel_cache], ids=lambda life: life.__name__)
+def test_what_a_run_keeps_is_the_users_alone(
+    life: Callable[[LanguageModel], Life], lm: LanguageModel, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    if life is wheel_cache:
+        (work / "models").mkdir(parents=True)  # by somebody who lets others look
+    before = os.umask(0o022)
+    try:
+        life(lm).leave(work)
+    finally:
+        os.umask(before)
+    kept = [work / name for name in files_of(work) if (work / name).stat().st_size]
+    assert kept
+    for file in kept:
+        above = [folder for folder in file.parents if tmp_path in folder.parents]
+        assert any(not folder.stat().st_mode & 0o077 for folder in above), file
+
+
 # --- A disk that fills, a clock that jumps, a folder that vanishes ---
 
 

