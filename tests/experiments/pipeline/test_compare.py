@@ -188,3 +188,17 @@ def test_files(tmp_path):
     assert (far.worst, far.worst_path) == (math.inf, "token")
     with pytest.raises(InputError, match="no such result"):
         compare_files(a, tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "agree"),
+    [
+        (["b", "a", "c", "d", "e"], True),  # near ties changed places
+        (["a", "b", "c", "d", "f"], True),  # and one with what came next
+        (["a", "b", "c", "g", "f"], False),
+        (["a", "b", "c", "d"], False),
+    ],
+)
+def test_top_tokens_may_change_places_and_a_fifth_of_them(tokens: list[str], agree: bool) -> None:
+    found = differences({"top_tokens": [["a", "b", "c", "d", "e"]]}, {"top_tokens": [tokens]})
+    assert (found == []) == agree
