@@ -5,8 +5,8 @@ blind or noisy. ``RULES`` is the table of kinds. The kind of a value is that of 
 matches, list indices left out: ``accuracy.L3`` and ``accuracy`` are both accuracies. What is called ``interval``,
 ``std`` or ``by_...`` takes the kind of what stands beside it. A deviation is allowed up to the larger of the absolute
 and the relative tolerance. What no rule matches: floats within 1e-6 or 0.1 %, all other values exactly.
-Lists of top tokens may differ in their order and in a fifth. Keys and lengths of lists are exact. Types are strict: 1, 1.0 and true differ. NaN and infinity differ, also from
-themselves.
+Lists of top tokens may differ in their order and in a fifth. Keys and lengths of lists are exact. Types are strict: 1,
+1.0 and true differ. NaN and infinity differ, also from themselves.
 
 The ledger of claims is compared by what it says: headlines are the same, and what was met is not violated or the other
 way round. Its numbers stand in the results that they come from, and a state that opens is no contradiction.
