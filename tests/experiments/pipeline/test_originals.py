@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 READ = ["fetch", "residuals", "probing", "logit_lens"]
 MODELS = {
     "llama-3.2-1b": ("meta-llama/Llama-3.2-1B", "llama", {"tie_word_embeddings": True}),
+    "llama-3.2-1b-instruct": ("meta-llama/Llama-3.2-1B-Instruct", "llama", {"rms_norm_eps": 1e-5}),
     "granite-3.1-2b": ("ibm-granite/granite-3.1-2b-base", "granite", {"tie_word_embeddings": True}),
     "gpt-oss-20b": ("openai/gpt-oss-20b", "gpt-oss", {"intermediate_size": 32}),
 }
@@ -93,7 +94,7 @@ def test_a_gated_model_names_page_and_token_and_the_same_command_goes_on(place: 
         assert {verdicts[claim]["headline"] for claim in ("C05", "C12", "C25")} == {"untested"}
         assert load_params(place / PINNED).registry["granite-3.1-2b"].model_dump()["revision"] == COMMIT
 
-        done = originals(place, HF_ENDPOINT=hub, HF_TOKEN="hf_x")
+        done = originals(place, "llama-3.2-1b", "granite-3.1-2b", "gpt-oss-20b", HF_ENDPOINT=hub, HF_TOKEN="hf_x")
     assert done.returncode == 0, done.stderr
     assert "probing@granite-3.1-2b" not in done.stderr  # it has its result
     verdicts = read_result(place / CLAIMS)
@@ -107,6 +108,19 @@ def test_a_folder_in_the_layout_of_the_hubs_cache_needs_no_hub(place: Path, repo
     done = originals(place, "granite-3.1-2b", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     assert read_result(place / "results/fetch/granite-3.1-2b.json")["source"]["revision"] == COMMIT
+
+
+@pytest.mark.tiny
+def test_training_is_judged_once_both_models_were_trained(place: Path, repositories: Path) -> None:
+    as_cache(repositories, place / "hf" / "hub")
+    profile = yaml.safe_load((place / PROFILE).read_text())
+    for entry in profile["models"].values():
+        entry["stages"] = ["fetch", "dual_reward", "dual_reward_long"]
+    (place / PROFILE).write_text(yaml.safe_dump(profile))
+    done = originals(place, "llama-3.2-1b", "llama-3.2-1b-instruct", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert [*read_result(place / CLAIMS)["C12"]["primary"]] == ["llama-3.2-1b-instruct"]
+    assert read_result(place / CLAIMS)["C12"]["headline"] != "untested"
 
 
 def test_the_committed_profile_is_sound() -> None:
