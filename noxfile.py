@@ -76,8 +76,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def tiny(session: nox.Session) -> None:
-    """Run the whole pipeline on tiny models in a temporary folder and compare with snapshots (a minute)."""
-    run(session, "python", "-m", "pytest", "-m", "tiny", "tests/test_snapshots.py", *session.posargs)
+    """Run the whole pipeline and the originals' profile on tiny models in a temporary folder (a few minutes)."""
+    files = ("tests/test_snapshots.py", "tests/experiments/pipeline/test_originals.py")
+    run(session, "python", "-m", "pytest", "-m", "tiny", *files, *session.posargs)
 
 
 @nox.session

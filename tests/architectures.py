@@ -1,9 +1,11 @@
 """Random models of every family that is promised: four layers, from transformers' own configurations."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -72,8 +74,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 def build(name: str, **changes: Any) -> PreTrainedModel:
     """A random model in evaluation mode."""
     family, settings = CONFIGS[name]
-    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    config = getattr(transformers, f"{family}Config")(vocab_size=VOCABULARY, **(special | settings | changes))
+    common = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    config = getattr(transformers, f"{family}Config")(**(common | settings | changes))
     torch.manual_seed(0)
     model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config)
     # Biases and gains start at 0 and 1, where a mistake with them would not show.
@@ -81,6 +83,24 @@ def build(name: str, **changes: Any) -> PreTrainedModel:
         if parameter.ndim == 1:
             parameter.data += 0.1 * torch.randn_like(parameter)
     return model.eval().requires_grad_(False)
+
+
+def save_as_mxfp4(model: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor]:
+    """Write a GPT-OSS as it is published, with random experts, and return the values of these."""
+    model.config.quantization_config = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    values = torch.tensor([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    expected = {}
+    for name in [name for name in weights if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, width, out = weights.pop(name).shape
+        blocks = torch.randint(256, (experts, out, width // 32, 16), dtype=torch.uint8)
+        scales = torch.randint(118, 122, (experts, out, width // 32), dtype=torch.uint8)
+        pairs = torch.stack([values[(blocks & 15).long()], values[(blocks >> 4).long()]], -1).flatten(-2)
+        expected[name] = (pairs * 2.0 ** (scales.float() - 127)[..., None]).flatten(-2).transpose(1, 2)
+        weights |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    model.config.save_pretrained(folder)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors")
+    return expected
 
 
 def language_model(name: str, **changes: Any) -> LanguageModel:

@@ -89,6 +89,37 @@ def reproduce_stages(
         say(f"{name}  about {minutes_of(stage):g} min")
 
 
+@app.command(epilog=f"{SHOW}originals granite-3.1-2b gpt-oss-20b")
+def originals(
+    picks: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Models of the profile.")] = None,
+    list_only: Annotated[bool, typer.Option("--list", help="Only list what is left, with estimates.")] = False,
+    profile: Annotated[Path, typer.Option(metavar="FILE", help="The profile.")] = Path("params.originals.yaml"),
+) -> None:
+    """Run the stages on the originals' models, from the Hugging Face hub, and judge their claims.
+
+    What has a result is not run again. Results lie beside those of the paper's models; the verdicts, over all of
+    them, are written to results/claims.originals.json. Exit code 1 if a stage failed.
+    """
+    # Late: the ledger brings scipy, which the other commands need not wait for.
+    from experiments.pipeline.originals import judge_originals, left, load_profile, run_originals
+
+    chosen = load_profile(profile, picks or [])
+    if list_only:
+        head = ["model", "left", "GB", "minutes (2 CPU cores)", "minutes (GPU)"]
+        rows = [[key, " ".join(left(key, e)), f"{e.memory_gb:g}", *(f"{e.minutes[d]:g}" for d in ("cpu", "gpu"))]
+                for key, e in chosen.models.items()]  # fmt: skip
+        table(head, rows)
+        say("memory and minutes are estimates, for all stages of a model in float32")
+        return
+    failed = run_originals(chosen)
+    found = judge_originals(load_profile(profile, []))
+    named = {key: claim for key, claim in found.items() if claim["needs"]}
+    table(["claim", "verdict", "what it says"], [[key, c["headline"], c["claim"]] for key, c in named.items()])
+    if failed:
+        say(f"failed, with its message above: {', '.join(failed)}; mend it and run the same command again")
+    _answer(not failed)
+
+
 @app.command(epilog=f"{SHOW}compare committed.json regenerated.json")
 def compare(
     expected: Annotated[Path | None, typer.Argument(metavar="[EXPECTED]", help="A result file.")] = None,

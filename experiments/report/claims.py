@@ -28,6 +28,8 @@ class Where(_Strict):
     """Row of an array over layers: of its least or largest value (from L0 on), L0, or layer int(at * n_layers)."""
     n: str | None = None
     """Key of the number of examples of a share that has no interval beside it."""
+    model: str | None = None
+    """The one model that the number is read of, where the claim is about that one; else every model."""
 
 
 class Atom(Where):
@@ -95,13 +97,18 @@ class Claim(_Strict):
     recommendation: bool = False
     """Recommended in a write-up, and never run there."""
     needs: str | None = None
-    """Models that are not at hand: the claim itself cannot be tested, its evidence only bears on it."""
+    """Models that the paper has not: without them the claim cannot be tested, its evidence only bears on it."""
+    models: list[str] = []
+    """Their keys in the registry; where the primary test was made on all of them, they alone decide the headline."""
     atoms: list[Atom] = []
 
     @model_validator(mode="after")
     def _one_primary(self) -> "Claim":
-        if self.atoms and sum(atom.primary for atom in self.atoms) != 1:
-            raise ValueError("mark exactly one atom as primary")
+        primary = [atom.model for atom in self.atoms if atom.primary]
+        if self.atoms and (not primary or len(primary) > max(1, len({*primary} - {None}))):
+            raise ValueError("mark exactly one atom as primary, or one for each model that the atoms name")
+        if self.models and not self.needs:
+            raise ValueError("models: only of a claim that needs some")
         return self
 
 

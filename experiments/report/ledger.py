@@ -8,12 +8,13 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from classifier_emergence.reading.layers import layer_at, layer_row
-from classifier_emergence.results import lookup, write_result
+from classifier_emergence.results import lookup, read_result, write_result
 from classifier_emergence.statistics import newcombe_difference, wilson
 from experiments.params import load_params
 from experiments.report import verdicts
@@ -54,11 +55,14 @@ def measure(claim: Claim, results: Results, models: Sequence[str], confidence: f
     pieces = []
     for atom in claim.atoms:
         for model in (model for model in models if model in results.get(atom.stage, {})):
+            other = (atom.minus and atom.minus.model) or model
+            if atom.model not in (None, model) or (atom.minus and other not in results.get(atom.minus.stage, {})):
+                continue
             number, key = _read(atom, results[atom.stage][model], confidence)
             if number is None:  # not measured on this model, so no evidence
                 continue
             if atom.minus:
-                number = _difference(number, _read(atom.minus, results[atom.minus.stage][model], confidence)[0])
+                number = _difference(number, _read(atom.minus, results[atom.minus.stage][other], confidence)[0])
             baseline = lookup(results[atom.stage][model], atom.baseline) if atom.baseline else None
             source = {"file": result_path(atom.stage, model).as_posix(), "key": key}
             pieces.append(Piece(atom, model, number, baseline, source))
@@ -76,9 +80,11 @@ def judge(claim: Claim, pieces: Sequence[Piece], confidence: float, facts: Facts
     others = [i for i, piece in enumerate(pieces) if piece.atom.protocol == "controlled" and not piece.atom.primary]
     for i, state in zip(others, verdicts.corrected([decided[i] for i in others], confidence), strict=True):
         states[i] = state
-    primary = {piece.model: state for piece, state in zip(pieces, states, strict=True) if piece.atom.primary}
-    reported = [s for piece, s in zip(pieces, states, strict=True) if piece.atom.protocol == "reported"]
-    return verdicts.headline(primary, reported, away=claim.needs is not None), states
+    deciding = _deciding(claim, pieces)
+    both = [(piece, state) for piece, state in zip(pieces, states, strict=True) if piece.model in deciding]
+    primary = {piece.model: state for piece, state in both if piece.atom.primary}
+    reported = [state for piece, state in both if piece.atom.protocol == "reported"]
+    return verdicts.headline(primary, reported, away=_away(claim, pieces)), states
 
 
 def evaluate(claim: Claim, pieces: Sequence[Piece], confidence: float, facts: Facts) -> dict[str, Any]:
@@ -92,10 +98,10 @@ def evaluate(claim: Claim, pieces: Sequence[Piece], confidence: float, facts: Fa
     return {
         **claim.model_dump(include={"claim", "source", "reported", "recommendation", "needs"}),
         "headline": headline,
-        "primary": {piece.model: state for piece, state in both if piece.atom.primary},
+        "primary": {p.model: state for p, state in both if p.atom.primary and p.model in _deciding(claim, pieces)},
         "criterion": criterion,
         "others": verdicts.tally(others),
-        "reproduced": _reproduced(claim, both, confidence),
+        "reproduced": _reproduced(claim, [b for b in both if b[0].model in _deciding(claim, pieces)], confidence),
         "steady": sum(found == headline for found in repetitions(claim, pieces, confidence, facts)) / DRAWS,
         "evidence": [_evidence(piece, state, confidence) for piece, state in both],
     }
@@ -114,6 +120,18 @@ def repetitions(claim: Claim, pieces: Sequence[Piece], confidence: float, facts:
         moved = [replace(p, number=p.number.moved(by)) for p, by in zip(deciding, moves, strict=True)]
         found.append(judge(claim, moved, confidence, facts)[0])
     return found
+
+
+def _away(claim: Claim, pieces: Sequence[Piece]) -> bool:
+    """Whether a model that the claim speaks of has not been measured."""
+    measured = {piece.model for piece in pieces if piece.atom.primary}
+    return claim.needs is not None and not (claim.models and measured >= {*claim.models})
+
+
+def _deciding(claim: Claim, pieces: Sequence[Piece]) -> set[str]:
+    """The models that the headline is about: those that the claim speaks of, where they have been measured."""
+    named = claim.models and not _away(claim, pieces)
+    return {*claim.models} if named else {piece.model for piece in pieces}
 
 
 def _decide(piece: Piece, pieces: Sequence[Piece], confidence: float, facts: Facts) -> tuple[State, float]:
@@ -147,7 +165,8 @@ def _reproduced(
         piece.atom.bounds(confidence).hold(piece.number.value) for piece, state in both
         if piece.atom.protocol == "reported" and state != "void"
     ]  # fmt: skip
-    return "not comparable" if claim.needs or not numbers else "yes" if all(numbers) else "no"
+    away = _away(claim, [piece for piece, _ in both])
+    return "not comparable" if away or not numbers else "yes" if all(numbers) else "no"
 
 
 def _evidence(piece: Piece, state: State, confidence: float) -> dict[str, Any]:
@@ -210,16 +229,35 @@ def _difference(a: Number, b: Number | None) -> Number:
 def run() -> None:
     """Judge every claim by the results of the models of the paper."""
     params = load_params()
-    ledger = load_claims(LEDGER)
-    tested = {at.stage for claim in ledger.values() for atom in claim.atoms for at in (atom, atom.minus) if at}
-    results = {stage: results_of(stage, params) for stage in STAGES if stage in tested}
-    facts = results_of("fetch", params)
+    results = {stage: results_of(stage, params) for stage in _tested()}
     judged = list(dict.fromkeys([*params.models, *params.moe_models]))
-    verdict = {}
-    for key, claim in ledger.items():
-        pieces = measure(claim, results, judged, params.confidence)
-        verdict[key] = evaluate(claim, pieces, params.confidence, facts)
-    write_result(RESULTS / "claims.json", verdict)
+    write_result(RESULTS / "claims.json", judge_all(results, judged, params.confidence))
+
+
+def judge_all(results: Results, models: Sequence[str], confidence: float) -> dict[str, Any]:
+    """The whole ledger; ``results`` has stage fetch, and of the other stages what there is."""
+    return {
+        key: evaluate(claim, measure(claim, results, models, confidence), confidence, results["fetch"])
+        for key, claim in load_claims(LEDGER).items()
+    }
+
+
+def judge_present(models: Sequence[str], confidence: float, path: Path) -> dict[str, Any]:
+    """Judge every claim by those results of the models that there are, write the ledger to ``path`` and return it."""
+    results = {
+        stage: {model: read_result(file) for model in models if (file := result_path(stage, model)).exists()}
+        for stage in _tested()
+    }
+    write_result(path, verdict := judge_all(results, models, confidence))
+    return verdict
+
+
+def _tested() -> list[str]:
+    """The stages that claims read, and the one with the facts of models."""
+    read = {
+        at.stage for claim in load_claims(LEDGER).values() for atom in claim.atoms for at in (atom, atom.minus) if at
+    }
+    return [stage for stage in STAGES if stage in read | {"fetch"}]
 
 
 if __name__ == "__main__":

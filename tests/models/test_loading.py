@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import LAYERS, build, language_model
+from architectures import LAYERS, build, language_model, save_as_mxfp4
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -103,22 +103,7 @@ def test_weights_in_a_format_whose_library_is_missing_are_one_clear_line(folder:
 
 def test_mxfp4_weights_are_taken_apart(tmp_path: Path) -> None:
     """A GPT-OSS as it is published: experts in blocks of 32 values of four bits with a common power of two."""
-    model = build("gpt-oss", intermediate_size=32)
-    model.config.quantization_config = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
-    weights = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    values = torch.tensor([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-    expected = {}
-    for name in [
-        name for name in weights if name.endswith("experts.gate_up_proj") or name.endswith("experts.down_proj")
-    ]:
-        experts, width, out = weights.pop(name).shape
-        blocks = torch.randint(256, (experts, out, width // 32, 16), dtype=torch.uint8)
-        scales = torch.randint(118, 122, (experts, out, width // 32), dtype=torch.uint8)
-        pairs = torch.stack([values[(blocks & 15).long()], values[(blocks >> 4).long()]], -1).flatten(-2)
-        expected[name] = (pairs * 2.0 ** (scales.float() - 127)[..., None]).flatten(-2).transpose(1, 2)
-        weights |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
-    model.config.save_pretrained(tmp_path / "oss")
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, tmp_path / "oss" / "model.safetensors")
+    expected = save_as_mxfp4(build("gpt-oss", intermediate_size=32), tmp_path / "oss")
     language_model("gpt-oss").tokenizer.save_pretrained(tmp_path / "oss")
     lm = load(str(tmp_path / "oss"), {})
     held = lm.model.state_dict()

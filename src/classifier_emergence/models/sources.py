@@ -229,7 +229,9 @@ def _from_hub(key: str, source: HubSource) -> Path:
 
 def _refusal(key: str, source: HubSource, error: Exception) -> str:
     if isinstance(error, GatedRepoError):
-        return f"{source.repo} is gated; accept the licence on its page, then run `hf auth login` or set HF_TOKEN"
+        page = f"https://huggingface.co/{source.repo}"
+        advice = "run `hf auth login` or set HF_TOKEN to a token that may read gated repositories"
+        return f"{source.repo} is gated; accept the licence on its page {page}, then {advice}"
     if isinstance(error, RevisionNotFoundError):
         return f"{source.repo} has no revision {source.revision}; correct registry.{key}"
     if isinstance(error, RepositoryNotFoundError):
