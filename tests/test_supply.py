@@ -77,7 +77,9 @@ def test_weights_come_of_wheels_only_whatever_pip_is_told(
     source, links = tmp_path / "weights-1.0", tmp_path / "links"
     source.mkdir()
     links.mkdir()
-    (source / "setup.py").write_text(f"open({str(tmp_path / 'built')!r}, 'w')\n")
+    (source / "backend.py").write_text(f"open({str(tmp_path / 'built')!r}, 'w')\n")
+    backend = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    (source / "pyproject.toml").write_text(backend)
     (source / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: weights\nVersion: 1.0\n")
     with tarfile.open(links / "weights-1.0.tar.gz", "w:gz") as archive:
         archive.add(source, "weights-1.0")

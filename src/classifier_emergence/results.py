@@ -84,7 +84,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such result; run the stage that writes it: dvc repro") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name one result file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a valid result ({error}); restore it from git or rerun: dvc repro") from error
     if not isinstance(tree, dict):
         raise InputError(f"{path}: not a result (an object with names), but {_describe(tree)}; rerun: dvc repro")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -82,9 +83,18 @@ class KeptProbe:
         folder = Path(folder)
         try:
             tensors = load_file(folder / WEIGHTS)
-            card = read_result(folder / CARD)
-            card["classes"], card["interval"] = tuple(card["classes"]), tuple(card["interval"])
-            return cls(tensors["weight"], tensors["bias"], Card(**card))
+            # Twice: the first knows the names of the fields, the second their types.
+            card = TypeAdapter(Card).validate_python(vars(Card(**read_result(folder / CARD))))
+            weight, bias = tensors["weight"], tensors["bias"]
+            if not (weight.ndim == 2 and len(weight) == len(bias) == len(card.classes)):
+                raise ValueError(f"{len(card.classes)} classes, but weights {tuple(weight.shape)}")
+            return cls(weight, bias, card)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"]))
+            raise InputError(
+                f"probe {folder}: {CARD}: {where}: {problem['msg']}; name what probe --output wrote"
+            ) from error
         except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
             raise InputError(
                 f"probe {folder}: not what probe --output wrote ({first_line(error)}); name that"

@@ -98,7 +98,7 @@ def read_parameters(file: Path | Traversable, schema: type[Schema]) -> Schema:
     except OSError as error:
         advice = "run from the repository root, pass --params, or restore it from git"
         raise InputError(f"{file}: cannot be read ({error.strerror}); {advice}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:  # a date of month 13, bytes, depth
         raise InputError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(raw, dict):
         raise InputError(f"{file}: expected sections with names, found {type(raw).__name__}")
