@@ -27,6 +27,7 @@ from experiments.shared.stage import result_path
 
 RUNS = Path("data/runs")
 ADAPTERS = Path("data/adapters")
+TIDY = "ignore:resource_tracker:UserWarning"
 
 
 class Run(NamedTuple):
@@ -169,6 +170,8 @@ class Runs:
     def _side_by_side(self, runs: Sequence[Run], threads: int) -> None:
         count = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
         start = (os.getpid(), threads, self.folder / "workers.log")
+        # When a worker dies, what it shared is gone before the process that tidies up comes to it, which would warn.
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), TIDY]))
         workers = ProcessPoolExecutor(2, initializer=_start_worker, initargs=start, env=count)
         try:
             with progress(f"{self.stage} of {self.key}: {len(runs)} runs, two at a time", total=len(runs)) as advance:

@@ -447,7 +447,7 @@ def test_whatever_fails_is_one_line_and_debug_shows_where(
     def fails(*args: object, **kwargs: object) -> None:
         raise failure
 
-    monkeypatch.setattr(instrument_lens, "residual_stream", fails)
+    monkeypatch.setattr(instrument_lens, "read_states", fails)
     words = ["lens", "-m", MODEL, "x"]
     code, _, err = ce(*words)
     assert (code, err.count("\n")) == (2, 1)
