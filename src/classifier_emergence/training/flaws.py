@@ -39,8 +39,8 @@ def _scaled(output: Tensor | tuple[Tensor, ...], scale: float) -> Tensor | tuple
 
 @contextmanager
 def forgotten(wrapped: PeftModel, modules: Sequence[str]) -> Iterator[None]:
-    """The adapter as a loader restores it that forgets some kinds of modules (``("k_proj", "o_proj")``)."""
-    endings = tuple(f".{module}.lora_B.default" for module in modules)
+    """The adapter that is on, as a loader restores it that forgets some kinds of modules (``("k_proj", "o_proj")``)."""
+    endings = tuple(f".{module}.lora_B.{wrapped.active_adapter}" for module in modules)
     lost: list[nn.Module] = [m for name, m in wrapped.named_modules() if name.endswith(endings)]
     if not lost:
         raise InputError(f"modules: the adapter has none of {', '.join(modules)} to forget")
