@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -508,7 +509,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(lm: LanguageModel, objective: Obje
 
 TOGETHER = {
     "dual": (Adapter(VO, 4, 2.0, (0, 1, 2)), DUAL),
-    "wide": (Adapter((*QKVO, *MLP), 2, 4.0, (0, 1, 2, 3)), PLAIN),
+    "mlp": (Adapter((*QKVO, *MLP), 2, 4.0, (0, 1, 2, 3)), PLAIN),
     "shallow": (Adapter(VO, 4, 2.0, (0, 1)), Objective(0.8, 1)),
     "head": (Adapter(QK, 8, 2.0, (0, 1, 2)), HEADED),
     "flawed": (Adapter(VO, 4, 2.0, (0, 1, 2)), Objective(0.4, 2, answer_shifted=False, read="answer")),
@@ -532,7 +533,8 @@ def run_together(
 
 
 def clean(wrapped: PeftModel, name: str) -> dict[str, Tensor]:
-    return {full.replace(f".{name}.", "."): p.detach().clone() for full, p in parameters_of(wrapped, name).items()}
+    part = re.compile(rf"(lora_[AB]|classifier_head)\.{name}\.")
+    return {part.sub(r"\1.", full): p.detach().clone() for full, p in parameters_of(wrapped, name).items()}
 
 
 def test_runs_that_train_together_are_those_that_train_alone(lm: LanguageModel, tmp_path: Path) -> None:
@@ -557,7 +559,7 @@ def test_losses_on_the_lens_alone_stop_at_its_layer(lm: LanguageModel, tmp_path:
 
 @ONE_MODEL
 def test_killed_runs_that_train_together_end_as_unbroken_ones(lm: LanguageModel, tmp_path: Path) -> None:
-    names = ["dual", "head", "wide"]
+    names = ["dual", "head", "mlp"]
     whole = run_together(lm, tmp_path / "whole", names)
     with pytest.raises(KeyboardInterrupt):
         run_together(lm, tmp_path / "broken", names, stop=7)  # at step 4

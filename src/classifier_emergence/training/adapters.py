@@ -112,7 +112,9 @@ def adapted_together(lm: LanguageModel, starts: Mapping[str, Start]) -> Iterator
 
 def parameters_of(wrapped: PeftModel, name: str) -> dict[str, nn.Parameter]:
     """The parameters of one adapter and its head, by their full names."""
-    return {full: parameter for full, parameter in wrapped.named_parameters() if f".{name}." in full}
+    # Not by the name alone: an adapter called "mlp" would own every MLP.
+    owned = (f".lora_A.{name}.", f".lora_B.{name}.", f".{HEAD}.{name}.")
+    return {full: p for full, p in wrapped.named_parameters() if any(part in full for part in owned)}
 
 
 def head_of(lm: LanguageModel, name: str = ALONE) -> nn.Linear | None:
