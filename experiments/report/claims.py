@@ -1,4 +1,8 @@
-"""The ledger of claims, ``paper/claims.yaml``: what each claim says, and what our results are asked about it."""
+"""The ledger: the claims of the write-ups and our own predictions, and what our results are asked about each.
+
+A prediction stands in ``paper/predictions.yaml`` in the form of a claim before the run that tests it, as the history of
+that file shows; it is judged by the same rule.
+"""
 
 from pathlib import Path
 from typing import Literal
@@ -12,6 +16,7 @@ from classifier_emergence.statistics import wilson
 from experiments.report.verdicts import Bounds
 
 LEDGER = Path("paper/claims.yaml")
+PREDICTIONS = Path("paper/predictions.yaml")
 
 
 class _Strict(BaseModel):
@@ -120,7 +125,7 @@ def load_claims(path: Path) -> dict[str, Claim]:
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return TypeAdapter(dict[str, Claim]).validate_python(raw)
+        return TypeAdapter(dict[str, Claim]).validate_python({} if raw is None else raw)  # comments alone
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Stage claims: turn results into the verdicts of the ledger (results/claims.json).
+"""Stage claims: turn results into verdicts on the claims and on our predictions.
 
 Every atom of a claim (``claims``) is a number of the results; a rule (``verdicts``) makes it a state on every model,
 and of the states of the primary one the claim's headline.
@@ -18,7 +18,7 @@ from classifier_emergence.results import lookup, read_result, write_result
 from classifier_emergence.statistics import newcombe_difference, wilson
 from experiments.params import load_params
 from experiments.report import verdicts
-from experiments.report.claims import LEDGER, Atom, Claim, Where, load_claims
+from experiments.report.claims import LEDGER, PREDICTIONS, Atom, Claim, Where, load_claims
 from experiments.report.verdicts import FEWEST_MODELS, Bounds, Headline, Number, State, decide
 from experiments.shared.stage import RESULTS, STAGES, TRAINING, exit_on_bad_input, result_path, results_of
 
@@ -227,36 +227,39 @@ def _difference(a: Number, b: Number | None) -> Number:
 
 
 def run() -> None:
-    """Judge every claim by the results of the models of the paper."""
+    """Judge every claim and every prediction by the results of the models of the paper."""
     params = load_params()
-    results = {stage: results_of(stage, params) for stage in _tested()}
     judged = list(dict.fromkeys([*params.models, *params.moe_models]))
-    write_result(RESULTS / "claims.json", judge_all(results, judged, params.confidence))
+    for ledger in (LEDGER, PREDICTIONS):
+        claims = load_claims(ledger)
+        results = {stage: results_of(stage, params) for stage in _tested(claims)}
+        write_result(RESULTS / f"{ledger.stem}.json", judge_all(claims, results, judged, params.confidence))
 
 
-def judge_all(results: Results, models: Sequence[str], confidence: float) -> dict[str, Any]:
-    """The whole ledger; ``results`` has stage fetch, and of the other stages what there is."""
+def judge_all(
+    claims: Mapping[str, Claim], results: Results, models: Sequence[str], confidence: float
+) -> dict[str, Any]:
+    """A whole ledger; ``results`` has stage fetch, and of the other stages what there is."""
     return {
         key: evaluate(claim, measure(claim, results, models, confidence), confidence, results["fetch"])
-        for key, claim in load_claims(LEDGER).items()
+        for key, claim in claims.items()
     }
 
 
 def judge_present(models: Sequence[str], confidence: float, path: Path) -> dict[str, Any]:
     """Judge every claim by those results of the models that there are, write the ledger to ``path`` and return it."""
+    claims = load_claims(LEDGER)
     results = {
         stage: {model: read_result(file) for model in models if (file := result_path(stage, model)).exists()}
-        for stage in _tested()
+        for stage in _tested(claims)
     }
-    write_result(path, verdict := judge_all(results, models, confidence))
+    write_result(path, verdict := judge_all(claims, results, models, confidence))
     return verdict
 
 
-def _tested() -> list[str]:
+def _tested(claims: Mapping[str, Claim]) -> list[str]:
     """The stages that claims read, and the one with the facts of models."""
-    read = {
-        at.stage for claim in load_claims(LEDGER).values() for atom in claim.atoms for at in (atom, atom.minus) if at
-    }
+    read = {at.stage for claim in claims.values() for atom in claim.atoms for at in (atom, atom.minus) if at}
     return [stage for stage in STAGES if stage in read | {"fetch"}]
 
 

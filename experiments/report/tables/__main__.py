@@ -15,7 +15,7 @@ def run() -> None:
     """Write every table."""
     params = load_params()
     results = {stage: results_of(stage, params) for stage in {each.stage for each in TABLES} & {*STAGES}}
-    results["claims"] = read_result(RESULTS / "claims.json")
+    results |= {name: read_result(RESULTS / f"{name}.json") for name in ("claims", "predictions")}
     for each in TABLES:
         each.write(results[each.stage])
     arithmetic.held_out(results["probing"])

@@ -24,6 +24,13 @@ def claims(claim: Result) -> Rows:
     yield [*cells(claim, "claim | reported"), headline, judged, others, claim["reproduced"]]
 
 
+@table("predictions", "Prediction | Bears on | Verdict | Models | Other tests", first="Id")
+def predictions(claim: Result) -> Rows:
+    """What we predicted of runs before they were made, and what came of it."""
+    _, _, headline, judged, others, _ = next(iter(claims.rows(claim)))
+    yield [*cells(claim, "claim | source"), headline, judged, others]
+
+
 @table("claims", "Primary test | Write-up | Bound | Why", first="Claim")
 def criteria(claim: Result) -> Rows:
     """What decides a claim, and where its bound comes from; what claims need that are untested."""

@@ -6,7 +6,7 @@ import pytest
 from classifier_emergence.errors import InputError
 from classifier_emergence.results import lookup, read_result
 from classifier_emergence.statistics import newcombe_difference, student_interval, wilson
-from experiments.report.claims import Atom, Claim, load_claims
+from experiments.report.claims import LEDGER, PREDICTIONS, Atom, Claim, load_claims
 from experiments.report.ledger import Piece, evaluate, judge, measure
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -184,6 +184,13 @@ def test_committed_evidence_resolves_to_the_committed_results() -> None:
                 assert lookup(read_result(ROOT / item["result"]["file"]), item["result"]["key"]) == item["value"]
                 checked += 1
     assert checked > 100
+
+
+def test_committed_verdicts_are_of_all_claims_and_all_predictions() -> None:
+    for ledger in (LEDGER, PREDICTIONS):
+        claims = load_claims(ROOT / ledger)
+        committed = read_result(ROOT / "results" / f"{ledger.stem}.json")
+        assert {key: claim.claim for key, claim in claims.items()} == {k: v["claim"] for k, v in committed.items()}
 
 
 def test_what_is_out_of_reach_is_untested() -> None:
