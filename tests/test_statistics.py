@@ -10,6 +10,7 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.statistics import (
     Proportion,
     bootstrap_mean,
+    clustered_wilson,
     cohens_d,
     expected_max_cosine,
     holm,
@@ -81,6 +82,51 @@ def test_thirteen_of_sixteen():
 def test_wilson_refuses_by_name(k, n, confidence, named):
     with pytest.raises(InputError, match=f"^{named}"):
         wilson(k, n, confidence=confidence)
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=6), min_size=2, max_size=9))
+def test_a_clustered_interval_holds_the_estimate_and_is_no_narrower(clusters):
+    hits = [hit for cluster in clusters for hit in cluster]
+    labels = [i for i, cluster in enumerate(clusters) for _ in cluster]
+    low, high = clustered_wilson(hits, labels, confidence=0.9)
+    narrow = wilson(sum(hits), len(hits), confidence=0.9)
+    assert 0 <= low <= sum(hits) / len(hits) <= high <= 1
+    assert high - low >= np.ptp(narrow) - 1e-12
+    # Labels are names: no order, no values.
+    assert clustered_wilson(hits[::-1], [-i for i in labels[::-1]], confidence=0.9) == pytest.approx((low, high))
+
+
+def test_examples_that_stand_alone_are_wilsons():
+    hits = [True, True, False, True]
+    assert clustered_wilson(hits, range(4), confidence=0.95) == pytest.approx(wilson(3, 4, confidence=0.95))
+
+
+def test_a_cluster_that_agrees_with_itself_counts_as_one():
+    assert clustered_wilson([True] * 480, np.arange(480) % 8, confidence=0.95) == wilson(8, 8, confidence=0.95)
+    low, high = clustered_wilson(np.repeat([1, 1, 1, 0] * 5, 24), np.repeat(np.arange(20), 24), confidence=0.95)
+    near = wilson(15, 20, confidence=0.95)  # but for Student's quantile, and 19 for 20 in the variance
+    assert (low, high) == pytest.approx(near, abs=0.03)
+    assert high - low > np.ptp(near)
+
+
+def test_clustered_intervals_cover_the_truth_where_wilsons_does_not():
+    random, truth, held, naive = np.random.default_rng(0), 0.7, 0, 0
+    for _ in range(400):
+        rates = random.beta(3.5, 1.5, size=12)  # of mean 0.7: templates differ
+        hits = random.random((12, 40)) < rates[:, None]
+        low, high = clustered_wilson(hits.ravel(), np.repeat(np.arange(12), 40), confidence=0.95)
+        held += low <= truth <= high
+        low, high = wilson(int(hits.sum()), hits.size, confidence=0.95)
+        naive += low <= truth <= high
+    assert held / 400 == pytest.approx(0.95, abs=0.03)
+    assert naive / 400 < 0.7
+
+
+def test_one_cluster_has_no_spread():
+    with pytest.raises(InputError, match=r"^clusters: all examples are in one cluster"):
+        clustered_wilson([True, False], [0, 0], confidence=0.95)
+    with pytest.raises(InputError, match=r"^hits: "):
+        clustered_wilson([], [], confidence=0.95)
 
 
 def test_a_proportion_comes_from_predictions():

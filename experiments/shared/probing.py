@@ -30,30 +30,40 @@ class HeldOutProbes:
     layers: list[str]
     """That layer, by rotation."""
 
-    def curve(self, confidence: float) -> dict[str, Any]:
-        """Accuracy at every layer, and the largest one over layers that shuffled labels reach."""
+    def curve(self, confidence: float, clusters: Sequence[object] | None = None) -> dict[str, Any]:
+        """Accuracy at every layer, and the largest one over layers that shuffled labels reach.
+
+        ``clusters`` (n,) of prompts are what intervals resample: that by which prompts are held out.
+        """
         peaks = self.correct[:, 1:].double().mean(-1).amax(0)
         return {
-            **accuracy_curve(self.correct[:, 0], confidence),
+            **accuracy_curve(self.correct[:, 0], confidence, clusters=_labels(clusters)),
             "shuffled_peak_accuracy_95": torch.quantile(peaks, 0.95),
         }
 
-    def with_selectivity(self, confidence: float, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+    def with_selectivity(
+        self, confidence: float, dtype: torch.dtype = torch.float64, clusters: Sequence[object] | None = None
+    ) -> dict[str, Any]:
         """The curve with its chance level and, at the chosen layers, accuracy and selectivity.
 
         Shuffled accuracies are averaged in ``dtype``.
         """
-        score, shuffled = share_of(self.selected[0], confidence), self.selected[1:].to(dtype).mean(-1).mean()
+        score = share_of(self.selected[0], confidence, clusters=_labels(clusters))
+        shuffled = self.selected[1:].to(dtype).mean(-1).mean()
         return {
-            **self.curve(confidence),
+            **self.curve(confidence, clusters),
             "shuffled_accuracy": self.correct[:, 1:].double().mean((1, 2)),
             "selected": {
                 "layers": self.layers,
-                **vars(score),
+                **score,
                 "shuffled_accuracy": shuffled,
-                "selectivity": score.accuracy - shuffled,
+                "selectivity": score["accuracy"] - shuffled,
             },
         }
+
+
+def _labels(clusters: Sequence[object] | None) -> list[str] | None:
+    return clusters if clusters is None else [str(label) for label in clusters]
 
 
 def held_out_probes(

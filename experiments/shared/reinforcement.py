@@ -59,15 +59,17 @@ class PolicyStudy(ProblemStudy):
 
     def behaviour(self) -> dict[str, Any]:
         """What the model answers: greedily, and drawn as in training."""
-        now = self.answer()
+        now, units = self.answer(), self.units()
+        reward = self.sampled_reward(self.problems.test)
         return {
             "answers": {
-                "exact": self.share(now.exact),
-                "log_prob": self.mean(now.log_prob),
-                "change": self.mean(now.log_prob - self.base_answers.log_prob),
+                "exact": self.share(now.exact, units),
+                "log_prob": self.mean(now.log_prob, units),
+                "change": self.mean(now.log_prob - self.base_answers.log_prob, units),
                 "by_operation": self.by_operation(now.exact),
             },
-            "sampled_reward": self.sampled_reward(self.problems.test),
+            "items": {"exact": now.exact, "reward": reward.pop("by_problem")},
+            "sampled_reward": reward,
         }
 
     def sampled_reward(self, problems: Sequence[Problem]) -> dict[str, Any]:
@@ -86,7 +88,9 @@ class PolicyStudy(ProblemStudy):
             texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
             hits += exact(parse_answer)(texts, texts, [problems[start + row].answer for row in rows])
         by_problem = np.reshape(hits, (len(problems), how.group))
-        return {**self.mean(by_problem.mean(-1)), "zero_variance": float((by_problem.std(-1) == 0).mean())}
+        zero = float((by_problem.std(-1) == 0).mean())
+        reward = by_problem.mean(-1)
+        return {**self.mean(reward, self.units()[: len(reward)]), "zero_variance": zero, "by_problem": reward}
 
 
 def reported_prompt(problem: Problem) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -11,7 +12,7 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.reading.layers import layer_at, layer_row
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.vocabulary import WordTokens, token_text, word_tokens
-from classifier_emergence.statistics import Proportion
+from classifier_emergence.tasks.arithmetic import N_TEMPLATES
 from classifier_emergence.tasks.problems import Problem, split
 from classifier_emergence.training.adapters import Adapter
 from classifier_emergence.training.evaluation import Alignment, Answers, alignment, answers
@@ -54,9 +55,9 @@ class Study:
         """Mean over the last axis with its bootstrap interval; see ``summaries.mean_of``."""
         return mean_of(values, self.params.confidence, self.resamples, clusters=clusters)
 
-    def share(self, hits: ArrayLike) -> Proportion:
-        """Accuracy with its Wilson interval."""
-        return share_of(hits, self.params.confidence)
+    def share(self, hits: ArrayLike, clusters: ArrayLike | None = None) -> dict[str, Any]:
+        """Accuracy with its Wilson interval; see ``summaries.share_of``."""
+        return share_of(hits, self.params.confidence, clusters=clusters)
 
     def tokens(self, words: Sequence[str]) -> list[WordTokens]:
         """How the vocabulary spells words."""
@@ -119,6 +120,23 @@ class ProblemStudy(Study):
         # Problems of the operations stand in turn: one template serves one of each.
         return [p.prompt(style, i // len(self.operations)) for i, p in enumerate(self.problems.test)]
 
+    def units(self, style: str = "symbol") -> list[str]:
+        """What each of those prompts shares with others: its operand pair or, of words and stories, its template.
+
+        Intervals resample these as a whole: what holds for a template holds for its prompts together.
+        """
+        if style == "symbol":
+            return [str(sorted(problem.operands)) for problem in self.problems.test]
+        return [str(i // len(self.operations) % N_TEMPLATES) for i in range(len(self.problems.test))]
+
+    def paired(self, after: Mapping[str, Any], before: Mapping[str, Any], item: str, of: str = "") -> dict[str, Any]:
+        """Difference of what two measures keep of every test problem, under ``items``; paired by problem.
+
+        ``of`` names the item of ``before`` if it is another.
+        """
+        a, b = (np.asarray(x["items"][name], dtype=float) for x, name in ((after, item), (before, of or item)))
+        return self.mean(a - b, self.units())
+
     def answer(self) -> Answers:
         """Answers to the test problems."""
         return answers(self.lm, self.prompts(), [f" {problem.answer}" for problem in self.problems.test])
@@ -129,7 +147,7 @@ class ProblemStudy(Study):
         """The lens on the first test problems, put as prompts."""
         return alignment(self.lm, prompts, self.own[: len(prompts)], words or self.words, rows=rows)
 
-    def by_operation(self, right: Tensor) -> dict[str, Proportion]:
+    def by_operation(self, right: Tensor) -> dict[str, Any]:
         """Accuracy on the test problems of each operation."""
         own = torch.tensor(self.own)
         return {operation: self.share(right[own == o]) for o, operation in enumerate(self.operations)}

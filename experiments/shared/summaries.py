@@ -6,24 +6,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from classifier_emergence.statistics import Proportion, bootstrap_mean, newcombe_difference
+from classifier_emergence.statistics import bootstrap_mean, clustered_wilson, newcombe_difference, wilson
 
 
-def share_of(hits: ArrayLike, confidence: float) -> Proportion:
-    """Accuracy with its Wilson interval."""
+def share_of(hits: ArrayLike, confidence: float, *, clusters: ArrayLike | None = None) -> dict[str, Any]:
+    """Accuracy with its Wilson interval, which takes as many examples as the clusters are worth if there are any."""
     array = np.asarray(hits, dtype=bool)
-    return Proportion.of(array, np.ones_like(array), confidence=confidence)
+    number = {"accuracy": float(array.mean()), "n": array.size}
+    if clusters is None:
+        return {**number, "interval": wilson(int(array.sum()), array.size, confidence=confidence)}
+    ends = clustered_wilson(array, clusters, confidence=confidence)
+    return {**number, "interval": ends, "clusters": len(np.unique(clusters))}
 
 
-def accuracy_curve(correct: ArrayLike, confidence: float) -> dict[str, Any]:
-    """Accuracy over the last axis of ``correct`` (layers, n) with the Wilson interval of every layer."""
-    rows = np.asarray(correct, dtype=bool)
-    shares = [share_of(row, confidence) for row in rows]
-    return {
-        "n": rows.shape[-1],
-        "accuracy": [share.accuracy for share in shares],
-        "interval": [share.interval for share in shares],
-    }
+def accuracy_curve(correct: ArrayLike, confidence: float, *, clusters: ArrayLike | None = None) -> dict[str, Any]:
+    """Accuracy over the last axis of ``correct`` (layers, n) with the interval of every layer; see ``share_of``."""
+    shares = [share_of(row, confidence, clusters=clusters) for row in np.asarray(correct, dtype=bool)]
+    curve: dict[str, Any] = {name: [share[name] for share in shares] for name in ("accuracy", "interval")}
+    return {**curve, **{key: shares[0][key] for key in ("n", "clusters") if key in shares[0]}}
 
 
 def mean_of(
@@ -32,7 +32,8 @@ def mean_of(
     """Mean over the last axis with its bootstrap interval, which resamples whole clusters if there are any."""
     array = np.asarray(values, dtype=np.float64)
     ends = bootstrap_mean(array, confidence=confidence, resamples=resamples, seed=seed, clusters=clusters)
-    return {"mean": array.mean(-1), "interval": np.stack(ends, axis=-1), "n": array.shape[-1]}
+    beside = {} if clusters is None else {"clusters": len(np.unique(clusters))}
+    return {"mean": array.mean(-1), "interval": np.stack(ends, axis=-1), "n": array.shape[-1], **beside}
 
 
 def value_of(number: Mapping[str, Any]) -> float:
@@ -42,7 +43,10 @@ def value_of(number: Mapping[str, Any]) -> float:
 
 
 def difference(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """Difference of two accuracies or means with Newcombe's interval; see ``statistics.newcombe_difference``."""
+    """Difference of two accuracies or means of other examples, with Newcombe's interval.
+
+    Of the same examples, ``Study.paired`` knows more. See ``statistics.newcombe_difference``.
+    """
     a, b = value_of(after), value_of(before)
     return {
         "mean": a - b,
@@ -54,8 +58,8 @@ def difference(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str,
 def over_seeds(runs: Sequence[Mapping[str, Any]], path: str) -> dict[str, Any]:
     """A number of every seed's run, at a dotted path: mean, least and largest.
 
-    Where the number is an accuracy or a mean with an interval, ``interval`` runs from the lowest lower end to the
-    highest upper end: as wide as the seeds and the prompts of the worst and best seed make it.
+    Where the number is an accuracy or a mean with an interval, ``interval`` is the union of the seeds' intervals: as
+    wide as the seeds and the prompts of the worst and best seed make it, so what it clears every seed clears by itself.
     """
     return over([_at(run, path) for run in runs])
 

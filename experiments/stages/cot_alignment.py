@@ -110,7 +110,7 @@ def train_format(
 def measure_both(study: ChainOfThoughtStudy, before: Mapping[str, Any] | None) -> dict[str, Any]:
     """Both protocols, on the model as it is now, and what changed since before training."""
     right, texts = study.right()
-    lens = study.read(study.prompts())
+    lens, units = study.read(study.prompts()), study.units()
     means, labels = lens.own_word.mean(-1), study.lm.layers
     inner = peak_row(means[:-1])  # the last layer is the model's own output
     early = (means >= 0.5).nonzero()[:, 0].tolist()
@@ -118,26 +118,26 @@ def measure_both(study: ChainOfThoughtStudy, before: Mapping[str, Any] | None) -
     result: dict[str, Any] = {
         "reported": reported_score(study),
         "answers": {
-            "exact": study.share(right),
+            "exact": study.share(right, units),
             "by_operation": study.by_operation(torch.tensor(right)),
             "correct": right,
         },
-        "writes_word": study.share(writes),
+        "writes_word": study.share(writes, units),
         "alignment": {
-            "by_layer": study.mean(lens.own_word),
+            "by_layer": study.mean(lens.own_word, units),
             "top_by_layer": lens.is_top.double().mean(-1),
-            "inner_peak": study.mean(lens.own_word[inner]),
+            "inner_peak": study.mean(lens.own_word[inner], units),
             "inner_peak_layer": labels[inner],
-            "last": study.mean(lens.own_word[-1]),
-            "last_top": study.share(lens.is_top[-1]),
-            "at_classifier": study.mean(lens.own_word[study.row]),
+            "last": study.mean(lens.own_word[-1], units),
+            "last_top": study.share(lens.is_top[-1], units),
+            "at_classifier": study.mean(lens.own_word[study.row], units),
             "first_layer_above_half": labels[early[0]] if early else None,
         },
     }
     if before is not None:
         reported, was_right = result["reported"], np.array(before["answers"]["correct"], dtype=float)
-        reported["change"] = reported["answers"].accuracy - before["reported"]["answers"]["accuracy"]
-        result["answers"]["change"] = study.mean(np.subtract(right, was_right))
+        reported["change"] = reported["answers"]["accuracy"] - before["reported"]["answers"]["accuracy"]
+        result["answers"]["change"] = study.mean(np.subtract(right, was_right), units)
     return result
 
 
@@ -173,9 +173,9 @@ def reported_score(study: ChainOfThoughtStudy) -> dict[str, Any]:
 def measure_flaws(study: ChainOfThoughtStudy, wrapped: PeftModel) -> dict[str, Any]:
     """What two flaws of the originals do: a reloaded adapter that lost modules, and reading at a lone space."""
     with forgotten(wrapped, FORGETFUL):
-        reloaded = {"reported": reported_score(study), "exact": study.share(study.right()[0])}
+        reloaded = {"reported": reported_score(study), "exact": study.share(study.right()[0], study.units())}
     spaced = study.read([f"{prompt} " for prompt in study.prompts()], [layer_row(study.n_layers - 1)])
-    return {"reloaded_q_and_v": reloaded, "lone_space": {"last_top": study.share(spaced.is_top[0])}}
+    return {"reloaded_q_and_v": reloaded, "lone_space": {"last_top": study.share(spaced.is_top[0], study.units())}}
 
 
 def against(study: ChainOfThoughtStudy, chain: Mapping[str, Any], direct: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def against(study: ChainOfThoughtStudy, chain: Mapping[str, Any], direct: Mappin
     right = [np.mean([run["answers"]["correct"] for run in runs["by_seed"]], axis=0) for runs in (chain, direct)]
     return {
         "reported": chain["reported"]["answers"]["value"] - direct["reported"]["answers"]["value"],
-        "exact": study.mean(right[0] - right[1]),
+        "exact": study.mean(right[0] - right[1], study.units()),
     }
 
 

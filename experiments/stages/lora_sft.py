@@ -105,20 +105,23 @@ def measure_both(study: LoraSftStudy) -> dict[str, Any]:
     return {
         "reported": reported_score(study.lm, study.settings.top),
         **{style: alignment_over_layers(study, style) for style in ("symbol", "word")},
-        "answers": {"exact": study.share(now.exact), "log_prob": study.mean(now.log_prob)},
+        "answers": {
+            "exact": study.share(now.exact, study.units()),
+            "log_prob": study.mean(now.log_prob, study.units()),
+        },
     }
 
 
 def alignment_over_layers(study: LoraSftStudy, style: str, n: int | None = None) -> dict[str, Any]:
     """Mean alignment at every layer, its peak (from L0 on), and how often the word is the top token there."""
-    lens = study.read(study.prompts(style)[:n])
+    lens, units = study.read(study.prompts(style)[:n]), study.units(style)[:n]
     means = lens.own_word.mean(-1)
     peak = peak_row(means)
     return {
         "by_layer": means,
-        "peak": study.mean(lens.own_word[peak]),
+        "peak": study.mean(lens.own_word[peak], units),
         "peak_layer": study.lm.layers[peak],
-        "peak_top": study.share(lens.is_top[peak]),
+        "peak_top": study.share(lens.is_top[peak], units),
     }
 
 

@@ -143,7 +143,11 @@ def probe_task(study: TaskStudy, items: Sequence[Item], states: Tensor, groups: 
     settings, y = study.settings, torch.tensor(labels(items))
     bag = bag_of_tokens(prompts(items), study.lm.tokenizer, y, groups, settings, seed=0)
     probes = held_out_probes(states, y, groups, settings, seed=0)
-    return {**probes.with_selectivity(study.params.confidence), "bag_of_tokens": study.share(bag)}
+    return {
+        **probes.with_selectivity(study.params.confidence, clusters=groups),
+        "bag_of_tokens": study.share(bag, groups),
+        "selected_minus_bag": study.mean(probes.selected[0].double() - bag.double(), groups),
+    }
 
 
 def lens_of_task(study: TaskStudy, items: Sequence[Item], states: Tensor) -> dict[str, Any]:
@@ -166,7 +170,9 @@ def lens_of_task(study: TaskStudy, items: Sequence[Item], states: Tensor) -> dic
     return {
         "alignment": study.mean_over_groups(own_class(words, own).exp(), items),
         "rank": scores.rank[..., 0].double().quantile(0.5, dim=-1),
-        "choice": accuracy_curve(words.argmax(-1) == own, study.params.confidence),
+        "choice": accuracy_curve(
+            words.argmax(-1) == own, study.params.confidence, clusters=[item.group for item in items]
+        ),
         "log_contrast": log_contrast,
         "null": table,
         "largest": {
@@ -218,18 +224,18 @@ def examples(study: TaskStudy, words: Sequence[WordTokens], seed: int, *, shuffl
 def measure_held_out(study: TaskStudy, words: Sequence[WordTokens], now: Mapping[str, Answers]) -> dict[str, Any]:
     """Lens at the classifier layer and answers, on held-out groups and on held-out templates.
 
-    Intervals of means resample groups; those of accuracies take items as independent.
+    Intervals resample groups, in both parts: of the two templates that are held out none can be made.
     """
     result = {}
     for part, items in study.test.items():
-        own = labels(items)
+        own, groups = labels(items), [item.group for item in items]
         lens = alignment(study.lm, prompts(items), own, words, rows=[study.row])
         log_prob, base = now[part].log_prob, study.base_answers[part].log_prob
         result[part] = {
             "alignment": study.mean_over_groups(lens.own_word[0], items),
-            "top": study.share(lens.is_top[0]),
-            "choice": study.share(lens.choice[0] == torch.tensor(own)),
-            "answers_exact": study.share(now[part].exact),
+            "top": study.share(lens.is_top[0], groups),
+            "choice": study.share(lens.choice[0] == torch.tensor(own), groups),
+            "answers_exact": study.share(now[part].exact, groups),
             "answers_log_prob": study.mean_over_groups(log_prob, items),
             "answers_change": study.mean_over_groups(log_prob - base, items),
         }

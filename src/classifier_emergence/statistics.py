@@ -34,11 +34,61 @@ def wilson(successes: int, n: int, *, confidence: float) -> tuple[float, float]:
     if not 0 <= successes <= n:
         raise InputError(f"successes: {successes} is not within 0..{n}; pass a count of the n examples")
     # Closed, as scipy.stats takes longer to import than many a stage needs; a test compares the two.
-    p, z2 = successes / n, NormalDist().inv_cdf((1 + confidence) / 2) ** 2 / n
+    return _score_interval(successes / n, n, confidence)
+
+
+def clustered_wilson(hits: ArrayLike, clusters: ArrayLike, *, confidence: float) -> tuple[float, float]:
+    """Wilson interval of a proportion whose examples come in clusters (prompts of one template, of one operand pair).
+
+    With n examples in G clusters of sizes m_g with h_g hits, and p the proportion, the interval is ``wilson``'s for an
+    effective number of examples: that of independent ones with the same variance,
+    ``n* = p(1 - p) / v``, ``v = G / (G - 1) * sum_g (h_g - m_g p)^2 / n^2``, times ``(z / t)^2`` (t of G - 1 degrees of
+    freedom) as few clusters know their own spread badly; never more than n. Where all examples agree no spread is seen:
+    then a cluster counts as one example, n* = G.
+
+    Args:
+        hits: (n,) booleans.
+        clusters: (n,) labels.
+        confidence: Of the two-sided interval, within (0, 1).
+
+    Raises:
+        InputError: There is no example, or one cluster only, or ``clusters`` has another length.
+
+    Example:
+        >>> hits, template = [True] * 9 + [False] * 3, [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+        >>> clustered_wilson(hits, template, confidence=0.95)
+        (0.130..., 0.983...)
+        >>> wilson(9, 12, confidence=0.95)
+        (0.467..., 0.911...)
+
+    Source: Kish (1965), Survey sampling, section 8.2; Korn and Graubard (1998), Confidence intervals for proportions
+    with small expected number of positive counts estimated from survey data, Survey Methodology 24.
+    """
+    _check_confidence(confidence)
+    array = np.asarray(hits, dtype=np.float64)
+    if array.size == 0:
+        raise InputError("hits: there is no example; pass at least one")
+    sums, sizes = _sums(array[None], np.asarray(clusters))
+    n, groups, p = array.size, len(sizes), float(array.mean())
+    if groups < 2:
+        raise InputError("clusters: all examples are in one cluster, whose spread cannot be known; pass at least two")
+    if groups == n:
+        return _score_interval(p, n, confidence)
+    variance = groups / (groups - 1) * float(np.sum((sums[0] - sizes * p) ** 2)) / n**2
+    if p in (0.0, 1.0):
+        return _score_interval(p, groups, confidence)
+    from scipy.special import stdtrit  # late: it takes longer to import than many a command needs
+
+    ends = (1 + confidence) / 2
+    worth = p * (1 - p) / variance if variance else math.inf
+    few = NormalDist().inv_cdf(ends) / float(stdtrit(groups - 1, ends))
+    return _score_interval(p, min(n, worth * few**2), confidence)
+
+
+def _score_interval(p: float, n: float, confidence: float) -> tuple[float, float]:
+    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2 / n
     centre, half = p + z2 / 2, math.sqrt(z2 * (p * (1 - p) + z2 / 4))
-    low = (centre - half) / (1 + z2) if successes else 0.0
-    high = (centre + half) / (1 + z2) if successes < n else 1.0
-    return low, high
+    return (centre - half) / (1 + z2) if p > 0 else 0.0, (centre + half) / (1 + z2) if p < 1 else 1.0
 
 
 @dataclass(frozen=True)

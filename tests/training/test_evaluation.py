@@ -24,6 +24,7 @@ from classifier_emergence.training.evaluation import (
     random_basis,
     subspace_removed,
     word_basis,
+    words_interchanged,
 )
 from classifier_emergence.training.modules import VO
 
@@ -250,6 +251,23 @@ def test_a_control_takes_out_as_much_in_other_directions(lm: LanguageModel) -> N
     torch.testing.assert_close(control.norm(dim=-1), change.norm(dim=-1), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(control @ along.T @ along, control, atol=1e-5, rtol=1e-4)
     assert (control - change).norm() > 0.1 * change.norm()
+
+
+def test_interchanged_words_are_read_in_each_others_place(lm: LanguageModel) -> None:
+    readout = lm.readout
+    pair = [words(lm)[0].ids[0], words(lm)[1].ids[0]]
+    rows = readout.weight[pair] * readout.gain
+    before = after_block(lm, 1)
+    with words_interchanged(lm, 1, pair):
+        states = after_block(lm, 1)
+    torch.testing.assert_close(states @ rows.T, (before @ rows.T).flip(-1), atol=1e-4, rtol=1e-3)
+    span = torch.linalg.qr(rows.T).Q
+    rest = torch.eye(len(span)) - span @ span.T  # what is not of the two words stays
+    torch.testing.assert_close(states @ rest, before @ rest, atol=1e-5, rtol=1e-4)
+    with words_interchanged(lm, 1, pair, seed=0):
+        control = after_block(lm, 1) - before
+    torch.testing.assert_close(control.norm(dim=-1), (states - before).norm(dim=-1), atol=1e-5, rtol=1e-3)
+    assert (control - (states - before)).norm() > 0.1 * control.norm()
 
 
 def test_random_directions_follow_their_seed(seeded) -> None:

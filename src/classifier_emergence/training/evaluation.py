@@ -1,7 +1,7 @@
 """What training did: alignment at every layer, answers, distance from the base model, and what reads a direction."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -172,10 +172,39 @@ def subspace_removed(lm: LanguageModel, layer: int, basis: Tensor, along: Tensor
         along: (k, d) orthonormal R; subtracts ``(h B^T) R`` instead, a vector of equal norm in other directions.
     """
     target = basis if along is None else along
+    with _edited(lm, layer, lambda states: states - states @ basis.T @ target):
+        yield
+
+
+@contextmanager
+def words_interchanged(lm: LanguageModel, layer: int, pair: Sequence[int], seed: int | None = None) -> Iterator[None]:
+    """Interchange what the lens reads of two tokens after a block, at every position, and leave the rest of the state.
+
+    With v_i = ``gain * W_U[t_i]`` the lens's logits of the two are proportional to ``h . v_i``. The state becomes
+    ``h + (h . (v_2 - v_1)) w``, where w, in the span of the two, has ``w . v_1 = 1`` and ``w . v_2 = -1``: afterwards
+    ``h . v_1`` is what ``h . v_2`` was and the other way round.
+
+    Args:
+        lm: To act on.
+        layer: 0-based block.
+        pair: The two token ids.
+        seed: Of a random direction of w's length that takes its place: the null.
+    """
+    rows = lm.readout.weight[list(pair)] * lm.readout.gain
+    along = torch.linalg.solve(rows @ rows.T, torch.tensor([1.0, -1.0], dtype=rows.dtype, device=rows.device)) @ rows
+    if seed is not None:
+        along = random_basis(along[None].cpu(), seed=seed)[0].to(along) * along.norm()
+    between = rows[1] - rows[0]
+    with _edited(lm, layer, lambda states: states + (states @ between)[..., None] * along):
+        yield
+
+
+@contextmanager
+def _edited(lm: LanguageModel, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """States after a block as ``change`` makes them."""
 
     def edit(_: nn.Module, __: object, output: Any) -> Any:
-        states = first_tensor(output)
-        states = states - states @ basis.T @ target
+        states = change(first_tensor(output))
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
     with removing([lm.blocks[layer].register_forward_hook(edit)]):

@@ -148,7 +148,7 @@ def test_formats_are_compared_problem_by_problem(chain: cot_alignment.ChainOfTho
     def runs(share: float, *right: list[bool]) -> dict[str, Any]:
         return {
             "reported": {"answers": {"value": share}},
-            "by_seed": [{"answers": {"correct": seed}} for seed in right],
+            "by_seed": [{"answers": {"correct": 3 * seed}} for seed in right],
         }
 
     words = runs(5 / 9, [True, False, True, True], [True, False, True, False])
@@ -156,4 +156,4 @@ def test_formats_are_compared_problem_by_problem(chain: cot_alignment.ChainOfTho
     found = cot_alignment.against(chain, words, direct)
     assert found["reported"] == pytest.approx(-1 / 9)
     assert found["exact"]["mean"] == pytest.approx((0 - 1 + 1 + 0.5) / 4)
-    assert found["exact"]["n"] == 4
+    assert found["exact"]["n"] == 12
