@@ -27,7 +27,7 @@ from experiments.params import Params
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main
 from experiments.shared.study import ProblemStudy, adapter_of, schedule_of
-from experiments.shared.summaries import summary_over_seeds
+from experiments.shared.summaries import over, summary_over_seeds
 
 FORMATS: dict[str, Callable[[Problem], str]] = {
     "direct": lambda problem: f" {problem.answer}",
@@ -179,11 +179,11 @@ def measure_flaws(study: ChainOfThoughtStudy, wrapped: PeftModel) -> dict[str, A
 
 
 def against(study: ChainOfThoughtStudy, chain: Mapping[str, Any], direct: Mapping[str, Any]) -> dict[str, Any]:
-    """Accuracy after one format minus that after the other: on the nine prompts, and paired by test problem."""
-    right = [np.mean([run["answers"]["correct"] for run in runs["by_seed"]], axis=0) for runs in (chain, direct)]
+    """Accuracy after one format minus that after the other: on the nine prompts, and paired by test problem and seed."""
+    right = [[np.array(run["answers"]["correct"], dtype=float) for run in runs["by_seed"]] for runs in (chain, direct)]
     return {
         "reported": chain["reported"]["answers"]["value"] - direct["reported"]["answers"]["value"],
-        "exact": study.mean(right[0] - right[1], study.units()),
+        "exact": over([study.mean(one - other, study.units()) for one, other in zip(*right, strict=True)]),
     }
 
 
