@@ -18,6 +18,8 @@ Keys = Annotated[list[str], Field(min_length=1)]
 Folds = Annotated[int, Field(ge=3)]
 Words = Annotated[int, Field(ge=20)]  # of a null
 Resamples = Annotated[int, Field(ge=100)]
+RELABELLINGS = 24**3 - 1
+"""Ways to relabel four folds of four prompts, one of each class, that are more than other names for the classes."""
 Ranges = dict[str, Annotated[list[int], Field(min_length=2, max_length=2)]]
 
 
@@ -62,7 +64,9 @@ class Probing(_Section):
     C: Positive
     folds: Folds
     shuffles: Count
-    reported_shuffles: Words
+    reported_shuffles: Annotated[int, Field(ge=20, le=RELABELLINGS)]
+    direction_shuffles: Words
+    null_words: Words
     seed: Seed
     attention_scale: NonNegative
 
@@ -74,6 +78,8 @@ class LogitLens(_Section):
     null_words: Words
     resamples: Resamples
     seed: Seed
+    embedding_multiplier: Positive
+    logits_divisor: Positive
 
 
 class DualReward(OnProblems):

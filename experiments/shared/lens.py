@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.vocabulary import WordTokens, matched_words, row_norms, word_tokens
 from classifier_emergence.statistics import permutation_p
 from classifier_emergence.tasks.arithmetic import OPERATIONS, SYMBOLS, SYNONYMS, prompt_bank
 from experiments.params import Params
-from experiments.shared.summaries import accuracy_curve, mean_of
+from experiments.shared.summaries import accuracy_curve, mean_of, paired
 
 KINDS = ("word", "synonyms", "symbols")
 TRUTH_WORDS = (
@@ -25,11 +26,26 @@ OPERATION_WORDS = {*OPERATIONS, *(word for words in SYNONYMS.values() for word i
 
 
 def null_words(
-    lm: LanguageModel, targets: Sequence[WordTokens], n: int, exclude: Collection[str]
+    lm: LanguageModel, targets: Sequence[WordTokens], n: int, exclude: Collection[str], fewest: int | None = None
 ) -> list[list[WordTokens]]:
-    """For each target other words that match it in spelling forms and unembedding norm."""
+    """For each target other words that match it in spelling forms and unembedding norm; see ``matched_words``."""
     norms = row_norms(lm.readout.weight, lm.readout.gain)
-    return [matched_words(target, norms, lm.tokenizer, n, exclude=exclude) for target in targets]
+    return [matched_words(target, norms, lm.tokenizer, n, exclude=exclude, fewest=fewest) for target in targets]
+
+
+def p_over_layers(score: np.ndarray, null: np.ndarray) -> float:
+    """Permutation p of the largest of ``score`` (layers,) among those of ``null`` (layers, words), each over layers.
+
+    At every layer scores count in deviations of all words there, the own one among them, so that layers are
+    comparable. A maximum is judged as a maximum, so that p needs no correction for the number of layers.
+
+    Source: Westfall and Young (1993), Resampling-based multiple testing, section 2.3 (max T).
+    """
+    words = np.column_stack([score, null])
+    spread = words.std(-1)
+    kept = spread > 1e-6 * spread.max()
+    largest = ((words[kept] - words[kept].mean(-1, keepdims=True)) / spread[kept, None]).max(0)
+    return float(permutation_p(largest[0], largest[1:]))
 
 
 def own_class(values: Tensor, own: Tensor) -> Tensor:
@@ -61,6 +77,15 @@ def contrast(log_alignment: Tensor, own: Tensor) -> np.ndarray:
     return torch.stack(differences).mean(0).double().numpy().round(3)
 
 
+def own_against_others(
+    log_alignment: Tensor, own: Tensor, confidence: float, clusters: Sequence[object]
+) -> dict[str, Any]:
+    """The contrast of equally frequent classes, prompt by prompt, of log-alignment (layers, prompts, classes)."""
+    of_own = own_class(log_alignment, own)
+    others = (log_alignment.sum(-1) - of_own) / (log_alignment.shape[-1] - 1)
+    return paired(of_own, others, confidence, clusters)
+
+
 def against_null(
     alignment: np.ndarray, log_contrast: np.ndarray, null_log: Tensor, own: Tensor
 ) -> tuple[dict[str, Any], np.ndarray]:
@@ -69,12 +94,14 @@ def against_null(
     ``null_log`` is (layers, prompts, classes, words).
     """
     null, null_contrast = own_alignment(null_log, own), contrast(null_log, own)
+    blocks = slice(layer_row(0), None)
     table = {
         "words": null.shape[-1],
         "alignment_95": np.quantile(null, 0.95, axis=-1),
         "p": permutation_p(alignment, null),
         "log_contrast_95": np.quantile(null_contrast, 0.95, axis=-1),
         "contrast_p": permutation_p(log_contrast, null_contrast),
+        "contrast_p_over_layers": p_over_layers(log_contrast[blocks], null_contrast[blocks]),
     }
     return table, null
 
@@ -89,6 +116,8 @@ def bank_lens(
 ) -> dict[str, Any]:
     """The lens on the prompt bank: operation words, synonyms and signs over layers, with the null of other words.
 
+    Intervals resample frames: what is said of a style is to hold for other frames of it.
+
     Args:
         lm: The model.
         states: (layers, prompts, d) of the bank in a style.
@@ -97,7 +126,8 @@ def bank_lens(
         null: Other words for each of them; see ``null_words``.
         params: For the bank and intervals.
     """
-    own = torch.tensor([OPERATIONS.index(prompt.operation) for prompt in prompt_bank(style, params.bank)])
+    bank = prompt_bank(style, params.bank)
+    own, frames = torch.tensor([OPERATIONS.index(prompt.operation) for prompt in bank]), [p.template for p in bank]
     n_ops, settings = len(OPERATIONS), params.logit_lens
     groups = [target.ids for target in targets]
     for others in (SYNONYMS, SYMBOLS):
@@ -106,19 +136,20 @@ def bank_lens(
     ids = groups + [word.ids for words in null for word in words]
     text = f"logit lens of {lm.key}: {len(own)} {style} prompts x {len(states)} layers"
     scores = lens_scores(states, lm.readout, ids, ranked=ranked, description=text)
-    result: dict[str, Any] = {"n": len(own)}
+    result: dict[str, Any] = {"n": len(own), "clusters": len(set(frames))}
     for k, kind in enumerate(KINDS):
         log_alignment = scores.log_alignment[..., k * n_ops : (k + 1) * n_ops]
         alignment = own_class(log_alignment, own).exp().double().numpy()
-        mean = mean_of(alignment, params.confidence, settings.resamples, seed=settings.seed)
+        mean = mean_of(alignment, params.confidence, settings.resamples, clusters=frames, seed=settings.seed)
         result[kind] = {
             "alignment": mean["mean"],
             "interval": mean["interval"],
             "by_operation": {op: alignment[:, (own == o).numpy()].mean(-1) for o, op in enumerate(OPERATIONS)},
             "rank": np.median(scores.rank[..., k].numpy(), axis=-1),
             # Which of the four words is the most probable one? A question of order, whatever the scale; chance is 1/4.
-            "choice": accuracy_curve(log_alignment.argmax(-1) == own, params.confidence),
+            "choice": accuracy_curve(log_alignment.argmax(-1) == own, params.confidence, clusters=frames),
             "log_contrast": contrast(log_alignment[..., None], own)[:, 0],
+            "log_contrast_interval": own_against_others(log_alignment, own, params.confidence, frames)["interval"],
         }
     word, null_log = result["word"], scores.log_alignment[..., len(groups) :].unflatten(-1, (n_ops, -1))
     table, others_alignment = against_null(word["alignment"], word["log_contrast"], null_log, own)

@@ -1,10 +1,13 @@
 """Stage logit_lens@model: does the vocabulary say the operation, at any layer?
 
 Reported protocol: the eight prompts, bare first token, layer int(depth * n), top token. Controlled: the prompt bank,
-alignment over single-token variants at every layer, against other words of the same unembedding norm.
+alignment over single-token variants at every layer, against other words of the same unembedding norm. Flaw ablations:
+the reported protocol with each of the slips that the originals' Granite was run with, and with all of them.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +24,7 @@ from classifier_emergence.tasks.arithmetic import LENS, OPERATIONS, STYLES, labe
 from experiments.params import Params
 from experiments.shared.lens import OPERATION_WORDS, bank_lens, null_words, own_class
 from experiments.shared.stage import main, residuals_path, result_path
-from experiments.shared.summaries import share_of
+from experiments.shared.summaries import mean_of, share_of
 
 
 def run(params: Params, key: str) -> None:
@@ -33,7 +36,7 @@ def run(params: Params, key: str) -> None:
     result = {
         "model": key,
         "layers": lm.layers,
-        "reported": reported(lm, states["reported/lens"], targets, params),
+        "reported": {**reported(lm, states["reported/lens"], targets, params), "flaws": flaws(lm, states, params)},
         "null_words": {op: [word.word for word in words] for op, words in zip(OPERATIONS, null, strict=True)},
         "controlled": {style: bank_lens(lm, states[f"bank/{style}"], style, targets, null, params) for style in STYLES},
     }
@@ -69,6 +72,35 @@ def reported(lm: LanguageModel, states: Tensor, targets: Sequence[WordTokens], p
         "alignment": own_class(variants.log_alignment, own).exp(),
         "top_tokens": [[token_text(lm.tokenizer, int(i)) for i in ids] for ids in strict.top_id],
     }
+
+
+def flaws(lm: LanguageModel, states: dict[str, Tensor], params: Params) -> dict[str, Any]:
+    """What the eight prompts show at the originals' layer where the model or the readout is not what it should be.
+
+    Granite divides its logits by 8 and multiplies its embedding by 12; the originals did neither, and had attention
+    outputs scaled by a number that belongs to the softmax. A divisor that is left out changes no top token and makes
+    any of them all but certain.
+    """
+    row = row_at(params.logit_lens.depth, lm.n_layers)
+    undivided = replace(lm.readout, divisor=lm.readout.divisor / params.logit_lens.logits_divisor)
+    strict = [[word_tokens(operation, lm.tokenizer).strict_id] for operation in OPERATIONS]
+    cases = {
+        "sound": ("reported", lm.readout), "no_divisor": ("reported", undivided),
+        "no_embedding_multiplier": ("no_embedding_multiplier", lm.readout),
+        "scaled_attention": ("scaled_attention", lm.readout), "as_granite": ("as_granite", undivided),
+    }  # fmt: skip
+    found = {}
+    for name, (kept, readout) in cases.items():
+        scores = lens_scores(states[f"{kept}/lens"][row : row + 1], readout, strict)
+        top, (commonest, _) = scores.top_id[0], Counter(scores.top_id[0].tolist()).most_common(1)[0]
+        found[name] = {
+            "top_tokens": [token_text(lm.tokenizer, int(i)) for i in top],
+            "top_probabilities": scores.top_prob[0],
+            "top_probability": mean_of(scores.top_prob[0], params.confidence, params.logit_lens.resamples),
+            "modal_share": share_of(top == commonest, params.confidence),
+            "largest_word_probability": scores.log_alignment.exp().max(),
+        }
+    return found
 
 
 if __name__ == "__main__":

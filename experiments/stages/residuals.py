@@ -1,7 +1,7 @@
 """Stage residuals@model: one forward pass over every prompt, for the probes and the lens alike.
 
 Writes the residual streams at the last prompt token, (n_layers + 1, prompts, d) each, under the names
-``bank/<style>``, ``reported/<set>``, ``no_causal_mask/<set>`` and ``scaled_attention/<set>``.
+``bank/<style>``, ``reported/<set>`` and ``<flaw>/<set>``.
 """
 
 from safetensors.torch import save_file
@@ -10,7 +10,7 @@ from torch import Tensor
 from classifier_emergence.models.loading import load
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.tasks.arithmetic import HELD_OUT, LENS, REPORTED, STYLES, labelled, prompt_bank
-from classifier_emergence.training.flaws import scaled_attention
+from classifier_emergence.training.flaws import scaled_attention, scaled_embeddings
 from experiments.params import Params
 from experiments.shared.stage import FLAWED_SETS, main, residuals_path
 
@@ -33,6 +33,14 @@ def run(params: Params, key: str) -> None:
         states[f"no_causal_mask/{name}"] = residual_stream(lm, prompts, causal=False)
         with scaled_attention(lm, params.probing.attention_scale):
             states[f"scaled_attention/{name}"] = residual_stream(lm, prompts)
+
+    prompts, embedding_scale = labelled(LENS)[0], 1 / params.logit_lens.embedding_multiplier
+    with scaled_attention(lm, params.probing.attention_scale):
+        states["scaled_attention/lens"] = residual_stream(lm, prompts)
+        with scaled_embeddings(lm, embedding_scale):
+            states["as_granite/lens"] = residual_stream(lm, prompts)
+    with scaled_embeddings(lm, embedding_scale):
+        states["no_embedding_multiplier/lens"] = residual_stream(lm, prompts)
 
     path = residuals_path(key)
     path.parent.mkdir(parents=True, exist_ok=True)

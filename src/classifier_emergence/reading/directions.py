@@ -44,13 +44,11 @@ def project(
     """
     directions = directions.float().to(readout.weight.device)
     if cosine:
-        directions = directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True).clamp(min=1e-12)
+        directions = _unit(directions)
     scores = torch.empty(len(directions), len(readout.weight), device=directions.device)
     for start in range(0, len(readout.weight), CHUNK_ROWS):
         part = slice(start, start + CHUNK_ROWS)
-        rows = readout.directions(part) if cosine else readout.rows(part)
-        if cosine:
-            rows = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-12)
+        rows = _unit(readout.directions(part)) if cosine else readout.rows(part)
         scores[:, start : start + CHUNK_ROWS] = directions @ rows.T
     best = torch.stack([scores[:, list(ids)].amax(-1) for ids in words], dim=-1)
     ordered = scores.sort(dim=-1).values
@@ -58,3 +56,22 @@ def project(
     rank = 1 + scores.shape[1] - torch.searchsorted(ordered, best, right=True)
     top_scores, top_ids = scores.topk(min(top, scores.shape[1]), dim=-1)
     return Projection(best.cpu(), rank.cpu(), top_ids.cpu(), top_scores.cpu())
+
+
+@torch.no_grad()
+def largest_cosines(directions: Tensor, readout: Readout) -> Tensor:
+    """(directions,) the largest cosine of each direction (directions, d) with a token; see ``project``.
+
+    Holds one block of cosines at a time, so that directions may be many, as those of a null are.
+    """
+    unit = _unit(directions.float().to(readout.weight.device))
+    largest = unit.new_full((len(unit),), -1.0)
+    for start in range(0, len(readout.weight), CHUNK_ROWS):
+        cosines = unit @ _unit(readout.directions(slice(start, start + CHUNK_ROWS))).T
+        largest = torch.maximum(largest, cosines.amax(-1))
+    return largest.cpu()
+
+
+def _unit(rows: Tensor) -> Tensor:
+    unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-12)
+    return unit

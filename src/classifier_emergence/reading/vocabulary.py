@@ -82,6 +82,7 @@ def matched_words(
     n: int,
     *,
     exclude: Collection[str] = (),
+    fewest: int | None = None,
 ) -> list[WordTokens]:
     """The ``n`` other words nearest to ``target`` in unembedding norm, spelt in the same forms.
 
@@ -94,9 +95,10 @@ def matched_words(
         tokenizer: Of the same vocabulary.
         n: How many words.
         exclude: Words that may not serve (the operation words and their synonyms).
+        fewest: How many are enough if the vocabulary has no ``n``; default ``n``.
 
     Raises:
-        InputError: The target has no single-token form, or the vocabulary has fewer than ``n`` such words.
+        InputError: The target has no single-token form, or the vocabulary has too few such words.
     """
     if not target.forms:
         raise InputError(f"target word {target.word!r}: no single-token form in this vocabulary, so no null matches it")
@@ -115,9 +117,9 @@ def matched_words(
         if len(ids) == len(target.forms) and all(_same_shape(a, b) for a, b in zip(ids, target.forms, strict=True)):
             distance = abs(float(norms[list(ids.values())].mean()) - target_norm)
             matches.append((distance, word, ids))
-    if len(matches) < n:
+    if len(matches) < (least := n if fewest is None else min(n, fewest)):
         raise InputError(
-            f"null_words: {n} asked for, this vocabulary has {len(matches)} words spelt like {target.word!r}"
+            f"null_words: {least} asked for, this vocabulary has {len(matches)} words spelt like {target.word!r}"
         )
     matches.sort(key=lambda match: match[:2])
     return [WordTokens(word, ids, {}, next(iter(ids.values()))) for _, word, ids in matches[:n]]

@@ -33,6 +33,16 @@ def scaled_attention(lm: LanguageModel, scale: float) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def scaled_embeddings(lm: LanguageModel, scale: float) -> Iterator[None]:
+    """Multiply the embedding by ``scale``: a flaw, switched on.
+
+    The originals' Granite left its ``embedding_multiplier`` of 12 out, so that a state is mostly what blocks add to it.
+    """
+    with removing([lm.model.get_input_embeddings().register_forward_hook(lambda _, __, output: output * scale)]):
+        yield
+
+
 def _scaled(output: Tensor | tuple[Tensor, ...], scale: float) -> Tensor | tuple[Tensor, ...]:
     return (output[0] * scale, *output[1:]) if isinstance(output, tuple) else output * scale
 
