@@ -7,8 +7,10 @@ HEADLINES = {
     "fetch": ["architecture", "n_layers", "d_model", "vocabulary", "parameters", "tied_embeddings", "lens_log_gap"],
     "probing": [
         "reported.symbol|word.peak.accuracy|interval|layer|p",
+        "reported.word.optimum.peak.accuracy|layer",
         "reported.held_out.score",
         "controlled.symbol|word|story.held_out_operands|held_out_templates.selected.accuracy|interval|layers",
+        "controlled.word|story.held_out_templates.minus_bag_of_tokens.selected",
         "flaws.scaled_attention.symbol|word.peak.accuracy|interval|layer",
         "directions.reported.rank",
     ],

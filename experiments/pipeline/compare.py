@@ -44,10 +44,20 @@ RULES: tuple[Rule, ...] = (
     Rule("log-probability", r"^log_|^logits?$|^logp|log_gap$", absolute=1e-3),
     Rule("p-value", r"(^|_)p(_value)?$", absolute=0.01, relative=0.05),  # a count over a null, so it moves in steps
     Rule("loss", r"loss|^kl", absolute=1e-4, relative=0.01),  # drift adds up over training steps
+    # Where a solver stops before it has converged, rounding decides when.
+    Rule("convergence", r"^(excess|iterations)$", absolute=0.01, relative=0.2),
     Rule("cosine", r"cosine", absolute=1e-4),  # float32 dot products
     # Two examples at the boundary flip; n is that of the nearest object around the value that has one.
-    Rule("accuracy", r"accuracy|chance|selectivity|correct", absolute=0.02, flips=2, types=(int, float)),
-    Rule("probability", r"probabilit|align|^probs?$|^strict$", absolute=1e-5, relative=0.02),  # exponentials of logits
+    Rule(
+        "accuracy",
+        r"accuracy|chance|selectivity|correct|minus_(bag|lens|converged)",
+        absolute=0.02,
+        flips=2,
+        types=(int, float),
+    ),
+    Rule(
+        "probability", r"probabilit|align|^probs?$|^strict$|confidence", absolute=1e-5, relative=0.02
+    ),  # exponentials of logits
 )
 """In order of precedence. A caller that lets more vary puts its own in front: ``[Rule("choice", "^layer$",
 absolute=math.inf, types=(int, str)), *RULES]`` lets a selected layer flip."""

@@ -101,7 +101,7 @@ def against_null(
         "p": permutation_p(alignment, null),
         "log_contrast_95": np.quantile(null_contrast, 0.95, axis=-1),
         "contrast_p": permutation_p(log_contrast, null_contrast),
-        "contrast_p_over_layers": p_over_layers(log_contrast[blocks], null_contrast[blocks]),
+        "over_layers_contrast_p": p_over_layers(log_contrast[blocks], null_contrast[blocks]),
     }
     return table, null
 

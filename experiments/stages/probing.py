@@ -263,7 +263,7 @@ def largest_cosine(lm: LanguageModel, vectors: Tensor, permuted: Tensor) -> dict
     largest = largest_cosines(every.flatten(0, 1), lm.readout).view(len(every), -1).amax(-1).double().numpy()
     return {
         "cosine": largest[0],
-        "shuffled_95": np.quantile(largest[1:], 0.95),
+        "shuffled_cosine_95": np.quantile(largest[1:], 0.95),
         "p": permutation_p(largest[0], largest[1:]),
         "shuffles": len(permuted),
     }

@@ -6,7 +6,7 @@ from classifier_emergence.reading.layers import layer_at, layer_labels, layer_ro
 from classifier_emergence.reading.lens import check_lens
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.residuals import residual_stream
-from classifier_emergence.training.flaws import scaled_attention
+from classifier_emergence.training.flaws import scaled_attention, scaled_embeddings
 
 PROMPTS = [
     "7 * 8 =",
@@ -95,6 +95,14 @@ def test_attention_scaled_by_one_changes_nothing(lm: LanguageModel) -> None:
     with scaled_attention(lm, 1.0):
         scaled = residual_stream(lm, PROMPTS)
     assert torch.equal(scaled, residual_stream(lm, PROMPTS))
+
+
+def test_scaled_embeddings_scale_what_the_blocks_read(lm: LanguageModel) -> None:
+    with scaled_embeddings(lm, 0.5):
+        scaled = residual_stream(lm, PROMPTS)
+    sound = residual_stream(lm, PROMPTS)
+    torch.testing.assert_close(scaled[0], sound[0] / 2)
+    assert not torch.allclose(scaled[-1], sound[-1])
 
 
 def test_no_hook_outlives_a_failure(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,9 @@ def test_too_many_null_words_are_refused(lm: LanguageModel) -> None:
     target = word_tokens("multiply", lm.tokenizer)
     with pytest.raises(InputError, match="null_words: 99999 asked for"):
         matched_words(target, torch.ones(len(lm.tokenizer) + 5), lm.tokenizer, 99999)
+    with pytest.raises(InputError, match="null_words: 88888 asked for"):
+        matched_words(target, torch.ones(len(lm.tokenizer) + 5), lm.tokenizer, 99999, fewest=88888)
+    assert len(matched_words(target, torch.ones(len(lm.tokenizer) + 5), lm.tokenizer, 99999, fewest=20)) >= 20
 
 
 def test_tokens_beyond_the_tokenizer_have_a_text(lm: LanguageModel) -> None:

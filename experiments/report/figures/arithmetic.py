@@ -22,9 +22,10 @@ def probe_depth(probing: Results) -> Figure:
     for axis, style, result in panels:
         controlled = result["controlled"][style]
         if style in result["reported"]:
-            accuracy, first = result["reported"][style]["accuracy"], layer_row(0)
-            look: Any = {"color": "0.45", "ls": ":", "marker": ".", "ms": 3, "lw": 0.8}
-            line(axis, accuracy[first:], x=range(first, len(accuracy)), label="reported protocol, n = 16", **look)
+            reported, first = result["reported"][style], layer_row(0)
+            look: Any = {"ls": ":", "marker": ".", "ms": 3, "lw": 0.8, "x": range(first, len(reported["accuracy"]))}
+            line(axis, reported["accuracy"][first:], label="reported protocol, n = 16", color="0.45", **look)
+            line(axis, reported["optimum"]["accuracy"][first:], label="the same, converged", color="0.75", **look)
         for split, ls, shade in (("held_out_operands", "-", "0.0"), ("held_out_templates", "--", "0.3")):
             curve, name = controlled[split], split.replace("_", " ")
             line(axis, curve["accuracy"], curve["interval"], color=shade, ls=ls, label=f"controlled, {name}")

@@ -80,29 +80,52 @@ def probing_reported(result: Result) -> Rows:
         yield [name.replace("_", " "), percent(accuracy[L0]), at_lowest, *chance]
 
 
-@table("probing", "Prompts | Held out | emb | L0 | Chosen layer | Shuffled | Bag of tokens | Chosen")
+@table("probing", "Prompts | Peak | Peak at | Converged | Converged at | Difference | Largest excess | Excess at")
+def probing_converged(result: Result) -> Rows:
+    """The originals' probes beside converged ones, n = 16.
+
+    The difference of accuracies is a mean over layers. The excess is by how much the objective lies above its minimum
+    where a probe stops, as a fraction of the minimum.
+    """
+    for name in ("symbol", "word"):
+        found = result["reported"][name]
+        worst = max(range(L0, len(found["excess"])), key=found["excess"].__getitem__)
+        shown = "peak:percent | peak.layer | optimum.peak:percent | optimum.peak.layer | early_minus_converged:share"
+        yield [name, *cells(found, f"{shown} | excess.{worst}:small"), result["layers"][worst]]
+
+
+@table(
+    "probing", "Prompts | Held out | Clusters | L0 | Chosen layer | Shuffled | Bag of tokens | Difference | Minus lens"
+)
 def probing_controlled(result: Result) -> Rows:
-    """Probes under the controlled protocol, n = {controlled.symbol.held_out_operands.n} in every cell."""
-    shown = f"accuracy.0:percent | accuracy.{L0}:percent | selected:share | selected.shuffled_accuracy:percent"
+    """Probes under the controlled protocol, n = {controlled.symbol.held_out_operands.n} in every cell.
+
+    Intervals are over clusters, the operand pairs or frames that are held out; differences are paired by prompt.
+    """
+    shown = f"clusters | accuracy.{L0}:percent | selected:share | selected.shuffled_accuracy:percent"
+    against = "bag_of_tokens:percent | minus_bag_of_tokens.selected:share | selected_minus_lens:share"
     for style in STYLES:
         for split in ("operands", "templates"):
             part = result["controlled"][style][f"held_out_{split}"]
-            chosen = ", ".join(part["selected"]["layers"])
-            yield [style, split, *cells(part, f"{shown} | bag_of_tokens:percent"), chosen]
+            yield [style, split, *cells(part, f"{shown} | {against}")]
 
 
 def held_out(probing: Results) -> None:
     """The eight held-out symbol prompts, a column for each model."""
-    by_model = [result["reported"]["held_out"]["prompts"] for result in probing.values()]
+    of_models = [result["reported"]["held_out"] for result in probing.values()]
     rows = [
         [
-            *cells(guesses[0], "prompt | operation"),
-            *(f"{x['predicted']} ({percent(x['probability'])})" for x in guesses),
+            *cells(of_models[0]["prompts"][i], "prompt | operation"),
+            *(
+                f"{found['prompts'][i]['predicted']} ({percent(found['prompts'][i]['probability'])}, "
+                f"{percent(found['optimum']['prompts'][i]['probability'])})"
+                for found in of_models
+            ),
         ]
-        for guesses in zip(*by_model, strict=True)
+        for i in range(len(of_models[0]["prompts"]))
     ]
-    columns = ["Prompt", "Operation", *probing]
-    write_table(FOLDER / "held_out", columns, rows, caption="Held-out symbol prompts.", tokens=["Prompt"])
+    caption = "Held-out symbol prompts, with the probability that the originals' probe and a converged one give."
+    write_table(FOLDER / "held_out", ["Prompt", "Operation", *probing], rows, caption=caption, tokens=["Prompt"])
 
 
 @table("probing", "Prompts | Forward pass | L0 | Last layer | Peak | Peak at")
@@ -122,6 +145,14 @@ def lens_reported(result: Result) -> Rows:
         yield [result["reported"]["layer"], *cells(entry, "prompt | top_token | top_probability:percent"), *words]
 
 
+@table("logit_lens", "Slip | `Top tokens` | Commonest | Mean probability | Largest of an operation word")
+def lens_flaws(result: Result) -> Rows:
+    """The eight prompts at the originals' layer with each of the slips that Granite was run with, and with all."""
+    for slip, found in result["reported"]["flaws"].items():
+        shown = "modal_share:percent | top_probability:share | largest_word_probability:small"
+        yield [slip.replace("_", " "), " ".join(dict.fromkeys(found["top_tokens"])), *cells(found, shown)]
+
+
 @table("logit_lens", "Prompts | Layer | Alignment | Interval | Median rank | Null 95 % | p | Contrast p | Choice")
 def lens_controlled(result: Result) -> Rows:
     """Alignment of the prompt's own operation word, against words matched in unembedding norm."""
@@ -135,9 +166,15 @@ def lens_controlled(result: Result) -> Rows:
             yield [style, result["layers"][row] + mark, *cells(word, f"{shown} | {against}")]
 
 
-@table("probing", f"Prompts | Direction | Layer | {' | '.join(OPERATIONS)} | Largest cosine | Chance")
+@table(
+    "probing", f"Prompts | Direction | {' | '.join(OPERATIONS)} | Any layer, p | Largest cosine | Shuffled, 95 % | p"
+)
 def directions(result: Result) -> Rows:
-    """Rank of each operation word in the vocabulary, seen from its class's direction (p against matched words)."""
+    """Rank of each operation word in the vocabulary, seen from its class's direction (p against matched words).
+
+    All at the originals' layer but for the smallest p of the four words' largest cosines at any layer. The largest
+    cosine is that with any token, against the same direction made of shuffled labels.
+    """
     found = result["directions"]
     row = result["layers"].index(found["reported"]["layer"])
     for style in STYLES:
@@ -146,5 +183,5 @@ def directions(result: Result) -> Rows:
             ranks = [
                 f"{number(rank)} ({number(p, 3)})" for rank, p in zip(part["rank"][row], part["p"][row], strict=True)
             ]
-            cosines = number(max(part["max_cosine"][row]), 3), number(found["expected_max_cosine"], 3)
-            yield [style, kind.replace("_", " "), result["layers"][row], *ranks, *cosines]
+            shown = "over_layers.smallest_p:4 | largest.cosine:3 | largest.shuffled_cosine_95:3 | largest.p:3"
+            yield [style, kind.replace("_", " "), *ranks, *cells(part, shown)]
