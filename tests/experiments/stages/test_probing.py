@@ -15,8 +15,11 @@ from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.probes import fit_probes
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import word_tokens
+from classifier_emergence.results import plain
 from classifier_emergence.tasks.arithmetic import LENS, OPERATIONS, labelled
 from experiments.params import load_params
+from experiments.report.tables import arithmetic
+from experiments.report.tables.table import Table
 from experiments.shared.lens import p_over_layers
 from experiments.shared.probing import as_reported
 from experiments.shared.summaries import paired
@@ -149,3 +152,7 @@ def test_the_stages_run_and_show_granites_slips(
     assert (word["excess"] > -1e-6).all()
     assert word["optimum"]["peak"]["p"] >= 1 / (1 + PARAMS.probing.reported_shuffles)
     assert kept["probing"]["directions"]["word"]["probe"]["over_layers"]["smallest_p"] > 0
+    for each in vars(arithmetic).values():
+        if isinstance(each, Table) and each.stage in kept:
+            rows = list(each.rows(plain(kept[each.stage])))
+            assert {len(row) + 1 for row in rows} == {len([each.first, *each.columns.split(" | ")])}
