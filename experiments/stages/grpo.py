@@ -48,7 +48,7 @@ class GrpoArm:
     reported: bool = False
     """The originals' prompts, rule for the reward, learning rate and weight of the divergence."""
     flaws: bool = False
-    """Half-precision weights updated in place, and the signed divergence of prompt and response."""
+    """Half-precision weights, Adam's moments uncorrected, and the signed divergence of prompt and response."""
 
 
 ARMS = {
@@ -104,7 +104,8 @@ def train_arm(study: GrpoStudy, work: Path, name: str, seed: int) -> dict[str, A
             exact(parse_reported if arm.reported else parse_answer),
             PolicyObjective(how.kl_weight, signed_kl=arm.flaws), study.sampling,
             Schedule(settings.steps, settings.prompts, how.learning_rate, seed, settings.every),
-            work=work, dtype=dtype, description=f"GRPO of {lm.key}: {name.replace('_', ' ')}, seed {seed}",
+            work=work, dtype=dtype, bias_correction=not arm.flaws,
+            description=f"GRPO of {lm.key}: {name.replace('_', ' ')}, seed {seed}",
         )  # fmt: skip
         moved = sum(int((p != q).sum()) for p, q in zip(model.parameters(), start, strict=True))
         del start
