@@ -482,7 +482,7 @@ def test_weights_held_in_half_precision_take_the_steps_of_torchs_half_precision(
     assert torch.equal(stored.float(), held)
 
 
-def test_float16_has_no_room_for_moments(seeded: Any) -> None:
+def test_float16_has_no_room_for_moments(seeded) -> None:
     weight = nn.Parameter(seeded(200))
     optimizer = torch.optim.AdamW([weight], lr=1e-3)
     weight.grad = 1e-5 * seeded(200, seed=1)
@@ -498,7 +498,7 @@ def test_float16_has_no_room_for_moments(seeded: Any) -> None:
 @ONE_MODEL
 def test_uncorrected_moments_make_the_steps_of_adam_without_its_correction(lm: LanguageModel, tmp_path: Path) -> None:
     # A gradient that does not change: the class loss of one prompt at a rate too small to matter to it.
-    schedule, rate = replace(SCHEDULE, learning_rate=1e-7, steps=3, batch_size=1), 1e-7
+    schedule, rate = replace(SCHEDULE, learning_rate=1e-5, steps=3, batch_size=1), 1e-5
     task, moved = tasks(lm, replace(schedule, steps=1)) * 3, {}
     for correction in (True, False):
         with all_weights_trainable(lm) as model:
