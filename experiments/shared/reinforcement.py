@@ -93,7 +93,7 @@ class PolicyStudy(ProblemStudy):
         )
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         rewards = exact(parse_answer)(texts, texts, [problems[row].answer for row in rows])
-        return prompts, ids, torch.tensor(rewards).view(len(problems), how.group)
+        return prompts, ids, torch.tensor(rewards, dtype=torch.float64).view(len(problems), how.group)
 
 
 def reported_prompt(problem: Problem) -> str:

@@ -93,7 +93,7 @@ def run(params: Params, key: str) -> None:
             "classes": CLASSES,
             "before": before,
             "arms": arms,
-            "contrasts": contrasts(arms),
+            "contrasts": contrasts(runs.study, arms),
             "causes": causes(arms),
             "reported_collapsed": sum(each["reported_collapsed"] for each in attempts) if attempts else None,
         }
@@ -233,18 +233,19 @@ def classes(study: PolicyStudy, problems: Sequence[Problem], prompt: Callable[[P
     choice, own = lens.choice[0], torch.tensor([CLASSES.index(problem.operation) for problem in problems])
     shares = choice.bincount(minlength=len(CLASSES)).double() / len(choice)
     on_top = torch.stack([torch.isin(lens.top_id[0], torch.tensor(word.ids)) for word in study.words])
-    named = (choice == torch.arange(len(CLASSES))[:, None]) & on_top
-    one_word = study.share(named[named.sum(1).argmax()])
+    named, units = (choice == torch.arange(len(CLASSES))[:, None]) & on_top, study.units()[: len(problems)]
+    one_word = study.share(named[named.sum(1).argmax()], units)
     return {
         "shares": dict(zip(CLASSES, shares, strict=True)),
         "entropy": -torch.special.xlogy(shares, shares).sum(),
         "modal_share": shares.max(),
         # With its word on top: before training one class may be the least unlikely everywhere.
         "one_word": one_word,
-        "collapsed": one_word.accuracy >= study.params.collapse.modal_share,
+        "collapsed": one_word["accuracy"] >= study.params.collapse.modal_share,
         # As many problems of each class: accuracy is balanced accuracy, and a constant answer scores 1/3.
-        "balanced_accuracy": study.share(choice == own),
+        "balanced_accuracy": study.share(choice == own, units),
         "alignment": lens.own_word[0].mean(),
+        "right": choice == own,
     }
 
 
@@ -296,14 +297,15 @@ def measure_model(study: PolicyStudy) -> dict[str, Any]:
     table = [problem for problem in table if problem.operation in CLASSES]
     prompts = [problem.symbol for problem in table]
     lens = study.read_problems(table, prompts)
+    # Where the originals' configurations are trained: at the lone space.
+    trained = classes(study, study.problems.test, reported_prompt)
     return {
         **measure_lens(study),
-        "answers": study.share(study.answer().exact),
+        "answers": study.share(study.answer().exact, study.units()),
         "reported": {
             "prompts": study.table(prompts, lens),
             "score": study.share(lens.is_top[0]),
-            # Where the originals' configurations are trained: at the lone space.
-            "classes": classes(study, study.problems.test, reported_prompt),
+            "classes": {name: number for name, number in trained.items() if name != "right"},
         },
     }
 
@@ -314,11 +316,13 @@ def measure_lens(study: PolicyStudy) -> dict[str, Any]:
     states = residual_stream(study.lm, [study.prompt(problem) for problem in test], rows=[study.row])[0]
     with torch.no_grad():
         normed = study.lm.readout.norm(states)
-    own = torch.tensor(study.own)
+    own, found = torch.tensor(study.own), classes(study, test, study.prompt)
+    reward = study.sampled_reward(test[: settings.collapse.curve_problems])
     return {
-        "classes": classes(study, test, study.prompt),
+        "items": {"right": found.pop("right"), "reward": reward.pop("by_problem")},
+        "classes": found,
         "spread": spread(normed, own, confidence=settings.confidence, resamples=study.resamples),
-        "sampled_reward": study.sampled_reward(test[: settings.collapse.curve_problems]),
+        "sampled_reward": reward,
     }
 
 
@@ -378,28 +382,22 @@ def one_word(prompts: Sequence[Mapping[str, Any]]) -> float:
     return max(tops.count(name) for name in CLASSES) / len(tops)
 
 
-def contrasts(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Differences between cells of the factorial, by seed.
+def contrasts(study: PolicyStudy, arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Differences between cells of the factorial, by problem and by seed.
 
     What the combination loses against each half of the loss alone, and what it gains if V and O alone are trained.
     """
-    accuracy, reward = "classes.balanced_accuracy", "sampled_reward"
     pairs = {
-        "whole_accuracy": ("whole_both", "whole_class", accuracy),
-        "whole_reward": ("whole_both", "whole_grpo", reward),
-        "vo_accuracy": ("vo_both", "vo_class", accuracy),
-        "vo_reward": ("vo_both", "vo_grpo", reward),
-        "vo_against_whole_accuracy": ("vo_both", "whole_both", accuracy),
-        "vo_against_whole_reward": ("vo_both", "whole_both", reward),
+        "whole_accuracy": ("whole_both", "whole_class", "right"),
+        "whole_reward": ("whole_both", "whole_grpo", "reward"),
+        "vo_accuracy": ("vo_both", "vo_class", "right"),
+        "vo_reward": ("vo_both", "vo_grpo", "reward"),
+        "vo_against_whole_accuracy": ("vo_both", "whole_both", "right"),
+        "vo_against_whole_reward": ("vo_both", "whole_both", "reward"),
     }
     return {
-        name: over(
-            [
-                difference(lookup(x, path), lookup(y, path))
-                for x, y in zip(arms[a]["runs"], arms[b]["runs"], strict=True)
-            ]
-        )
-        for name, (a, b, path) in pairs.items()
+        name: over([study.paired(x, y, item) for x, y in zip(arms[a]["runs"], arms[b]["runs"], strict=True)])
+        for name, (a, b, item) in pairs.items()
     }
 
 

@@ -121,19 +121,20 @@ def test_one_word_is_the_share_of_the_commonest_class_on_top() -> None:
     assert share("政", "政") == 0  # the same token everywhere, but no class
 
 
-def test_contrasts_pair_seeds_and_give_what_the_other_half_of_the_loss_takes() -> None:
-    def arm(*accuracies: float) -> dict[str, Any]:
-        shares = [{"accuracy": a, "interval": [a - 0.1, a + 0.1], "n": 9} for a in accuracies]
-        return {"runs": [{"classes": {"balanced_accuracy": s}, "sampled_reward": s} for s in shares]}
+def test_contrasts_pair_problems_and_give_what_the_other_half_of_the_loss_takes(study: grpo.GrpoStudy) -> None:
+    n = len(study.problems.test)
 
-    arms = {f"{place}_{part}": arm(0.5, 0.5) for place in ("whole", "vo") for part in ("grpo", "class", "both")}
-    arms |= {"whole_both": arm(0.3, 0.4), "whole_class": arm(0.9, 0.8)}
-    found = collapse.contrasts(arms)
-    assert found["whole_accuracy"]["by_seed"] == pytest.approx([-0.6, -0.4])
-    assert found["whole_accuracy"]["interval"] == pytest.approx([-0.6 - 0.02**0.5, -0.4 + 0.02**0.5])
-    assert found["whole_reward"]["value"] == pytest.approx(-0.15)
-    assert found["vo_accuracy"]["value"] == found["vo_reward"]["value"] == 0
-    assert found["vo_against_whole_accuracy"]["value"] == pytest.approx(0.15)
+    def arm(*right: int) -> dict[str, Any]:
+        found = [[1] * k + [0] * (n - k) for k in right]
+        return {"runs": [{"items": {"right": hits, "reward": hits[: n // 2]}} for hits in found]}
+
+    arms = {f"{place}_{part}": arm(6, 6) for place in ("whole", "vo") for part in ("grpo", "class", "both")}
+    arms |= {"whole_both": arm(3, 4), "whole_class": arm(9, 9)}
+    found = collapse.contrasts(study, arms)
+    assert found["whole_accuracy"]["by_seed"] == pytest.approx([-6 / n, -5 / n])
+    assert found["whole_reward"]["by_seed"] == pytest.approx([-6 / n, -4 / n])
+    assert found["vo_accuracy"]["interval"] == [0, 0]  # the same problems
+    assert found["vo_against_whole_accuracy"]["value"] == pytest.approx(2.5 / n)
 
 
 def test_a_cause_is_compared_with_the_level_that_is_no_flaw_and_all_else_alike() -> None:
@@ -165,10 +166,10 @@ def test_a_collapse_has_its_word_on_top(study: grpo.GrpoStudy, monkeypatch: pyte
 
     least_unlikely = found([1] * n, [other] * n)
     assert (float(least_unlikely["modal_share"]), least_unlikely["collapsed"]) == (1, False)
-    assert least_unlikely["one_word"].accuracy == 0
+    assert least_unlikely["one_word"]["accuracy"] == 0
     assert found([1] * n, [add] * n)["collapsed"]
     some = found([1] * n, [add] * (n // 2) + [other] * (n - n // 2))
-    assert (some["one_word"].accuracy, some["collapsed"]) == (n // 2 / n, False)
+    assert (some["one_word"]["accuracy"], some["collapsed"]) == (n // 2 / n, False)
 
 
 def test_spread_tells_classes_apart_from_noise_and_from_a_single_state(seeded: Any) -> None:
