@@ -171,7 +171,7 @@ def train_arm(study: PolicyStudy, work: Path, name: str, arm: CollapseArm, seed:
     with prepared(study, arm, seed) as model:
         dtype = PRECISIONS[arm.precision]
         # With the originals' optimiser alone: it is about weights too coarse to move, and a copy is large.
-        start = [] if arm.bias_correction else [(p, p.detach().to(dtype)) for p in model.parameters()]
+        start = [] if arm.bias_correction else [(p, p.detach().to(dtype, copy=True)) for p in model.parameters()]
         trained = train_grpo(
             study.lm, model, tasks(study, arm, seed), exact(parse_reported if arm.reported else parse_answer),
             objective, how, Schedule(arm.steps, prompts_a_step(study, arm), arm.learning_rate, seed, settings.every),
