@@ -102,6 +102,7 @@ def collapse_gradients(collapse: Results) -> Figure:
             for key, (name, ls, shade) in lines.items():
                 line(axis, found["by_block"][key], color=shade, ls=ls, label=name)
             axis.axhline(0, color="0.85", lw=0.7, zorder=0)
+            axis.locator_params(axis="x", integer=True)
             axis.set(
                 title=when if len(collapse) == 1 else f"{model}, {when}", ylabel="cosine" if axis is row[0] else ""
             )

@@ -189,3 +189,15 @@ def test_spread_tells_classes_apart_from_noise_and_from_a_single_state(seeded: A
     total = ((noise - noise.mean(0)) ** 2).sum()
     between = sum(100 * ((noise[y == c].mean(0) - noise.mean(0)) ** 2).sum() for c in range(3))
     assert alike["separation"]["mean"] == pytest.approx(float(between / total), rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_arm_with_the_originals_optimiser_says_how_many_weights_moved(
+    study: grpo.GrpoStudy, precision: str, tmp_path: Path
+) -> None:
+    arm = replace(collapse.cause_arms(PARAMS)[f"{precision}_own_k3"], learning_rate=1e-5)
+    run = collapse.train_arm(study, tmp_path, "arm", arm, 0)
+    assert run["reached"] is None
+    assert len(run["steps"]) == arm.steps
+    assert 0 < run["share_of_weights_changed"] <= 1
+    assert (run["share_of_weights_changed"] > 0.5) == (precision == "fp32")
