@@ -180,6 +180,10 @@ class Collapse(Update, Training):
     vo_learning_rate: Positive
     curve_problems: int = Field(ge=3)
     modal_share: Fraction
+    class_loss: Positive
+    cause_steps: Count
+    gradient_draws: int = Field(ge=2)
+    gradient_problems: Count
     reported_prompts: Count
     reported_group: int = Field(ge=2)
     reported_steps: list[int] = Field(min_length=3, max_length=3)
@@ -239,6 +243,7 @@ class Params(_Section):
     cot_alignment: CotAlignment
     other_tasks: OtherTasks
     grpo: Grpo
+    grpo_models: Keys
     reinforcement_models: Keys
     collapse: Collapse
     staged: Staged
@@ -250,10 +255,11 @@ class Params(_Section):
     def _models_are_registered(self) -> "Params":
         for key in self.models:
             source_of(key, self.registry, parameter="models")
-        for name in ("trained_models", "reinforcement_models"):
+        of = {"trained_models": "models", "grpo_models": "models", "reinforcement_models": "grpo_models"}
+        for name, larger in of.items():
             for key in getattr(self, name):
-                if key not in self.models:
-                    raise ValueError(f"{name}: {key!r} is not among models, whose results it is compared with")
+                if key not in getattr(self, larger):
+                    raise ValueError(f"{name}: {key!r} is not among {larger}, whose results it is compared with")
         for key in self.moe_models:
             source_of(key, self.registry, parameter="moe_models")
         return self

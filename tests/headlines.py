@@ -67,8 +67,10 @@ HEADLINES = {
     ],
     "collapse": [
         "reported_collapsed",
-        "arms.reported_first|vo_grpo|vo_class|vo_both|whole_grpo|whole_class|whole_both.summary.classes.modal_share",
+        "arms.vo_grpo|vo_class|vo_both|whole_grpo|whole_class|whole_both.summary.classes.one_word|balanced_accuracy",
         "arms.vo_grpo|vo_class|vo_both|whole_grpo|whole_class|whole_both.summary.sampled_reward",
+        "arms.whole_both.summary.gradients.cosine",
+        "causes.*.one_word|reward",
         "contrasts.*",
     ],
     "staged": ["before.sampled_reward", "orders.*.summary.lens.alignment", "orders.*.summary.answers.exact|change"],

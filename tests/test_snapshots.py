@@ -113,8 +113,8 @@ def test_the_tiny_run_ends_with_a_paper(tiny_run: Path) -> None:
             assert "tiny-llama" in (tiny_run / "paper" / "tables" / f"{name}.{ending}").read_text() or name == "claims"
     for name in ("probe_depth", "lens_heatmap", "alignment_null", "dual_reward_steps", "dual_reward_arms",
                  "fine_tuning_depth", "fine_tuning_answers", "other_tasks", "grpo_steps", "grpo_depth",
-                 "collapse_map", "staged", "router_maxima", "routing_load", "routing_domains", "routing_layers",
-                 "mixture_lens"):  # fmt: skip
+                 "collapse_map", "collapse_gradients", "staged", "router_maxima", "routing_load", "routing_domains",
+                 "routing_layers", "mixture_lens"):  # fmt: skip
         assert (tiny_run / "paper" / "figures" / f"{name}.svg").stat().st_size > 1000
 
 

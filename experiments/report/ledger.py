@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from classifier_emergence.errors import InputError
 from classifier_emergence.reading.layers import layer_at, layer_row
 from classifier_emergence.results import lookup, read_result, write_result
 from classifier_emergence.statistics import newcombe_difference, wilson
@@ -58,6 +59,8 @@ def measure(claim: Claim, results: Results, models: Sequence[str], confidence: f
             other = (atom.minus and atom.minus.model) or model
             if atom.model not in (None, model) or (atom.minus and other not in results.get(atom.minus.stage, {})):
                 continue
+            if not _measured(atom, results[atom.stage], model):
+                continue
             number, key = _read(atom, results[atom.stage][model], confidence)
             if number is None:  # not measured on this model, so no evidence
                 continue
@@ -67,6 +70,20 @@ def measure(claim: Claim, results: Results, models: Sequence[str], confidence: f
             source = {"file": result_path(atom.stage, model).as_posix(), "key": key}
             pieces.append(Piece(atom, model, number, baseline, source))
     return pieces
+
+
+def _measured(atom: Atom, results: Facts, model: str) -> bool:
+    """Whether a model has the number; one that no model has is a mistake in the ledger, which reading it will tell."""
+    having = [key for key, result in results.items() if _has(result, atom.key)]
+    return model in having or not having
+
+
+def _has(result: Mapping[str, Any], key: str) -> bool:
+    try:
+        lookup(result, key)
+    except InputError:
+        return False
+    return True
 
 
 def judge(claim: Claim, pieces: Sequence[Piece], confidence: float, facts: Facts) -> tuple[Headline, list[State]]:

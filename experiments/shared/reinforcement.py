@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from classifier_emergence.models.loading import load
 from classifier_emergence.reading.vocabulary import word_tokens
@@ -74,23 +75,25 @@ class PolicyStudy(ProblemStudy):
 
     def sampled_reward(self, problems: Sequence[Problem]) -> dict[str, Any]:
         """Reward of completions drawn for problems; the interval is over problems."""
-        tokenizer, how = self.lm.tokenizer, self.sampling
-        encoded = tokenizer([self.prompt(problem) for problem in problems])["input_ids"]
-        stop = [int(tokenizer.eos_token_id), *line_ends(tokenizer)]
-        hits: list[float] = []
         torch.manual_seed(0)
-        for start in range(0, len(problems), DRAWN_TOGETHER):
-            part = encoded[start : start + DRAWN_TOGETHER]
-            rows = [i for i in range(len(part)) for _ in range(how.group)]
-            ids = draw_completions(
-                self.lm, part, rows, new_tokens=how.new_tokens, temperature=how.temperature, stop=stop
-            )
-            texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-            hits += exact(parse_answer)(texts, texts, [problems[start + row].answer for row in rows])
-        by_problem = np.reshape(hits, (len(problems), how.group))
-        zero = float((by_problem.std(-1) == 0).mean())
-        reward = by_problem.mean(-1)
-        return {**self.mean(reward, self.units()[: len(reward)]), "zero_variance": zero, "by_problem": reward}
+        parts = [problems[start : start + DRAWN_TOGETHER] for start in range(0, len(problems), DRAWN_TOGETHER)]
+        rewards = torch.cat([self.draw(part)[2] for part in parts])
+        zero, by_problem = float((rewards.std(1) == 0).double().mean()), rewards.mean(1)
+        units = self.units()[: len(problems)]
+        return {**self.mean(by_problem, units), "zero_variance": zero, "by_problem": by_problem}
+
+    def draw(self, problems: Sequence[Problem]) -> tuple[list[list[int]], list[list[int]], Tensor]:
+        """Token ids of the prompts and of a group of completions for each, and the rewards (problems, group)."""
+        tokenizer, how = self.lm.tokenizer, self.sampling
+        prompts = tokenizer([self.prompt(problem) for problem in problems])["input_ids"]
+        stop = [int(tokenizer.eos_token_id), *line_ends(tokenizer)]
+        rows = [i for i in range(len(problems)) for _ in range(how.group)]
+        ids = draw_completions(
+            self.lm, prompts, rows, new_tokens=how.new_tokens, temperature=how.temperature, stop=stop
+        )
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        rewards = exact(parse_answer)(texts, texts, [problems[row].answer for row in rows])
+        return prompts, ids, torch.tensor(rewards, dtype=torch.float64).view(len(problems), how.group)
 
 
 def reported_prompt(problem: Problem) -> str:

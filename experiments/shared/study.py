@@ -130,12 +130,12 @@ class ProblemStudy(Study):
         return [str(i // len(self.operations) % N_TEMPLATES) for i in range(len(self.problems.test))]
 
     def paired(self, after: Mapping[str, Any], before: Mapping[str, Any], item: str, of: str = "") -> dict[str, Any]:
-        """Difference of what two measures keep of every test problem, under ``items``; paired by problem.
+        """Difference of what two measures keep of the first test problems, under ``items``; paired by problem.
 
         ``of`` names the item of ``before`` if it is another.
         """
         a, b = (np.asarray(x["items"][name], dtype=float) for x, name in ((after, item), (before, of or item)))
-        return self.mean(a - b, self.units())
+        return self.mean(a - b, self.units()[: len(a)])
 
     def answer(self) -> Answers:
         """Answers to the test problems."""

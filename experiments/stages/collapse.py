@@ -1,19 +1,25 @@
-"""Stage collapse@model: what collapses when GRPO and a loss on the lens are trained together?
+"""Stage collapse@model: what collapses when GRPO and a loss on the lens are trained together, and what makes it?
 
-Reported protocol: the five attempts of the originals, with their flaws, scored on six prompts. Controlled: whole model
-or V/O adapter, GRPO, the loss on the lens or both, several seeds, scored on operands never trained on; then one flaw of
-the originals at a time. A model has collapsed if nearly all prompts get one class; the threshold was chosen beforehand.
+Reported protocol: the five attempts of the originals, with their flaws. Controlled: whole model or V/O adapter, GRPO,
+the loss on the lens or both. Causes: the whole model on both, at the originals' learning rate and with their optimiser,
+until the class loss is what they report of a collapsed model, or so many steps are over: precision of weights, one
+target a step or each prompt's own, signed or k3 divergence. A model has collapsed if nearly all held-out prompts get
+one class with its word on top of the lens. The originals' own explanations are measured: whether the gradients of the
+two losses oppose each other, and how far apart the states of the classes are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.results import lookup
 from classifier_emergence.tasks.arithmetic import LENS, labelled
 from classifier_emergence.tasks.problems import Problem
@@ -23,15 +29,18 @@ from classifier_emergence.training.rl.run import all_weights_trainable, train_gr
 from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask
 from classifier_emergence.training.supervised import Schedule
 from experiments.params import Params
+from experiments.shared.interference import cosines, gradient_products
 from experiments.shared.reinforcement import PolicyStudy, early_and_late, reported_problems, reported_prompt
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main
 from experiments.shared.study import adapter_of
-from experiments.shared.summaries import difference, over, summary_over_seeds
+from experiments.shared.summaries import difference, over, summary_over_seeds, value_of
 
 CLASSES = ("multiply", "add", "subtract")
-MOVING = ("reported_first", "reported_own_targets")
-"""The originals' attempts that are made in 32 bits as well."""
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""That weights are held in, updated in place."""
+LEVELS = {"precision": (*PRECISIONS,), "targets": ("own", "shared"), "divergence": ("k3", "signed")}
+"""Possible causes of the collapse; the first of each is no flaw."""
 
 
 @dataclass(frozen=True)
@@ -46,61 +55,66 @@ class CollapseArm:
     """Train an adapter on V and O below the lens's layer, not the whole model."""
     reported: bool = False
     """The originals' prompts, operands, rule for the reward and group."""
-    balanced: bool = True
-    """As many problems of each class a step as can be, else classes at random."""
     shared_target: bool = False
-    """Every prompt of a step gets the class of its first one: a flaw."""
+    """A flaw: every prompt of a step gets the class of its first one, and classes are drawn at random. Else each has
+    its own and there are as many problems of each class as can be."""
     entropy_bonus: float = 0.0
     signed_kl: bool = False
-    half: bool = False
-    """Weights held in half precision, updated in place: a flaw."""
-    several_seeds: bool = False
+    precision: str = "fp32"
+    """A key of ``PRECISIONS``; half precision is a flaw."""
+    bias_correction: bool = True
+    """Of Adam's moments; False is a flaw, and makes the first steps several times as long."""
+    until_reported: bool = False
+    """A possible cause: end when the class loss is what the originals report of their collapsed model; a prompt of each
+    class a step, and the originals' group, as these arms are many."""
+    gradients: bool = False
+    """Compare the gradients of the two losses on the way."""
+    several_seeds: bool = True
 
 
 def run(params: Params, key: str) -> None:
     """Train every arm and write one result."""
-    with Runs("collapse", key, params, PolicyStudy, "grpo", "bank") as runs:
-        before, seeds = runs.once("base", lambda study, _: measure_model(study)), params.grpo.seeds
+    sections = ("grpo", "bank", "reinforcement_models")
+    with Runs("collapse", key, params, PolicyStudy, *sections) as runs:
+        before, seeds = runs.once("base", lambda study, _: measure_base(study)), params.grpo.seeds
         calls = {
             name: [Run(f"{name}-{s}", train_arm, (name, arm, s)) for s in seeds[: None if arm.several_seeds else 1]]
-            for name, arm in all_arms(params).items()
+            for name, arm in all_arms(params, key).items()
         }
         arms: dict[str, Any] = {
-            name: {"runs": results, "summary": arm_summary(results)} for name, results in runs.by_arm(calls).items()
+            name: {"runs": results, "summary": arm_summary(results, before, params)}
+            for name, results in runs.by_arm(calls).items()
         }
+        attempts = [arms[name]["summary"] for name in reported_arms(params) if name in arms]
         result = {
             "model": key,
             "layer": runs.study.lm.layers[runs.study.row],
+            "layers": runs.study.lm.layers,
             "classes": CLASSES,
             "before": before,
             "arms": arms,
-            "contrasts": contrasts(arms),
-            "reported_collapsed": sum(arms[name]["summary"]["reported_collapsed"] for name in reported_arms(params)),
+            "contrasts": contrasts(runs.study, arms),
+            "causes": causes(arms),
+            "reported_collapsed": sum(each["reported_collapsed"] for each in attempts) if attempts else None,
         }
         runs.finish(result)
 
 
-def all_arms(params: Params) -> dict[str, CollapseArm]:
-    """Every arm by name."""
+def all_arms(params: Params, key: str) -> dict[str, CollapseArm]:
+    """Every arm by name; attempts and causes on the models of ``reinforcement_models`` alone."""
     settings = params.collapse
     kl, steps = params.grpo.kl_weight, settings.steps
     parts = {"grpo": 0.0, "class": 1.0, "both": settings.class_weight}
     factorial = {
-        f"{name}_{part}": CollapseArm(weight, kl, rate, steps, vo=name == "vo", several_seeds=True)
+        f"{name}_{part}": CollapseArm(
+            weight, kl, rate, steps, vo=name == "vo", gradients=(name, part) == ("whole", "both")
+        )
         for name, rate in (("whole", settings.learning_rate), ("vo", settings.vo_learning_rate))
         for part, weight in parts.items()
     }
-    both = replace(factorial["whole_both"], several_seeds=False)
-    flaws = {
-        "flaw_signed_kl": replace(both, signed_kl=True, kl_weight=params.grpo.reported.kl_weight),
-        "flaw_shared_target": replace(both, balanced=False, shared_target=True),
-        "flaw_half_precision": replace(both, half=True, learning_rate=params.grpo.reported.learning_rate),
-        "without_half_precision": replace(both, learning_rate=params.grpo.reported.learning_rate),
-    }
-    attempts = reported_arms(params)
-    # All other flaws of the originals together: half precision hides what they do.
-    moving = {f"{name}_in_32_bits": replace(attempts[name], half=False) for name in MOVING}
-    return {**attempts, **factorial, **flaws, **moving}
+    if key not in params.reinforcement_models:
+        return factorial
+    return {**reported_arms(params), **factorial, **cause_arms(params)}
 
 
 def reported_arms(params: Params) -> dict[str, CollapseArm]:
@@ -108,9 +122,10 @@ def reported_arms(params: Params) -> dict[str, CollapseArm]:
     kl = params.grpo.reported.kl_weight
     short, middle, long = params.collapse.reported_steps
     first = CollapseArm(
-        0.4, kl, 1e-5, short, reported=True, balanced=False, shared_target=True, signed_kl=True, half=True
-    )
-    own = replace(first, balanced=True, shared_target=False)
+        0.4, kl, 1e-5, short, reported=True, shared_target=True, signed_kl=True, precision="bf16",
+        bias_correction=False, several_seeds=False,
+    )  # fmt: skip
+    own = replace(first, shared_target=False)
     return {
         "reported_first": first,
         "reported_own_targets": own,
@@ -120,27 +135,60 @@ def reported_arms(params: Params) -> dict[str, CollapseArm]:
     }
 
 
+def cause_arms(params: Params) -> dict[str, CollapseArm]:
+    """Every combination of ``LEVELS`` at the originals' rate and with their optimiser, to equal class loss."""
+    settings = params.collapse
+    start = CollapseArm(
+        settings.class_weight, params.grpo.reported.kl_weight, settings.learning_rate, settings.cause_steps,
+        bias_correction=False, until_reported=True,
+    )  # fmt: skip
+    return {
+        f"{precision}_{targets}_{divergence}": replace(
+            start, precision=precision, shared_target=targets == "shared", signed_kl=divergence == "signed"
+        )
+        for precision, targets, divergence in product(*LEVELS.values())
+    }
+
+
 def train_arm(study: PolicyStudy, work: Path, name: str, arm: CollapseArm, seed: int) -> dict[str, Any]:
     """Train one arm, watching the classes, and measure."""
     settings, few = study.params.collapse, study.problems.test[: study.params.collapse.curve_problems]
-    how = replace(study.sampling, group=settings.reported_group) if arm.reported else study.sampling
+    few_drawn = arm.reported or arm.until_reported
+    how = replace(study.sampling, group=settings.reported_group) if few_drawn else study.sampling
     objective = PolicyObjective(
         arm.kl_weight, arm.class_weight, study.layer, signed_kl=arm.signed_kl, entropy_bonus=arm.entropy_bonus
     )
+    until = settings.class_loss if arm.until_reported else -np.inf
 
     def watch() -> dict[str, Any]:
         spread = classes(study, few, reported_prompt if arm.reported else study.prompt)
-        return {"shares": {k: float(v) for k, v in spread["shares"].items()}, "modal": float(spread["modal_share"])}
+        found = {"shares": {k: float(v) for k, v in spread["shares"].items()}, "modal": float(spread["modal_share"])}
+        if arm.gradients:
+            products = gradient_products(study, 1, settings.gradient_problems)
+            found["gradients"] = {each: values[0].tolist() for each, values in products.items()}
+        return found
 
     with prepared(study, arm, seed) as model:
+        dtype = PRECISIONS[arm.precision]
+        # With the originals' optimiser alone: it is about weights too coarse to move, and a copy is large.
+        start = [] if arm.bias_correction else [(p, p.detach().to(dtype, copy=True)) for p in model.parameters()]
         trained = train_grpo(
             study.lm, model, tasks(study, arm, seed), exact(parse_reported if arm.reported else parse_answer),
             objective, how, Schedule(arm.steps, prompts_a_step(study, arm), arm.learning_rate, seed, settings.every),
-            work=work, watch=watch, checkpoint_every=settings.checkpoint_every,
-            dtype=torch.bfloat16 if arm.half else torch.float32,
+            work=work, watch=watch, checkpoint_every=settings.checkpoint_every, dtype=dtype,
+            bias_correction=arm.bias_correction, until=until,
             description=f"collapse of {study.lm.key}: {name.replace('_', ' ')}, seed {seed}",
         )  # fmt: skip
-        return {**vars(trained), **measure_model(study)}
+        moved = sum(int((p != q).sum()) for p, q in start) / trained.parameters if start else None
+        del start
+        losses = ((step["step"], step.get("class_loss")) for step in trained.steps)
+        reached = [step for step, loss in losses if loss is not None and loss <= settings.class_loss]
+        return {
+            **vars(trained),
+            "share_of_weights_changed": moved,
+            "reached": reached[0] if reached else None,
+            **(measure_lens(study) if arm.until_reported else measure_model(study)),
+        }
 
 
 def prepared(study: PolicyStudy, arm: CollapseArm, seed: int) -> AbstractContextManager[Any]:
@@ -153,6 +201,8 @@ def prepared(study: PolicyStudy, arm: CollapseArm, seed: int) -> AbstractContext
 def prompts_a_step(study: PolicyStudy, arm: CollapseArm) -> int:
     """As many completions in all with the originals' group as with ours."""
     settings = study.params.collapse
+    if arm.until_reported:
+        return len(CLASSES)
     return settings.reported_prompts if arm.reported else settings.prompts
 
 
@@ -166,10 +216,10 @@ def tasks(study: PolicyStudy, arm: CollapseArm, seed: int) -> list[PolicyTask]:
     prompt = reported_prompt if arm.reported else study.prompt
     ordered = []
     for step in range(arm.steps):
-        if arm.balanced:
-            names = [CLASSES[(step * size + i) % len(CLASSES)] for i in range(size)]
-        else:
+        if arm.shared_target:
             names = [CLASSES[i] for i in random.integers(len(CLASSES), size=size)]
+        else:
+            names = [CLASSES[(step * size + i) % len(CLASSES)] for i in range(size)]
         for name in names:
             problem = pools[name][int(random.integers(len(pools[name])))]
             target = targets[names[0] if arm.shared_target else name]
@@ -182,54 +232,148 @@ def classes(study: PolicyStudy, problems: Sequence[Problem], prompt: Callable[[P
     lens = study.read_problems(problems, [prompt(problem) for problem in problems])
     choice, own = lens.choice[0], torch.tensor([CLASSES.index(problem.operation) for problem in problems])
     shares = choice.bincount(minlength=len(CLASSES)).double() / len(choice)
+    on_top = torch.stack([torch.isin(lens.top_id[0], torch.tensor(word.ids)) for word in study.words])
+    named, units = (choice == torch.arange(len(CLASSES))[:, None]) & on_top, study.units()[: len(problems)]
+    one_word = study.share(named[named.sum(1).argmax()], units)
     return {
         "shares": dict(zip(CLASSES, shares, strict=True)),
         "entropy": -torch.special.xlogy(shares, shares).sum(),
         "modal_share": shares.max(),
-        "collapsed": bool(shares.max() >= study.params.collapse.modal_share),
+        # With its word on top: before training one class may be the least unlikely everywhere.
+        "one_word": one_word,
+        "collapsed": one_word["accuracy"] >= study.params.collapse.modal_share,
         # As many problems of each class: accuracy is balanced accuracy, and a constant answer scores 1/3.
-        "balanced_accuracy": study.share(choice == own),
+        "balanced_accuracy": study.share(choice == own, units),
         "alignment": lens.own_word[0].mean(),
+        "right": choice == own,
     }
 
 
+def spread(states: Tensor, own: Tensor, *, confidence: float, resamples: int) -> dict[str, Any]:
+    """How far apart the states (n, d) of classes ``own`` are, with bootstrap intervals over problems of each class.
+
+    ``separation`` is the share of their variance that lies between the classes' means, 0 if they are one and 1 if the
+    states of a class are all alike; of labels that say nothing (k - 1) / (n - 1) is expected, ``null``.
+    ``concentration`` is the squared length of the states' mean over their mean squared length: 1 if all states are one.
+    """
+    random, n, k = np.random.default_rng(0), len(states), int(own.max()) + 1
+    means, squares, parts = [], [], []
+    for c in range(k):
+        x = states[own == c].double().numpy()
+        m = len(x)
+        weights = np.vstack([np.full(m, 1 / m), random.multinomial(m, np.full(m, 1 / m), size=resamples) / m])
+        means.append(weights @ x)
+        squares.append(weights @ (x**2).sum(1))
+        parts.append(m / n)
+    share = np.array(parts)[:, None]
+    square = (share * squares).sum(0)
+    centre = ((share[..., None] * means).sum(0) ** 2).sum(-1)
+    between = (share * (np.array(means) ** 2).sum(-1)).sum(0) - centre
+    ends = ((1 - confidence) / 2, (1 + confidence) / 2)
+    found = {"separation": between / (square - centre), "concentration": centre / square}
+    numbers = {
+        name: {"mean": values[0], "interval": np.quantile(values[1:], ends), "n": n} for name, values in found.items()
+    }
+    return {**numbers, "null": (k - 1) / (n - 1)}
+
+
+def measure_base(study: PolicyStudy) -> dict[str, Any]:
+    """The model before training, and how the gradients of the two losses agree there."""
+    settings = study.params.collapse
+    with all_weights_trainable(study.lm):
+        torch.manual_seed(0)
+        products = gradient_products(study, settings.gradient_draws, settings.gradient_problems)
+    return {**measure_model(study), "gradients": agreement(products, study.params)}
+
+
+def agreement(products: Mapping[str, Any], params: Params) -> dict[str, Any]:
+    """See ``interference.cosines``."""
+    return cosines(products, confidence=params.confidence, resamples=params.grpo.resamples)
+
+
 def measure_model(study: PolicyStudy) -> dict[str, Any]:
-    """Classes and rewards on held-out problems, and the originals' table."""
-    test, table = study.problems.test, [Problem.parse(text) for text in labelled(LENS)[0]]
+    """Classes, states and rewards on held-out problems, and the originals' table."""
+    table = [Problem.parse(text) for text in labelled(LENS)[0]]
     table = [problem for problem in table if problem.operation in CLASSES]
     prompts = [problem.symbol for problem in table]
     lens = study.read_problems(table, prompts)
+    # Where the originals' configurations are trained: at the lone space.
+    trained = classes(study, study.problems.test, reported_prompt)
     return {
-        "classes": classes(study, test, study.prompt),
-        "answers": study.share(study.answer().exact),
-        "sampled_reward": study.sampled_reward(test[: study.params.collapse.curve_problems]),
+        **measure_lens(study),
+        "answers": study.share(study.answer().exact, study.units()),
         "reported": {
             "prompts": study.table(prompts, lens),
             "score": study.share(lens.is_top[0]),
-            # Where the originals' configurations are trained: at the lone space.
-            "classes": classes(study, test, reported_prompt),
+            "classes": {name: number for name, number in trained.items() if name != "right"},
         },
     }
 
 
-def arm_summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The numbers of an arm over its seeds."""
-    paths = (
-        "classes.entropy", "classes.modal_share", "classes.balanced_accuracy", "classes.alignment", "answers",
-        "sampled_reward", "reported.score", "reported.classes.modal_share", "reported.classes.balanced_accuracy",
+def measure_lens(study: PolicyStudy) -> dict[str, Any]:
+    """Classes, states and rewards on held-out problems."""
+    test, settings = study.problems.test, study.params
+    states = residual_stream(study.lm, [study.prompt(problem) for problem in test], rows=[study.row])[0]
+    with torch.no_grad():
+        normed = study.lm.readout.norm(states)
+    own, found = torch.tensor(study.own), classes(study, test, study.prompt)
+    reward = study.sampled_reward(test[: settings.collapse.curve_problems])
+    return {
+        "items": {"right": found.pop("right"), "reward": reward.pop("by_problem")},
+        "classes": found,
+        "spread": spread(normed, own, confidence=settings.confidence, resamples=study.resamples),
+        "sampled_reward": reward,
+    }
+
+
+def arm_summary(runs: Sequence[dict[str, Any]], before: Mapping[str, Any], params: Params) -> dict[str, Any]:
+    """The numbers of an arm over its seeds; what the untrained model does as well is no collapse."""
+    known = (
+        "classes.entropy", "classes.modal_share", "classes.one_word", "classes.balanced_accuracy", "classes.alignment",
+        "spread.separation", "spread.concentration", "answers", "sampled_reward", "reported.score",
+        "reported.classes.modal_share", "reported.classes.one_word", "reported.classes.balanced_accuracy",
     )  # fmt: skip
+    paths = [path for path in known if path.partition(".")[0] in runs[0]]
     last = [run["steps"][-1] for run in runs]
     drawn = "reward" in last[0]  # the class loss alone draws no completions
     rewards = [early_and_late(run["steps"]) for run in runs] if drawn else []
+    found: dict[str, Any] = {}
+    if "reported" in runs[0]:
+        at_first = before["reported"]["classes"]["collapsed"]
+        found = {
+            "reported_collapsed": sum(run["reported"]["classes"]["collapsed"] and not at_first for run in runs),
+            "reported_one_word": over([one_word(run["reported"]["prompts"]) for run in runs]),
+        }
+    if "class_loss" in last[0]:
+        found |= {
+            "class_loss": over([step["class_loss"] for step in last]),
+            "reached": sum(run["reached"] is not None for run in runs),
+            # One more than there were, where it was not reached.
+            "steps_to_class_loss": over([run["reached"] or len(run["steps"]) + 1 for run in runs]),
+        }
+    if runs[0]["share_of_weights_changed"] is not None:
+        found["share_of_weights_changed"] = over([run["share_of_weights_changed"] for run in runs])
+    if "gradients" in runs[0]["watched"][0]:
+        along = [agreement(_stacked([each["gradients"] for each in run["watched"]]), params) for run in runs]
+        found["gradients"] = {name: over([each[name] for each in along]) for name in along[0] if name != "by_block"}
+        blocks = {name: [each["by_block"][name] for each in along] for name in along[0]["by_block"]}
+        found["gradients"]["by_block"] = {name: np.mean(values, axis=0) for name, values in blocks.items()}
     return {
         "seeds": len(runs),
-        "collapsed": sum(run["classes"]["collapsed"] for run in runs),
-        "reported_collapsed": sum(run["reported"]["classes"]["collapsed"] for run in runs),
+        "collapsed": sum(run["classes"]["collapsed"] and not before["classes"]["collapsed"] for run in runs),
         **summary_over_seeds(runs, paths),
+        **{
+            f"{name}_change": over([difference(run["spread"][name], before["spread"][name]) for run in runs])
+            for name in ("separation", "concentration")
+        },
         **{f"reward_{when}": over([reward[when] for reward in rewards]) for when in ("early", "late") if drawn},
-        "reported_one_word": over([one_word(run["reported"]["prompts"]) for run in runs]),
         **{f"final_{name}": [step.get(name) for step in last] for name in ("reward", "kl", "signed_kl", "class_loss")},
+        **found,
     }
+
+
+def _stacked(draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: [draw[name] for draw in draws] for name in draws[0]}
 
 
 def one_word(prompts: Sequence[Mapping[str, Any]]) -> float:
@@ -238,29 +382,49 @@ def one_word(prompts: Sequence[Mapping[str, Any]]) -> float:
     return max(tops.count(name) for name in CLASSES) / len(tops)
 
 
-def contrasts(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Differences between cells of the factorial, by seed.
+def contrasts(study: PolicyStudy, arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Differences between cells of the factorial, by problem and by seed.
 
     What the combination loses against each half of the loss alone, and what it gains if V and O alone are trained.
     """
-    accuracy, reward = "classes.balanced_accuracy", "sampled_reward"
     pairs = {
-        "whole_accuracy": ("whole_both", "whole_class", accuracy),
-        "whole_reward": ("whole_both", "whole_grpo", reward),
-        "vo_accuracy": ("vo_both", "vo_class", accuracy),
-        "vo_reward": ("vo_both", "vo_grpo", reward),
-        "vo_against_whole_accuracy": ("vo_both", "whole_both", accuracy),
-        "vo_against_whole_reward": ("vo_both", "whole_both", reward),
+        "whole_accuracy": ("whole_both", "whole_class", "right"),
+        "whole_reward": ("whole_both", "whole_grpo", "reward"),
+        "vo_accuracy": ("vo_both", "vo_class", "right"),
+        "vo_reward": ("vo_both", "vo_grpo", "reward"),
+        "vo_against_whole_accuracy": ("vo_both", "whole_both", "right"),
+        "vo_against_whole_reward": ("vo_both", "whole_both", "reward"),
     }
     return {
-        name: over(
-            [
-                difference(lookup(x, path), lookup(y, path))
-                for x, y in zip(arms[a]["runs"], arms[b]["runs"], strict=True)
-            ]
-        )
-        for name, (a, b, path) in pairs.items()
+        name: over([study.paired(x, y, item) for x, y in zip(arms[a]["runs"], arms[b]["runs"], strict=True)])
+        for name, (a, b, item) in pairs.items()
     }
+
+
+def causes(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What each flaw changes by itself: level minus the first of its ``LEVELS``, mean over all else, by seed."""
+    paths = {
+        "one_word": "classes.one_word", "accuracy": "classes.balanced_accuracy", "reward": "sampled_reward",
+        "separation": "spread.separation",
+    }  # fmt: skip
+    cells = [cell for cell in product(*LEVELS.values()) if "_".join(cell) in arms]
+    found: dict[str, Any] = {}
+    for place, levels in enumerate(LEVELS.values()):
+        for level in levels[1:] if cells else ():
+            pairs = [(cell, (*cell[:place], levels[0], *cell[place + 1 :])) for cell in cells if cell[place] == level]
+            found[level] = {
+                name: over(
+                    np.mean(
+                        [
+                            [value_of(lookup(a, path)) - value_of(lookup(b, path)) for a, b in zip(*both, strict=True)]
+                            for both in ([arms["_".join(cell)]["runs"] for cell in pair] for pair in pairs)
+                        ],
+                        axis=0,
+                    ).tolist()
+                )
+                for name, path in paths.items()
+            }
+    return found
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from classifier_emergence.models.loading import load
 from classifier_emergence.reading.directions import project
 from classifier_emergence.reading.layers import peak_row, row_at
 from classifier_emergence.reading.lens import lens_scores
@@ -24,7 +25,6 @@ from classifier_emergence.reading.vocabulary import token_text
 from classifier_emergence.statistics import cohens_d, expected_max_cosine
 from classifier_emergence.tasks.arithmetic import prompt_bank
 from classifier_emergence.tasks.problems import Problem, sample
-from classifier_emergence.training.flaws import round_to_dtype_
 from classifier_emergence.training.rl.rewards import exact, parse_answer, parse_reported
 from classifier_emergence.training.rl.run import all_weights_trainable, train_grpo
 from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask
@@ -48,7 +48,7 @@ class GrpoArm:
     reported: bool = False
     """The originals' prompts, rule for the reward, learning rate and weight of the divergence."""
     flaws: bool = False
-    """Half-precision weights updated in place, and the signed divergence of prompt and response."""
+    """Half-precision weights, Adam's moments uncorrected, and the signed divergence of prompt and response."""
 
 
 ARMS = {
@@ -97,16 +97,17 @@ def train_arm(study: GrpoStudy, work: Path, name: str, seed: int) -> dict[str, A
     how = settings.reported if arm.reported else settings
     dtype = torch.bfloat16 if arm.flaws else torch.float32
     with all_weights_trainable(lm) as model:
-        round_to_dtype_(model.parameters(), dtype)
-        start = [parameter.detach().clone() for parameter in model.parameters()]
         trained = train_grpo(
             lm, model, tasks(study, seed, reported=arm.reported),
             exact(parse_reported if arm.reported else parse_answer),
             PolicyObjective(how.kl_weight, signed_kl=arm.flaws), study.sampling,
             Schedule(settings.steps, settings.prompts, how.learning_rate, seed, settings.every),
-            work=work, dtype=dtype, description=f"GRPO of {lm.key}: {name.replace('_', ' ')}, seed {seed}",
+            work=work, dtype=dtype, bias_correction=not arm.flaws,
+            description=f"GRPO of {lm.key}: {name.replace('_', ' ')}, seed {seed}",
         )  # fmt: skip
-        moved = sum(int((p != q).sum()) for p, q in zip(model.parameters(), start, strict=True))
+        # Loaded anew: next to all that training holds, a copy of the model is large.
+        start = load(lm.key, study.params.registry).model.parameters()
+        moved = sum(int((p != q.to(dtype)).sum()) for p, q in zip(model.parameters(), start, strict=True))
         del start
         after = measure_model(study)
     return {

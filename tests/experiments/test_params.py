@@ -57,7 +57,7 @@ def test_the_shipped_parameters_are_valid(name: str) -> None:
         ),
         (
             lambda raw: raw["reinforcement_models"].append("olmoe-1b-7b"),
-            "reinforcement_models: 'olmoe-1b-7b' is not among models",
+            "reinforcement_models: 'olmoe-1b-7b' is not among grpo_models",
         ),
         (
             lambda raw: raw["moe_models"].append("olmo-1b-7b"),

@@ -57,10 +57,9 @@ def grpo_depth(grpo: Results) -> Figure:
 def collapse_map(collapse: Results) -> Figure:
     """Shares of the classes that the lens gives to held-out problems, over the steps of every run.
 
-    The cells of the factorial go down, its seeds across; beside them the originals' configurations and the flaws.
+    The cells of the factorial go down, its seeds across; beside them the originals' configurations.
     """
-    cells = NAMES["collapse_factorial"]
-    beside = (NAMES["collapse_attempts"], NAMES["collapse_flaws"] | NAMES["collapse_in_32_bits"])
+    cells, beside = NAMES["collapse_factorial"], (NAMES["collapse_attempts"],)
     seeds = max(len(result["arms"][key]["runs"]) for result in collapse.values() for key in cells)
     rows = len(cells) * len(collapse)
     figure, grid = draw.panels(rows, seeds + len(beside), height=0.3 + 0.78 * rows, xlabel="step", sharey=True)
@@ -74,7 +73,7 @@ def collapse_map(collapse: Results) -> Figure:
             named = f"{model}, " if seed == 0 and len(collapse) > 1 else ""
             axis.set_title(f"{named}seed {seed}", fontsize=6, pad=2)
         for column, runs in zip(block.T[seeds:], beside, strict=True):
-            for axis, (key, name) in zip(column, runs.items(), strict=False):
+            for axis, (key, name) in zip(column, runs.items() if "reported_first" in arms else (), strict=False):
                 _class_shares(axis, arms[key]["runs"][0]["watched"], classes)
                 axis.set_title(name, fontsize=6, pad=2)
     for axis in grid.flat:
@@ -88,6 +87,26 @@ def _class_shares(axis: Axes, watched: Sequence[Mapping[str, Any]], classes: Seq
     shares = [[entry["shares"][name] for entry in watched] for name in classes]
     axis.stackplot(steps, shares, colors=CLASS_SHADES, labels=classes)
     axis.set(xlim=(0, steps[-1]), ylim=(0, 1), xticks=[0, steps[-1]], yticks=[0, 1])
+
+
+@draw.figure("collapse")
+def collapse_gradients(collapse: Results) -> Figure:
+    """Cosines between gradients of half a batch, by block: of the two losses, and of either with itself."""
+    figure, grid = draw.panels(len(collapse), 2, height=0.4 + 1.7 * len(collapse), xlabel="block", sharey=True)
+    lines = {"across": ("two losses", "-", "0.0"), "policy_halves": ("GRPO with itself", "--", "0.35"),
+             "class_halves": ("class loss with itself", ":", "0.6")}  # fmt: skip
+    for row, (model, result) in zip(grid, collapse.items(), strict=True):
+        along = result["arms"]["whole_both"]["summary"]["gradients"]
+        cases = {"before training": result["before"]["gradients"], "along training": along}
+        for axis, (when, found) in zip(row, cases.items(), strict=True):
+            for key, (name, ls, shade) in lines.items():
+                line(axis, found["by_block"][key], color=shade, ls=ls, label=name)
+            axis.axhline(0, color="0.85", lw=0.7, zorder=0)
+            axis.locator_params(axis="x", integer=True)
+            axis.set(
+                title=when if len(collapse) == 1 else f"{model}, {when}", ylabel="cosine" if axis is row[0] else ""
+            )
+    return draw.legend(figure)
 
 
 @draw.figure("staged")

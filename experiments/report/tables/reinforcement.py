@@ -1,11 +1,13 @@
 """Tables of reinforcement learning: GRPO alone, with a loss on the lens, and after or before the dual reward."""
 
+from itertools import product
+
 import numpy as np
 
 from classifier_emergence.numbers import accuracy_text, number, percent, small_share
 from classifier_emergence.reading.layers import layer_at, layer_row
 from experiments.report.names import NAMES
-from experiments.report.tables.cells import NOTHING, at_layer, cells, known, value
+from experiments.report.tables.cells import NOTHING, at_layer, cell, cells, known, value
 from experiments.report.tables.table import Result, Rows, table
 from experiments.shared.summaries import summary_over_seeds
 
@@ -59,6 +61,8 @@ def grpo_controlled(result: Result) -> Rows:
 @table("collapse", "Layer | `Prompt` | `Before` | Own word | `After` | Top | Own word after")
 def collapse_prompts(result: Result) -> Rows:
     """GRPO and the class loss under the reported protocol: six prompts before and after training."""
+    if "reported_first" not in result["arms"]:
+        return
     first = result["arms"]["reported_first"]["runs"][0]
     for old, new in zip(*(run["reported"]["prompts"] for run in (result["before"], first)), strict=True):
         after = cells(new, "top_token | top_probability:percent | own_probability:small")
@@ -68,23 +72,26 @@ def collapse_prompts(result: Result) -> Rows:
 @table(
     "collapse",
     "Configuration | Steps | Class loss | Reward | Divergence | Six prompts | One word | Commonest "
-    "| Accuracy | Collapsed",
+    "| Accuracy | Moved | Collapsed",
 )
 def collapse_attempts(result: Result) -> Rows:
-    """GRPO and the class loss: the originals' five configurations, with their flaws, and two of them in 32 bits."""
+    """GRPO and the class loss: the originals' five configurations, with their flaws."""
+    if "reported_first" not in result["arms"]:
+        return
     before = result["before"]["reported"]
     yield [
         "before training", *[NOTHING] * 4, percent(value(before["score"])), NOTHING, *_classes(before["classes"]),
-        NOTHING,
+        NOTHING, NOTHING,
     ]  # fmt: skip
-    for key, name in {**NAMES["collapse_attempts"], **NAMES["collapse_in_32_bits"]}.items():
+    for key, name in NAMES["collapse_attempts"].items():
         (run, *_), summary = result["arms"][key]["runs"], result["arms"][key]["summary"]
         last = run["steps"][-1]
         yield [
             name, last["step"], _from_to(run, "class_loss"), _from_to(run, "reward"),
             known(last.get("signed_kl", last.get("kl")), 1),
             *cells(summary, "reported.score:percent | reported_one_word:percent"),
-            *_classes(run["reported"]["classes"]), *cells(summary, "reported_collapsed:yes"),
+            *_classes(run["reported"]["classes"]),
+            *cells(summary, "share_of_weights_changed:percent | reported_collapsed:yes"),
         ]  # fmt: skip
 
 
@@ -99,7 +106,10 @@ def _from_to(run: Result, name: str) -> str:
     return " → ".join(number(run["steps"][i][name]) for i in (0, -1))
 
 
-@table("collapse", "Trained | Loss | Entropy | Commonest | Accuracy | Alignment | Reward | KL | Exact | Collapsed")
+@table(
+    "collapse",
+    "Trained | Loss | Entropy | Commonest | Accuracy | Alignment | Separation | Reward | KL | Exact | Collapsed",
+)
 def collapse_factorial(result: Result) -> Rows:
     """What collapses: whole model or V and O, GRPO or the class loss or both."""
     shown = "entropy:2 | modal_share:percent | balanced_accuracy:share | alignment:small"
@@ -108,20 +118,43 @@ def collapse_factorial(result: Result) -> Rows:
     for trained, loss, found in cases:
         kl = [each for each in found.get("final_kl", []) if each is not None]
         yield [
-            trained, loss, *cells(found["classes"], shown), percent(value(found["sampled_reward"])),
+            trained, loss, *cells(found["classes"], shown),
+            *cells(found, "spread.separation:2 | sampled_reward:percent"),
             known(float(np.mean(kl)) if kl else None, 3), percent(value(found["answers"])),
             f"{found['collapsed']} of {found['seeds']}" if found is not result["before"] else NOTHING,
         ]  # fmt: skip
 
 
-@table("collapse", "Flaw | Class loss | Commonest | Accuracy | Reward | Signed | k3 | Collapsed")
-def collapse_flaws(result: Result) -> Rows:
-    """Flaws of the originals, switched on one by one in training the whole model on both parts of the loss."""
-    for key, name in {"whole_both": "none", **NAMES["collapse_flaws"]}.items():
-        run = result["arms"][key]["runs"][0]
-        signed, k3 = known(run["steps"][-1].get("signed_kl"), 1), number(run["steps"][-1]["kl"], 3)
-        reward, collapsed = cells(run, "sampled_reward:share | classes.collapsed:yes")
-        yield [name, _from_to(run, "class_loss"), *_classes(run["classes"]), reward, signed, k3, collapsed]
+@table(
+    "collapse",
+    "Weights | Targets | Divergence | Class loss | Reached | Steps | Moved | One word | Accuracy | Separation | Reward "
+    "| Collapsed",
+)
+def collapse_causes(result: Result) -> Rows:
+    """Possible causes of the collapse, crossed, in training the whole model to the reported class loss."""
+    if "reported_first" not in result["arms"]:
+        return
+    for levels in product(*(kind.items() for kind in NAMES["collapse_levels"].values())):
+        found = result["arms"]["_".join(key for key, _ in levels)]["summary"]
+        yield [
+            *(name for _, name in levels), *cells(found, "class_loss:2"), f"{found['reached']} of {found['seeds']}",
+            *cells(found, "steps_to_class_loss:1 | share_of_weights_changed:percent | classes.one_word:share"),
+            *cells(found, "classes.balanced_accuracy:share | spread.separation:2 | sampled_reward:share"),
+            f"{found['collapsed']} of {found['seeds']}",
+        ]  # fmt: skip
+
+
+@table("collapse", "Gradients | Cosine | Half batches | GRPO with itself | Class loss with itself | Class loss's share")
+def collapse_gradients(result: Result) -> Rows:
+    """Gradients of GRPO and of the class loss before and along training: cosines with their nulls, and lengths."""
+    along = result["arms"]["whole_both"]["summary"]["gradients"]
+    for when, found in {"before training": result["before"]["gradients"], "along training": along}.items():
+        shown = ("cosine", "across", "policy_halves", "class_halves", "class_share")
+        yield [when, *(_with_interval(found[name]) for name in shown)]
+
+
+def _with_interval(found: Result) -> str:
+    return f"{number(value(found))} {cell(found['interval'], '2')}"
 
 
 @table("staged", "Order | After | Alignment | Own word on top | Reward | Exact answers | Change")

@@ -77,7 +77,8 @@ class HeldInDtype(TrainerCallback):
 
     A step smaller than half the distance to the next number is lost. What is computed from them is computed in 32 bits:
     it is the rounding of weights that such training is about, and processors without arithmetic of 16 bits are twenty
-    times slower at it.
+    times slower at it. Moments stay in 32 bits where the dtype has not their range: in float16 squares of gradients are
+    0, and a step divides by nothing.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -88,5 +89,26 @@ class HeldInDtype(TrainerCallback):
     ) -> None:
         """Round."""
         round_to_dtype_((p for p in kwargs["model"].parameters() if p.requires_grad), self.dtype)
+        if torch.finfo(self.dtype).tiny > torch.finfo(torch.bfloat16).tiny:
+            return
         moments = kwargs["optimizer"].state.values()
         round_to_dtype_((moment[name] for moment in moments for name in ("exp_avg", "exp_avg_sq")), self.dtype)
+
+
+class UncorrectedMoments(TrainerCallback):
+    """Adam without the correction of moments that start at 0: a flaw of the originals, by their optimiser's default.
+
+    Step t is then ``(1 - b1^t) / sqrt(1 - b2^t)`` times as long: 3.2 times at first, 6.6 times at most (about step 12),
+    6.2 times in step 20 and 3.2 times in step 100.
+
+    Source: ``mlx.optimizers.AdamW``, with ``bias_correction=False``; Kingma and Ba (2015), arXiv:1412.6980, section 3.
+    """
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Lengthen the step that comes; the schedule sets the rate anew after it."""
+        step = state.global_step + 1
+        for group in kwargs["optimizer"].param_groups:
+            first, second = (1 - beta**step for beta in group["betas"])
+            group["lr"] = args.learning_rate * first / second**0.5

@@ -50,7 +50,10 @@ def place(tmp_path: Path) -> Path:
     """A folder with the ledger, tiny parameters and a profile; Granite's commit is not pinned."""
     shutil.copytree(ROOT / "paper", tmp_path / "paper", ignore=shutil.ignore_patterns("paper.pdf", "tables", "figures"))
     base = yaml.safe_load((ROOT / tiny.PARAMS).read_text())
-    base |= {key: ["llama-3.2-1b"] for key in ("models", "trained_models", "reinforcement_models", "moe_models")}
+    base |= {
+        key: ["llama-3.2-1b"]
+        for key in ("models", "trained_models", "grpo_models", "reinforcement_models", "moe_models")
+    }
     base["registry"] = {
         key: {"source": "hub", "repo": repo, "revision": COMMIT, "licence": "MIT"}
         for key, (repo, *_) in MODELS.items() if key != "granite-3.1-2b"

@@ -9,6 +9,7 @@ import torch
 
 from classifier_emergence.tasks.arithmetic import LENS, SIGNS, labelled, prompt_bank
 from classifier_emergence.tasks.problems import Problem
+from classifier_emergence.training.evaluation import Alignment
 from experiments.params import load_params
 from experiments.shared.reinforcement import REPORTED_OPERANDS, reported_problems, reported_prompt
 from experiments.stages import collapse, grpo
@@ -70,20 +71,24 @@ def test_balanced_tasks_name_their_own_class_and_shared_ones_that_of_the_first(
     signs = [SIGNS[words[task.target]] for task in own]
     assert all(f" {sign} " in task.prompt.rpartition("\n")[2] for sign, task in zip(signs, own, strict=True))
     assert [signs.count(sign) for sign in ("*", "+", "-")] == [len(own) // 3] * 3
-    shared = collapse.tasks(study, replace(arm, shared_target=True, balanced=False), seed=0)
+    shared = collapse.tasks(study, replace(arm, shared_target=True), seed=0)
     for step in range(arm.steps):
         part = shared[step * size : (step + 1) * size]
         assert len({task.target for task in part}) == 1
         assert f" {SIGNS[words[part[0].target]]} " in part[0].prompt.rpartition("\n")[2]
 
 
-def test_arms_of_the_factorial_differ_in_what_is_trained_and_on_what_alone() -> None:
-    arms = collapse.all_arms(PARAMS)
-    cells = {(arm.vo, arm.class_weight) for name, arm in arms.items() if name.partition("_")[0] in ("whole", "vo")}
+def test_arms_differ_in_what_is_trained_on_what_and_under_which_flaw_alone() -> None:
+    arms = collapse.all_arms(PARAMS, PARAMS.reinforcement_models[0])
+    factorial = collapse.all_arms(PARAMS, "another")
+    assert factorial.items() <= arms.items()
+    cells = {(arm.vo, arm.class_weight) for arm in factorial.values()}
     assert cells == {(vo, weight) for vo in (False, True) for weight in (0.0, PARAMS.collapse.class_weight, 1.0)}
-    assert all(arm.half != name.endswith("in_32_bits") for name, arm in arms.items() if name.startswith("reported"))
-    both = arms["whole_both"]
-    assert arms["flaw_shared_target"] == replace(both, shared_target=True, balanced=False, several_seeds=False)
+    assert all(arm.precision == "bf16" for name, arm in arms.items() if name.startswith("reported"))
+    causes = collapse.cause_arms(PARAMS)
+    assert len(causes) == len({*causes.values()}) == 12
+    sound = causes["fp32_own_k3"]
+    assert causes["bf16_shared_signed"] == replace(sound, precision="bf16", shared_target=True, signed_kl=True)
 
 
 def test_an_effect_counts_new_words_alone_and_never_the_embedding() -> None:
@@ -116,16 +121,83 @@ def test_one_word_is_the_share_of_the_commonest_class_on_top() -> None:
     assert share("政", "政") == 0  # the same token everywhere, but no class
 
 
-def test_contrasts_pair_seeds_and_give_what_the_other_half_of_the_loss_takes() -> None:
-    def arm(*accuracies: float) -> dict[str, Any]:
-        shares = [{"accuracy": a, "interval": [a - 0.1, a + 0.1], "n": 9} for a in accuracies]
-        return {"runs": [{"classes": {"balanced_accuracy": s}, "sampled_reward": s} for s in shares]}
+def test_contrasts_pair_problems_and_give_what_the_other_half_of_the_loss_takes(study: grpo.GrpoStudy) -> None:
+    n = len(study.problems.test)
 
-    arms = {f"{place}_{part}": arm(0.5, 0.5) for place in ("whole", "vo") for part in ("grpo", "class", "both")}
-    arms |= {"whole_both": arm(0.3, 0.4), "whole_class": arm(0.9, 0.8)}
-    found = collapse.contrasts(arms)
-    assert found["whole_accuracy"]["by_seed"] == pytest.approx([-0.6, -0.4])
-    assert found["whole_accuracy"]["interval"] == pytest.approx([-0.6 - 0.02**0.5, -0.4 + 0.02**0.5])
-    assert found["whole_reward"]["value"] == pytest.approx(-0.15)
-    assert found["vo_accuracy"]["value"] == found["vo_reward"]["value"] == 0
-    assert found["vo_against_whole_accuracy"]["value"] == pytest.approx(0.15)
+    def arm(*right: int) -> dict[str, Any]:
+        found = [[1] * k + [0] * (n - k) for k in right]
+        return {"runs": [{"items": {"right": hits, "reward": hits[: n // 2]}} for hits in found]}
+
+    arms = {f"{place}_{part}": arm(6, 6) for place in ("whole", "vo") for part in ("grpo", "class", "both")}
+    arms |= {"whole_both": arm(3, 4), "whole_class": arm(9, 9)}
+    found = collapse.contrasts(study, arms)
+    assert found["whole_accuracy"]["by_seed"] == pytest.approx([-6 / n, -5 / n])
+    assert found["whole_reward"]["by_seed"] == pytest.approx([-6 / n, -4 / n])
+    assert found["vo_accuracy"]["interval"] == [0, 0]  # the same problems
+    assert found["vo_against_whole_accuracy"]["value"] == pytest.approx(2.5 / n)
+
+
+def test_a_cause_is_compared_with_the_level_that_is_no_flaw_and_all_else_alike() -> None:
+    def arm(*reward: float) -> dict[str, Any]:
+        share = {"accuracy": 0.5, "interval": [0.4, 0.6], "n": 9}
+        rewards = [{"mean": r, "interval": [r, r], "n": 9} for r in reward]
+        lens = {"one_word": share, "balanced_accuracy": share}
+        return {"runs": [{"classes": lens, "spread": {"separation": share}, "sampled_reward": r} for r in rewards]}
+
+    arms = {name: arm(0.5, 0.6) for name in collapse.cause_arms(PARAMS)}
+    arms["bf16_own_signed"] = arm(0.1, 0.6)
+    found = collapse.causes(arms)
+    assert set(found) == {"fp16", "bf16", "shared", "signed"}
+    assert found["bf16"]["reward"]["by_seed"] == pytest.approx([-0.1, 0.0])  # one pair of four
+    assert found["signed"]["reward"]["by_seed"] == pytest.approx([-0.4 / 6, 0.0])
+    assert found["fp16"]["reward"]["value"] == found["shared"]["one_word"]["value"] == 0
+    assert collapse.causes({}) == {}
+
+
+def test_a_collapse_has_its_word_on_top(study: grpo.GrpoStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    problems, n = study.problems.test, len(study.problems.test)
+    add, other = study.words[1].ids[0], study.words[0].ids[0]
+
+    def found(choice: list[int], top: list[int]) -> dict[str, Any]:
+        ones = torch.ones(1, n)
+        read = Alignment(ones, ones, torch.tensor([top]), ones, ones.bool(), torch.tensor([choice]))
+        monkeypatch.setattr(type(study), "read_problems", lambda *_: read)
+        return collapse.classes(study, problems, study.prompt)
+
+    least_unlikely = found([1] * n, [other] * n)
+    assert (float(least_unlikely["modal_share"]), least_unlikely["collapsed"]) == (1, False)
+    assert least_unlikely["one_word"]["accuracy"] == 0
+    assert found([1] * n, [add] * n)["collapsed"]
+    some = found([1] * n, [add] * (n // 2) + [other] * (n - n // 2))
+    assert (some["one_word"]["accuracy"], some["collapsed"]) == (n // 2 / n, False)
+
+
+def test_spread_tells_classes_apart_from_noise_and_from_a_single_state(seeded: Any) -> None:
+    def found(states: torch.Tensor) -> dict[str, Any]:
+        return collapse.spread(states, torch.arange(300) % 3, confidence=0.95, resamples=200)
+
+    noise, y = seeded(300, 40), torch.arange(300) % 3
+    apart = found(noise + 100 * torch.eye(40)[y])
+    assert apart["separation"]["mean"] > 0.95
+    alike = found(noise)
+    assert alike["null"] == 2 / 299
+    assert alike["separation"]["mean"] == pytest.approx(alike["null"], rel=0.5)
+    low, high = apart["separation"]["interval"]
+    assert low <= apart["separation"]["mean"] <= high
+    assert found(noise + 1000)["concentration"]["mean"] > 0.999
+    assert alike["concentration"]["mean"] < 0.02
+    total = ((noise - noise.mean(0)) ** 2).sum()
+    between = sum(100 * ((noise[y == c].mean(0) - noise.mean(0)) ** 2).sum() for c in range(3))
+    assert alike["separation"]["mean"] == pytest.approx(float(between / total), rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_arm_with_the_originals_optimiser_says_how_many_weights_moved(
+    study: grpo.GrpoStudy, precision: str, tmp_path: Path
+) -> None:
+    arm = replace(collapse.cause_arms(PARAMS)[f"{precision}_own_k3"], learning_rate=1e-5)
+    run = collapse.train_arm(study, tmp_path, "arm", arm, 0)
+    assert run["reached"] is None
+    assert len(run["steps"]) == arm.steps
+    assert 0 < run["share_of_weights_changed"] <= 1
+    assert (run["share_of_weights_changed"] > 0.5) == (precision == "fp32")

@@ -482,6 +482,57 @@ def test_weights_held_in_half_precision_take_the_steps_of_torchs_half_precision(
     assert torch.equal(stored.float(), held)
 
 
+def test_float16_has_no_room_for_moments(seeded) -> None:
+    weight = nn.Parameter(seeded(200))
+    optimizer = torch.optim.AdamW([weight], lr=1e-3)
+    weight.grad = 1e-5 * seeded(200, seed=1)
+    optimizer.step()
+    arguments, state, control = TrainingArguments("unused", report_to="none"), TrainerState(), TrainerControl()
+    HeldInDtype(torch.float16).on_optimizer_step(
+        arguments, state, control, model=nn.ParameterList([weight]), optimizer=optimizer
+    )
+    assert torch.equal(weight, weight.half().float())
+    assert (optimizer.state[weight]["exp_avg_sq"] > 0).all()
+
+
+@ONE_MODEL
+def test_uncorrected_moments_make_the_steps_of_adam_without_its_correction(lm: LanguageModel, tmp_path: Path) -> None:
+    # A gradient that does not change: the class loss of one prompt at a rate too small to matter to it.
+    schedule, rate = replace(SCHEDULE, learning_rate=1e-5, steps=3, batch_size=1), 1e-5
+    task, moved = tasks(lm, replace(schedule, steps=1)) * 3, {}
+    for correction in (True, False):
+        with all_weights_trainable(lm) as model:
+            before = weights(model)
+            train_grpo(
+                lm, model, task, reward, PolicyObjective(0.0, 1.0, 2), SAMPLING, schedule,
+                work=tmp_path / str(correction), bias_correction=correction,
+            )  # fmt: skip
+            moved[correction] = {n: (v.double() - before[n].double()).abs().max() for n, v in weights(model).items()}
+    name = max(moved[True], key=lambda n: float(moved[True][n]))
+    assert float(moved[True][name]) == pytest.approx(3 * rate, rel=0.05)  # Adam's steps are as long as the rate
+    lengths = [(1 - 0.9**t) / (1 - 0.999**t) ** 0.5 for t in (1, 2, 3)]
+    assert float(moved[False][name]) == pytest.approx(sum(lengths) * rate, rel=0.05)
+
+
+@ONE_MODEL
+def test_training_ends_where_the_class_loss_is_small_enough(lm: LanguageModel, tmp_path: Path) -> None:
+    def losses(work: str, **how: Any) -> list[float]:
+        schedule = Schedule(steps=8, batch_size=3, learning_rate=3e-3, seed=0, every=2)
+        with all_weights_trainable(lm) as model:
+            found = train_grpo(
+                lm, model, tasks(lm, schedule), reward, PolicyObjective(0.0, 1.0, 2), SAMPLING, schedule,
+                work=tmp_path / work, **how,
+            )  # fmt: skip
+        return [float(step["class_loss"] or 0) for step in found.steps]
+
+    whole = losses("whole")
+    limit = whole[4] + 1e-6
+    end = next(i for i, loss in enumerate(whole) if loss <= limit)
+    assert 0 < end < 7
+    assert losses("until", until=limit) == pytest.approx(whole[: end + 1], rel=1e-4)
+    assert losses("until", until=limit) == pytest.approx(whole[: end + 1], rel=1e-4)  # and ends there once more
+
+
 # --- Runs that are cut short; what is left behind ---
 
 

@@ -6,6 +6,7 @@ What is minimised is in ``trainer``, how completions are drawn in ``rollouts``.
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,12 +15,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.processes import check_alone
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.training.flaws import HeldInDtype, round_to_dtype_
+from classifier_emergence.training.flaws import HeldInDtype, UncorrectedMoments, round_to_dtype_
 from classifier_emergence.training.rl.rewards import Reward
 from classifier_emergence.training.rl.rollouts import line_ends
 from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, PolicyTask, Sampling, arguments
@@ -55,6 +56,19 @@ are all equal; ``kl`` (k3) and ``entropy`` are means over the completions' token
 of completions that were cut; ``class_loss`` is in nats. What a run does not have is missing."""
 
 
+class UntilClassLoss(TrainerCallback):
+    """Ends training after the first step whose class loss is at most ``limit``; of that end there is no checkpoint."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look at the step that was logged."""
+        if kwargs["logs"].get("class_loss", math.inf) <= self.limit:
+            control.should_training_stop = True
+            control.should_save = False
+
+
 @contextmanager
 def all_weights_trainable(lm: LanguageModel) -> Iterator[PreTrainedModel]:
     """The model with every weight trainable; its weights are put back at the end."""
@@ -83,6 +97,8 @@ def train_grpo(
     watch: Callable[[], dict[str, Any]] | None = None,
     checkpoint_every: int | None = None,
     dtype: torch.dtype = torch.float32,
+    bias_correction: bool = True,
+    until: float = -math.inf,
     description: str | None = None,
 ) -> GrpoRun:
     """Train; resume from the last checkpoint in ``work`` if it belongs to this very run.
@@ -101,6 +117,8 @@ def train_grpo(
         checkpoint_every: Steps between checkpoints, ``schedule.every`` if None; one of a whole model is three times
             the model's size.
         dtype: That the trained weights are held in, from before the first step on; see ``HeldInDtype``.
+        bias_correction: Of Adam's moments; False is a flaw, see ``UncorrectedMoments``.
+        until: End after the first step whose class loss, before its update, is at most this.
         description: Shown with the progress bar.
 
     Raises:
@@ -120,14 +138,19 @@ def train_grpo(
         "sampling": asdict(sampling),
         "schedule": asdict(schedule),
         "dtype": str(dtype),
+        "bias_correction": bias_correction,
+        "until": str(until),
     }
     round_to_dtype_((p for p in model.parameters() if p.requires_grad), dtype)
     open_run_folder(work, model, settings)
     with borrowed(lm, model):
         how = arguments(objective, sampling, schedule, work, checkpoint_every)
         trainer = GrpoWithLens(lm, model, how, tasks, reward, objective, watch)
+        trainer.add_callback(UntilClassLoss(until))
         if dtype != torch.float32:
             trainer.add_callback(HeldInDtype(dtype))
+        if not bias_correction:
+            trainer.add_callback(UncorrectedMoments())
         log, watched, parameters = trainer.run(description)
     steps = [{ours: entry[name] for name, ours in STATISTICS.items() if name in entry} for entry in log]
     return GrpoRun(steps, watched, parameters)
