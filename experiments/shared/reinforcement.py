@@ -12,7 +12,7 @@ from classifier_emergence.tasks.arithmetic import LENS, SIGNS, labelled, prompt_
 from classifier_emergence.tasks.problems import Problem
 from classifier_emergence.training.evaluation import Alignment, Answers, alignment, answers
 from classifier_emergence.training.rl.rewards import exact, parse_answer
-from classifier_emergence.training.rl.rollouts import draw_completions, line_ends
+from classifier_emergence.training.rl.rollouts import Draws, draw_completions, line_ends
 from classifier_emergence.training.rl.trainer import Sampling
 from experiments.params import Params
 from experiments.shared.study import ProblemStudy
@@ -78,13 +78,14 @@ class PolicyStudy(ProblemStudy):
         encoded = tokenizer([self.prompt(problem) for problem in problems])["input_ids"]
         stop = [int(tokenizer.eos_token_id), *line_ends(tokenizer)]
         hits: list[float] = []
-        torch.manual_seed(0)
+        generator = torch.Generator(self.lm.model.device).manual_seed(0)
         for start in range(0, len(problems), DRAWN_TOGETHER):
             part = encoded[start : start + DRAWN_TOGETHER]
             rows = [i for i in range(len(part)) for _ in range(how.group)]
             ids = draw_completions(
-                self.lm, part, rows, new_tokens=how.new_tokens, temperature=how.temperature, stop=stop
-            )
+                self.lm, [Draws(part, rows, generator)], new_tokens=how.new_tokens, temperature=how.temperature,
+                stop=stop,
+            )[0]  # fmt: skip
             texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
             hits += exact(parse_answer)(texts, texts, [problems[start + row].answer for row in rows])
         by_problem = np.reshape(hits, (len(problems), how.group))
