@@ -22,7 +22,7 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.residuals import outputs_of, stopping_after
-from classifier_emergence.reading.tree import batches, joint_pass, last_states, one_pass, takes_trees
+from classifier_emergence.reading.tree import batches, joint_pass, last_states, one_pass
 from classifier_emergence.training.adapters import copy_adapter, each_its_own, make_trainable, parameters_of
 from classifier_emergence.training.rl.rewards import Reward, checked
 from classifier_emergence.training.rl.rollouts import (
@@ -88,17 +88,12 @@ def train_grpo_together(
         description: Shown with the progress bar.
 
     Raises:
-        InputError: As ``train_grpo``; or an objective has a flaw that this does not know.
+        InputError: As ``train_grpo``; an objective has a flaw that this does not know; or see ``draw_completions``.
     """
     for name, member in members.items():
         check_run(lm, member.tasks, member.objective, sampling, schedule)
         if member.objective.signed_kl or member.objective.entropy_bonus:
             raise InputError(f"objective of {name}: signed_kl and entropy_bonus are of runs by themselves: train_grpo")
-    # Found out here, as is whether the readout is right: both are tried with texts that are no member's.
-    longest = max(len(ids) for m in members.values() for ids in lm.tokenizer([t.prompt for t in m.tasks])["input_ids"])
-    _ = lm.readout
-    if not takes_trees(lm.model, longest + sampling.new_tokens):
-        raise InputError("model: no group of runs can train on it, as its layers do not go by a mask; use train_grpo")
     make_trainable(wrapped, list(members))
     open_run_folder(work, wrapped, _settings(wrapped, members, sampling, schedule))
     arguments = group_arguments(
