@@ -73,7 +73,12 @@ HEADLINES = {
         "causes.*.one_word|reward",
         "contrasts.*",
     ],
-    "staged": ["before.sampled_reward", "orders.*.summary.lens.alignment", "orders.*.summary.answers.exact|change"],
+    "staged": [
+        "before.sampled_reward",
+        "orders.*.summary.lens.alignment",
+        "orders.*.summary.answers.exact|change",
+        "kept_class_weight.alignment|reward",
+    ],
     "moe_routers": [
         "base.answers",
         "summary.experts|largest_cosine|words_smallest_q|reported_found|controlled_found|coherence_found",

@@ -13,7 +13,7 @@ from classifier_emergence.tasks.arithmetic import LENS, SIGNS, labelled, prompt_
 from classifier_emergence.tasks.problems import Problem
 from classifier_emergence.training.evaluation import Alignment, Answers, alignment, answers
 from classifier_emergence.training.rl.rewards import exact, parse_answer
-from classifier_emergence.training.rl.rollouts import draw_completions, line_ends
+from classifier_emergence.training.rl.rollouts import Draws, draw_completions, line_ends
 from classifier_emergence.training.rl.trainer import Sampling
 from experiments.params import Params
 from experiments.shared.study import ProblemStudy
@@ -75,22 +75,23 @@ class PolicyStudy(ProblemStudy):
 
     def sampled_reward(self, problems: Sequence[Problem]) -> dict[str, Any]:
         """Reward of completions drawn for problems; the interval is over problems."""
-        torch.manual_seed(0)
         parts = [problems[start : start + DRAWN_TOGETHER] for start in range(0, len(problems), DRAWN_TOGETHER)]
-        rewards = torch.cat([self.draw(part)[2] for part in parts])
+        generator = torch.Generator(self.lm.model.device).manual_seed(0)
+        rewards = torch.cat([self.draw(part, generator)[2] for part in parts])
         zero, by_problem = float((rewards.std(1) == 0).double().mean()), rewards.mean(1)
         units = self.units()[: len(problems)]
         return {**self.mean(by_problem, units), "zero_variance": zero, "by_problem": by_problem}
 
-    def draw(self, problems: Sequence[Problem]) -> tuple[list[list[int]], list[list[int]], Tensor]:
+    def draw(
+        self, problems: Sequence[Problem], generator: torch.Generator = torch.default_generator
+    ) -> tuple[list[list[int]], list[list[int]], Tensor]:
         """Token ids of the prompts and of a group of completions for each, and the rewards (problems, group)."""
         tokenizer, how = self.lm.tokenizer, self.sampling
         prompts = tokenizer([self.prompt(problem) for problem in problems])["input_ids"]
         stop = [int(tokenizer.eos_token_id), *line_ends(tokenizer)]
         rows = [i for i in range(len(problems)) for _ in range(how.group)]
-        ids = draw_completions(
-            self.lm, prompts, rows, new_tokens=how.new_tokens, temperature=how.temperature, stop=stop
-        )
+        drawn = [Draws(prompts, rows, generator)]
+        ids = draw_completions(self.lm, drawn, new_tokens=how.new_tokens, temperature=how.temperature, stop=stop)[0]
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         rewards = exact(parse_answer)(texts, texts, [problems[row].answer for row in rows])
         return prompts, ids, torch.tensor(rewards, dtype=torch.float64).view(len(problems), how.group)

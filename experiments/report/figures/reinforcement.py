@@ -112,9 +112,11 @@ def collapse_gradients(collapse: Results) -> Figure:
 @draw.figure("staged")
 def staged(staged: Results) -> Figure:
     """Alignment and reward before training and after each part of it, for every order of the rewards."""
-    figure, grid = draw.panels(len(staged), len(NAMES["staged_orders"]), height=0.4 + 1.5 * len(staged), sharey=True)
-    for row, (model, result) in zip(grid, staged.items(), strict=True):
-        for axis, (order, name) in zip(row, NAMES["staged_orders"].items(), strict=True):
+    orders = NAMES["staged_orders"]
+    rows = len(staged) * len(orders) // 3
+    figure, grid = draw.panels(rows, 3, height=0.4 + 1.4 * rows, sharey=True)
+    for block, (model, result) in zip(np.split(grid, len(staged)), staged.items(), strict=True):
+        for axis, (order, name) in zip(block.flat, orders.items(), strict=True):
             found = [[result["before"], *run["stages"]] for run in result["orders"][order]["runs"]]
             alignment = [[part["lens"]["alignment"]["mean"] for part in run] for run in found]
             reward = [[part["sampled_reward"]["mean"] for part in run] for run in found]

@@ -165,6 +165,8 @@ def staged(result: Result) -> Rows:
     parts = [(NOTHING, "no training", [result["before"]])]
     for key, order in NAMES["staged_orders"].items():
         stages = zip(*(run["stages"] for run in result["orders"][key]["runs"]), strict=True)
-        parts += [(order, NAMES["staged_rewards"][seeds[0]["reward"]], list(seeds)) for seeds in stages]
+        found = [(order, NAMES["staged_rewards"][seeds[0]["reward"]], list(seeds)) for seeds in stages]
+        # Orders that begin alike share what they begin with.
+        parts += [part for part in found if part[2] not in [seeds for _, _, seeds in parts]]
     for order, after, seeds in parts:
         yield [order, after, *cells(summary_over_seeds(seeds, paths), shown)]

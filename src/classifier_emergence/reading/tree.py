@@ -63,18 +63,19 @@ class Tree:
         """Whether a row of all nodes is worth its comparisons, and the model can take it."""
         return len(self.ids) <= LARGEST_TREE and takes_trees(model, 1 + max(self._depths))
 
-    def inputs(self, model: PreTrainedModel, start: int = 0, width: int = 0) -> dict[str, Tensor]:
-        """What the model's decoder is given to pass the nodes from ``start`` on; those before are in its cache.
+    def pad(self, width: int) -> None:
+        """Add nodes of no text, each of which sees itself alone, until there are ``width``."""
+        padding = width - len(self.ids)
+        self.ids += [0] * padding
+        self._parents += [-1] * padding
+        self._depths += [0] * padding
 
-        Args:
-            model: The model.
-            start: The first node.
-            width: Pad to so many nodes on the right; a node of padding sees itself alone.
+    def inputs(self, model: PreTrainedModel, start: int = 0) -> dict[str, Tensor]:
+        """What the model's decoder is given to pass the nodes from ``start`` on; those before are in its cache.
 
         Returns:
             ``input_ids`` and ``position_ids`` (1, nodes); ``attention_mask`` (1, 1, nodes, all nodes), added to scores.
         """
-        padding = max(width - len(self.ids), 0)
         rows, columns = [], []
         for node in range(start, len(self.ids)):
             ancestor = node
@@ -82,9 +83,9 @@ class Tree:
                 rows.append(node - start)
                 columns.append(ancestor)
                 ancestor = self._parents[ancestor]
-        seen = torch.eye(len(self.ids) - start + padding, len(self.ids) + padding, dtype=torch.bool).roll(start, 1)
+        seen = torch.zeros(len(self.ids) - start, len(self.ids), dtype=torch.bool)
         seen[rows, columns] = True
-        return row_inputs(self.ids[start:] + [0] * padding, self._depths[start:] + [0] * padding, seen, model)
+        return row_inputs(self.ids[start:], self._depths[start:], seen, model)
 
 
 def row_inputs(ids: list[int], positions: list[int], seen: Tensor, model: PreTrainedModel) -> dict[str, Tensor]:
@@ -193,9 +194,8 @@ def joint_pass(
     check_tokens([max(text) for texts in groups for text in texts if text], model)
     trees = [Tree(texts) for texts in groups]
     if all(tree.fits(model) for tree in trees):
-        width = max(len(tree.ids) for tree in trees)
-        parts = [tree.inputs(model, width=width) for tree in trees]
-        inputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        inputs = side_by_side(trees, model)
+        width = len(trees[0].ids)
         paths = [[[row * width + node for node in path] for path in tree.paths] for row, tree in enumerate(trees)]
         return inputs, paths, [1] * len(trees)
     rows = [text for texts in groups for text in texts]
@@ -207,6 +207,14 @@ def joint_pass(
         [list(range(start, start + len(text))) for text, start in zip(texts, starts, strict=False)] for texts in groups
     ]
     return {"input_ids": ids}, padded, [len(texts) for texts in groups]
+
+
+def side_by_side(trees: Sequence[Tree], model: PreTrainedModel, start: int = 0) -> dict[str, Tensor]:
+    """What the decoder is given to pass trees, padded to one width, as a row each; see ``Tree.inputs``."""
+    for tree in trees:
+        tree.pad(max(len(tree.ids) for tree in trees))
+    parts = [tree.inputs(model, start) for tree in trees]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def batches(texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:

@@ -124,10 +124,19 @@ def head_of(lm: LanguageModel, name: str = ALONE) -> nn.Linear | None:
 
 
 def make_trainable(wrapped: PeftModel, names: Sequence[str]) -> None:
-    """Let several adapters and their heads require gradients; ``set_adapter`` leaves that to the one it puts on."""
+    """Let these adapters and their heads require gradients, and nothing else; ``set_adapter`` leaves it to one."""
+    wrapped.requires_grad_(False)
     for name in names:
         for parameter in parameters_of(wrapped, name).values():
             parameter.requires_grad_(True)
+
+
+def copy_adapter(wrapped: PeftModel, source: str, copies: Sequence[str]) -> None:
+    """Give the weights of one adapter, and of its head, to others of its shape."""
+    values = list(parameters_of(wrapped, source).values())
+    for name in copies:
+        for parameter, value in zip(parameters_of(wrapped, name).values(), values, strict=True):
+            parameter.data.copy_(value.data)
 
 
 def save_adapter(wrapped: PeftModel, name: str, folder: Path) -> None:

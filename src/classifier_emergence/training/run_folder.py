@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -34,12 +34,8 @@ def open_run_folder(work: Path, model: nn.Module, settings: Mapping[str, Any]) -
     Raises:
         InputError: The folder cannot be written.
     """
-    start = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            start.update(name.encode())
-            start.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    text = json.dumps({"start": start.hexdigest(), **settings}, indent=1, sort_keys=True)
+    start = fingerprint({name: p for name, p in model.named_parameters() if p.requires_grad})
+    text = json.dumps({"start": start, **settings}, indent=1, sort_keys=True)
     stamp = work / "run.json"
     with _writing(work):
         if stamp.is_file() and stamp.read_bytes() == text.encode():
@@ -49,6 +45,15 @@ def open_run_folder(work: Path, model: nn.Module, settings: Mapping[str, Any]) -
         _remove(work)
         work.mkdir(mode=0o700, parents=True)
         write_text_atomic(stamp, text)
+
+
+def fingerprint(parameters: Mapping[str, Tensor]) -> str:
+    """A hash of names and values."""
+    found = hashlib.sha256()
+    for name, parameter in parameters.items():
+        found.update(name.encode())
+        found.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def last_checkpoint(work: Path) -> str | None:

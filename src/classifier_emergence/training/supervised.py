@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from peft import PeftModel
@@ -98,6 +98,30 @@ def common_arguments(schedule: Schedule, work: Path) -> dict[str, Any]:
         "disable_tqdm": True,
         "report_to": "none",
     }
+
+
+class Watched(Protocol):
+    """A run that trains with others."""
+
+    @property
+    def watch(self) -> Callable[[], dict[str, Any]] | None:
+        """Measured with its adapter on."""
+
+
+def group_arguments(
+    wrapped: PeftModel, members: Mapping[str, Watched], schedule: Schedule, work: Path, **more: Any
+) -> TrainingArguments:
+    """Settings of the trainer of several runs; ``more`` in place of some of them."""
+    settings = common_arguments(schedule, work) | {
+        "max_grad_norm": 0.0,  # clipped by member
+        "per_device_train_batch_size": 1,
+        "optim": "adamw_torch_fused",
+        "logging_steps": schedule.every,
+        "eval_strategy": "no" if all(member.watch is None for member in members.values()) else "steps",
+        "save_steps": schedule.every,
+        "use_cpu": wrapped.device.type == "cpu",
+    }
+    return TrainingArguments(**settings | more)
 
 
 @dataclass(frozen=True)
@@ -217,15 +241,8 @@ def train_together(
                 f"batch_size: {len(member.examples)} items in batches of {schedule.batch_size} make one of {smallest}, "
                 f"which {processes.count()} processes cannot share"
             )
-    arguments = TrainingArguments(
-        **common_arguments(schedule, work) | {"max_grad_norm": 0.0},  # clipped by member
-        per_device_train_batch_size=1,
-        optim="adamw_torch_fused",
-        logging_steps=schedule.every,
-        eval_strategy="no" if all(member.watch is None for member in members.values()) else "steps",
-        save_steps=schedule.every,
-        use_cpu=wrapped.device.type == "cpu",
-    )
+    make_trainable(wrapped, list(members))
+    arguments = group_arguments(wrapped, members, schedule, work)
     with arguments.main_process_first(local=False):
         open_run_folder(work, wrapped, _settings(wrapped, members, schedule))
     log, watched, _ = LensTrainer(lm, wrapped, arguments, members, schedule.batch_size).run(description)
@@ -307,90 +324,59 @@ class LensLoss(nn.Module):
         return losses
 
 
-class LensTrainer(WatchingTrainer, Trainer):
-    """``transformers.Trainer`` with the losses of this module; an item of its dataset is a step of all members."""
+class GroupTrainer(WatchingTrainer, Trainer):
+    """``transformers.Trainer`` of several runs, each an adapter; an item of its dataset is a step of all of them.
 
-    shown: ClassVar[dict[str, str]] = {"loss": "loss", "class_loss": "class", "answer_loss": "answer"}
+    Args:
+        module: Gives the losses of a step.
+        wrapped: The model with the members' adapters.
+        arguments: From ``group_arguments``.
+        members: By adapter.
+        steps: What each member is trained on, step by step.
+        collate: Makes the inputs of ``module`` of one step.
+    """
 
     def __init__(
         self,
-        lm: LanguageModel,
+        module: nn.Module,
         wrapped: PeftModel,
         arguments: TrainingArguments,
-        members: Mapping[str, Member],
-        batch_size: int,
+        members: Mapping[str, Watched],
+        steps: list[dict[str, Any]],
+        collate: Callable[[dict[str, Any]], Any],
     ) -> None:
-        self.members, self.wrapped = members, wrapped
-        self.limit = EXPLODED * math.log(len(lm.readout.weight))
+        self.wrapped, self.watches, self.steps = wrapped, {name: m.watch for name, m in members.items()}, steps
+        self.owned = {name: parameters_of(wrapped, name) for name in members}
         self.parts: dict[str, list[float]] = {}
         self.first: dict[str, float] = {}
-        self.watch = self._watch if any(member.watch for member in members.values()) else None
-        objectives = {name: member.objective for name, member in members.items()}
-        self.steps = [
-            {name: [members[name].examples[i] for i in batch] for name, batch in zip(members, batches, strict=True)}
-            for batches in zip(
-                *(order(len(m.examples), batch_size, arguments.max_steps, m.seed) for m in members.values()),
-                strict=True,
-            )
-        ]
+        self.watch = self._watch if any(self.watches.values()) else None
         super().__init__(
-            model=LensLoss(lm, wrapped, objectives),
+            model=module,
             args=arguments,
-            train_dataset=self.steps,
-            eval_dataset=self.steps[:1],  # Trainer asks for one; ``evaluate`` does not look at it
-            data_collator=lambda batch: collate(batch[0], objectives, lm.model, processes.rank(), processes.count()),
+            train_dataset=steps,
+            eval_dataset=steps[:1],  # Trainer asks for one; ``evaluate`` does not look at it
+            data_collator=lambda batch: collate(batch[0]),
         )
 
     def _watch(self) -> dict[str, Any]:
         watched = {}
-        for name, member in self.members.items():
-            if member.watch is not None:
+        for name, watch in self.watches.items():
+            if watch is not None:
                 self.wrapped.set_adapter(name)
-                watched[name] = member.watch()
-        make_trainable(self.wrapped, list(self.members))
+                watched[name] = watch()
+        make_trainable(self.wrapped, list(self.watches))
         return watched
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The steps in order. Every process gets all of them, and takes its share of each when they are collated."""
         return DataLoader(self.steps, collate_fn=self.data_collator)  # type: ignore[arg-type]
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        """The sum over members of the loss of one batch; see ``Objective``."""
-        total = []
-        for name, losses in model(**inputs).items():
-            weight = self.members[name].objective.class_weight
-            shares = {"class_loss": weight, "answer_loss": 1 - weight}
-            loss = torch.stack([shares[part] * value for part, value in losses.items()]).sum()
-            self._check(name, loss)
-            for part, value in {"loss": loss, **losses}.items():
-                mean = self.accelerator.reduce(value.detach().clone(), "mean")
-                self.parts.setdefault(f"{name}/{part}", []).append(mean.item())
-            if self.state.global_step == 0:
-                self.first[f"{name}/first_loss"] = self.parts[f"{name}/loss"][0]
-            total.append(loss)
-        return torch.stack(total).sum()
-
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Gradients of one step, clipped at norm 1 for each member."""
         loss: Tensor = super().training_step(*args, **kwargs)
-        for name in self.members:
-            nn.utils.clip_grad_norm_(parameters_of(self.wrapped, name).values(), 1.0)
+        for owned in self.owned.values():
+            nn.utils.clip_grad_norm_(owned.values(), 1.0)
         return loss
-
-    def _check(self, name: str, loss: Tensor) -> None:
-        if not loss.isfinite() or loss > self.limit:
-            step = self.state.global_step + 1
-            whose = "" if name == ALONE else f" of {name}"
-            raise InputError(
-                f"learning_rate: training{whose} diverged at step {step} (loss {loss.item():.4g}, learning rate "
-                f"{self.args.learning_rate:g}); choose a smaller one and run again"
-            )
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Show the members' mean in place of their sum, and keep what they began with."""
@@ -416,13 +402,74 @@ class LensTrainer(WatchingTrainer, Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Only what is trained, of all members in one file."""
-        trained = {full: p.detach() for name in self.members for full, p in parameters_of(self.wrapped, name).items()}
+        trained = {full: p.detach() for owned in self.owned.values() for full, p in owned.items()}
         Path(str(output_dir)).mkdir(parents=True, exist_ok=True)
         save_file({name: values.contiguous() for name, values in trained.items()}, f"{output_dir}/{TRAINED}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         missing = self.wrapped.load_state_dict(load_file(f"{resume_from_checkpoint}/{TRAINED}"), strict=False)
         assert not missing.unexpected_keys
+
+
+class LensTrainer(GroupTrainer):
+    """With the losses of this module."""
+
+    shown: ClassVar[dict[str, str]] = {"loss": "loss", "class_loss": "class", "answer_loss": "answer"}
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        wrapped: PeftModel,
+        arguments: TrainingArguments,
+        members: Mapping[str, Member],
+        batch_size: int,
+    ) -> None:
+        self.members = members
+        self.limit = EXPLODED * math.log(len(lm.readout.weight))
+        objectives = {name: member.objective for name, member in members.items()}
+        steps = [
+            {name: [members[name].examples[i] for i in batch] for name, batch in zip(members, batches, strict=True)}
+            for batches in zip(
+                *(order(len(m.examples), batch_size, arguments.max_steps, m.seed) for m in members.values()),
+                strict=True,
+            )
+        ]
+
+        def inputs(step: dict[str, Any]) -> dict[str, Any]:
+            return collate(step, objectives, lm.model, processes.rank(), processes.count())
+
+        super().__init__(LensLoss(lm, wrapped, objectives), wrapped, arguments, members, steps, inputs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """The sum over members of the loss of one batch; see ``Objective``."""
+        total = []
+        for name, losses in model(**inputs).items():
+            weight = self.members[name].objective.class_weight
+            shares = {"class_loss": weight, "answer_loss": 1 - weight}
+            loss = torch.stack([shares[part] * value for part, value in losses.items()]).sum()
+            self._check(name, loss)
+            for part, value in {"loss": loss, **losses}.items():
+                mean = self.accelerator.reduce(value.detach().clone(), "mean")
+                self.parts.setdefault(f"{name}/{part}", []).append(mean.item())
+            if self.state.global_step == 0:
+                self.first[f"{name}/first_loss"] = self.parts[f"{name}/loss"][0]
+            total.append(loss)
+        return torch.stack(total).sum()
+
+    def _check(self, name: str, loss: Tensor) -> None:
+        if not loss.isfinite() or loss > self.limit:
+            step = self.state.global_step + 1
+            whose = "" if name == ALONE else f" of {name}"
+            raise InputError(
+                f"learning_rate: training{whose} diverged at step {step} (loss {loss.item():.4g}, learning rate "
+                f"{self.args.learning_rate:g}); choose a smaller one and run again"
+            )
 
 
 def collate(
@@ -497,14 +544,24 @@ def check_layer(lm: LanguageModel, layer: int | None) -> None:
 
 def _settings(wrapped: PeftModel, members: Mapping[str, Member], schedule: Schedule) -> dict[str, Any]:
     """Whatever decides the runs beside their starts."""
-    settings = {}
-    for name, member in members.items():
-        adapter = {
-            k: sorted(v) if isinstance(v, set) else str(v)  # a set's order is another in every process
-            for k, v in wrapped.peft_config[name].to_dict().items()
+    settings = {
+        name: {
+            "adapter": adapter_settings(wrapped, name),
+            "objective": asdict(member.objective),
+            "seed": member.seed,
+            "examples": digest_of(member.examples),
         }
-        texts = hashlib.sha256(json.dumps([asdict(example) for example in member.examples]).encode()).hexdigest()
-        settings[name] = {
-            "adapter": adapter, "objective": asdict(member.objective), "seed": member.seed, "examples": texts
-        }  # fmt: skip
+        for name, member in members.items()
+    }
     return {"members": settings, "schedule": asdict(schedule)}
+
+
+def adapter_settings(wrapped: PeftModel, name: str) -> dict[str, Any]:
+    """What an adapter is, as JSON; a set's order is another in every process."""
+    settings = wrapped.peft_config[name].to_dict()
+    return {key: sorted(value) if isinstance(value, set) else str(value) for key, value in settings.items()}
+
+
+def digest_of(data: Sequence[Any]) -> str:
+    """A hash of dataclasses."""
+    return hashlib.sha256(json.dumps([asdict(item) for item in data]).encode()).hexdigest()

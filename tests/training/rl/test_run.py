@@ -25,7 +25,7 @@ from classifier_emergence.training.adapters import Adapter, adapted
 from classifier_emergence.training.flaws import HeldInDtype, round_to_dtype_
 from classifier_emergence.training.modules import QKVO
 from classifier_emergence.training.rl import run as grpo
-from classifier_emergence.training.rl.rollouts import draw_completions, line_ends, sequence_log_probs
+from classifier_emergence.training.rl.rollouts import Draws, draw_completions, line_ends, sequence_log_probs
 from classifier_emergence.training.rl.run import GrpoRun, all_weights_trainable, train_grpo
 from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, PolicyTask, Sampling, arguments
 from classifier_emergence.training.supervised import Schedule
@@ -199,6 +199,14 @@ def test_texts_too_many_for_a_tree_give_the_same_loss(
         torch.testing.assert_close(trainer.compute_loss(model, batch).detach(), loss, atol=1e-5, rtol=1e-4)
 
 
+def draw(
+    lm: LanguageModel, prompts: list[list[int]], rows: Sequence[int], *, seed: int = 0, temperature: float = 1e-5,
+    **how: Any,
+) -> list[list[int]]:  # fmt: skip
+    draws = Draws(prompts, rows, torch.Generator().manual_seed(seed))
+    return draw_completions(lm, [draws], temperature=temperature, **how)[0]
+
+
 def test_sampling_together_draws_what_each_draws_alone(lm: LanguageModel) -> None:
     """Against every text passed whole and alone at every step, with the same random numbers."""
     prompts = [f"4 * 6 = 24\n15 - 6 = 9\n{prompt}" for prompt, _ in PROMPTS]
@@ -206,8 +214,7 @@ def test_sampling_together_draws_what_each_draws_alone(lm: LanguageModel) -> Non
     stop = range(5, len(lm.tokenizer), 5)
     passed: list[int] = []
     handle = lm.model.get_input_embeddings().register_forward_hook(lambda _, args, __: passed.append(args[0].numel()))
-    torch.manual_seed(3)
-    found = draw_completions(lm, encoded, rows, new_tokens=5, temperature=0.7, stop=stop)
+    found = draw(lm, encoded, rows, seed=3, new_tokens=5, temperature=0.7, stop=stop)
     handle.remove()
     assert sum(passed) < sum(map(len, encoded))
 
@@ -228,15 +235,15 @@ def test_sampling_together_draws_what_each_draws_alone(lm: LanguageModel) -> Non
 def test_a_text_longer_than_the_window_is_not_sampled(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm.model.config, "sliding_window", 6, raising=False)
     with pytest.raises(InputError, match="more than the model attends to at once"):
-        draw_completions(lm, [[5] * 4], [0], new_tokens=3, temperature=1.0, stop=[])
-    assert len(draw_completions(lm, [[5] * 4], [0], new_tokens=2, temperature=1.0, stop=[])[0]) == 2
+        draw(lm, [[5] * 4], [0], new_tokens=3, stop=[])
+    assert len(draw(lm, [[5] * 4], [0], new_tokens=2, stop=[])[0]) == 2
 
 
 def test_sampling_when_cold_is_greedy_decoding(lm: LanguageModel) -> None:
     prompts = [prompt for prompt, _ in PROMPTS]
     encoded = lm.tokenizer(prompts)["input_ids"]
     rows = [0, 0, 3, 1, 2, 4, 5, 5]
-    found = draw_completions(lm, encoded, rows, new_tokens=6, temperature=1e-5, stop=[])
+    found = draw(lm, encoded, rows, new_tokens=6, stop=[])
     batch = lm.tokenizer(prompts, return_tensors="pt", padding=True)
     greedy = lm.model.generate(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], do_sample=False, max_new_tokens=6,
@@ -245,12 +252,12 @@ def test_sampling_when_cold_is_greedy_decoding(lm: LanguageModel) -> None:
     assert found == [greedy[row] for row in rows]
     # A prompt that says already what is drawn after another one.
     further = [encoded[0], encoded[0] + greedy[0][:2]]
-    assert draw_completions(lm, further, [0, 1], new_tokens=4, temperature=1e-5, stop=[]) == [
+    assert draw(lm, further, [0, 1], new_tokens=4, stop=[]) == [
         greedy[0][:4],
         greedy[0][2:6],
     ]
     stop = greedy[3][1]
-    cut = draw_completions(lm, encoded, rows, new_tokens=6, temperature=1e-5, stop=[stop])
+    cut = draw(lm, encoded, rows, new_tokens=6, stop=[stop])
     assert cut == [text[: text.index(stop) + 1] if stop in text else text for text in found]
 
 
@@ -258,8 +265,7 @@ def test_sampling_when_cold_is_greedy_decoding(lm: LanguageModel) -> None:
 def test_sampling_follows_the_models_distribution(lm: LanguageModel) -> None:
     n = 4000
     encoded = lm.tokenizer(["7 * 8 =", "What is 12 times 5?"])["input_ids"]
-    torch.manual_seed(0)
-    drawn = draw_completions(lm, encoded, [0, 1] * (n // 2), new_tokens=1, temperature=0.5, stop=[])
+    drawn = draw(lm, encoded, [0, 1] * (n // 2), new_tokens=1, temperature=0.5, stop=[])
     for row, ids in enumerate(encoded):
         with torch.no_grad():
             p = (lm.model(torch.tensor([ids])).logits[0, -1] / 0.5).softmax(-1)

@@ -2,9 +2,11 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
@@ -14,70 +16,122 @@ from trl.kernels import ChunkedLogProbFunction
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.readout import Readout
-from classifier_emergence.reading.tree import Tree, last_states, one_pass, takes_trees
+from classifier_emergence.reading.tree import Tree, last_states, one_pass, side_by_side, takes_trees
+from classifier_emergence.training.adapters import each_its_own
 
 BLOCK_TOKENS = 4096  # vocabulary rows whose logits are held at once: they stay in cache
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is drawn for one run."""
+
+    prompts: Sequence[list[int]]
+    """Token ids."""
+    rows: Sequence[int]
+    """For each completion the prompt that it answers."""
+    generator: torch.Generator
+    adapter: str | None = None
+    """That draws, where several are on the model; else the one that is on."""
+
+
+def generator_of(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """The random numbers of one step of one run: nothing of them need be kept in a checkpoint."""
+    return torch.Generator(device).manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
 
 
 @torch.no_grad()
 def draw_completions(
     lm: LanguageModel,
-    prompts: Sequence[list[int]],
-    rows: Sequence[int],
+    draws: Sequence[Draws],
     *,
     new_tokens: int,
     temperature: float,
     stop: Sequence[int],
-) -> list[list[int]]:
-    """Draw completions: prompts and what is drawn after them grow as one tree.
+    wrapped: PeftModel | None = None,
+) -> list[list[list[int]]]:
+    """Draw completions: prompts and what is drawn after them grow as one tree for each run.
 
     Args:
-        lm: The adapter that it carries, if any, is on.
-        prompts: Token ids.
-        rows: For each completion the prompt that it answers.
+        lm: The model.
+        draws: Of runs that are made together; what is drawn for one does not depend on the others.
         new_tokens: Completions end here at the latest.
         temperature: Logits are divided by it.
         stop: Tokens that end a completion; they are part of it.
+        wrapped: The model with the adapters that ``draws`` name.
 
     Returns:
-        Token ids of each completion, drawn with torch's global generator.
+        Token ids of each completion of each run.
 
     Raises:
         InputError: A text would be longer than what the model attends to at once, or its logits are not finite.
     """
-    model, longest = lm.model, max(map(len, prompts)) + new_tokens
+    model, longest = lm.model, max(len(prompt) for draw in draws for prompt in draw.prompts) + new_tokens
     if not takes_trees(model, longest):
         raise InputError(
             f"prompts: with {new_tokens} new tokens {longest} tokens, more than the model attends to at once"
         )
-    decoder, readout, device = model.get_decoder(), lm.readout, model.device
-    tree, cache = Tree(prompts), DynamicCache()  # not the model's own: a sliding window forgets nodes, not positions
-    at = [tree.paths[row][-1] for row in rows]  # the node of every completion's last token
-    texts: list[list[int]] = [[] for _ in rows]
-    going = list(range(len(rows)))  # what has ended does not pass any more
-    states = torch.empty(0, readout.weight.shape[1], dtype=model.dtype, device=device)  # of all nodes so far
-    for _ in range(new_tokens):
-        if len(tree.ids) > len(states):
-            inputs = tree.inputs(model, len(states))
-            new = decoder(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[0]
-            states = torch.cat([states, new])
-        distinct = sorted({at[i] for i in going})  # completions that are alike so far are one node
-        logits = readout.unembed(states[distinct]).float() / temperature
-        if not logits.isfinite().all():
-            raise InputError("model: its logits are not finite; if it is in training, choose a smaller learning_rate")
+    growths, readout = [_Growth(draw) for draw in draws], lm.readout
+    cache = DynamicCache()  # not the model's own: a sliding window forgets nodes, not positions
+    states = torch.empty(len(draws), 0, readout.weight.shape[1], dtype=model.dtype, device=model.device)
+    adapters = [draw.adapter for draw in draws if draw.adapter is not None]
+    with each_its_own(wrapped, adapters) if wrapped is not None else nullcontext():
+        for _ in range(new_tokens):
+            states = _grown(model, growths, states, cache)
+            for growth, logits in zip(growths, _next_logits(readout, growths, states, temperature), strict=True):
+                growth.draw(logits, stop)
+            if not any(growth.going for growth in growths):
+                break
+    return [growth.texts for growth in growths]
+
+
+class _Growth:
+    """The tree of one run's prompts and of what is drawn after them."""
+
+    def __init__(self, draws: Draws) -> None:
+        self.generator, self.tree = draws.generator, Tree(draws.prompts)
+        self.at = [self.tree.paths[row][-1] for row in draws.rows]  # the node of every completion's last token
+        self.texts: list[list[int]] = [[] for _ in draws.rows]
+        self.going = list(range(len(draws.rows)))  # what has ended does not pass any more
+
+    def ends(self) -> list[int]:
+        """The nodes to draw after: completions that are alike so far are one."""
+        return sorted({self.at[i] for i in self.going})
+
+    def draw(self, logits: Tensor, stop: Sequence[int]) -> None:
+        """Draw a token after each of the ends, by its logits."""
+        if not self.going:
+            return
         # As many random numbers as if all went on, so that a completion does not depend on when others end.
-        odds = torch.ones(len(rows), logits.shape[1], device=device)
-        row_of = {node: row for row, node in enumerate(distinct)}
-        odds[going] = logits.softmax(-1)[[row_of[at[i]] for i in going]]
-        token: list[int] = torch.multinomial(odds, 1)[:, 0].tolist()
-        for i in going:
-            texts[i].append(token[i])
-        going = [i for i in going if token[i] not in stop]
-        if not going:
-            break
-        for i in going:
-            at[i] = tree.child(at[i], token[i])
-    return texts
+        odds = torch.ones(len(self.at), logits.shape[1], device=logits.device)
+        row_of = {node: row for row, node in enumerate(self.ends())}
+        odds[self.going] = logits.softmax(-1)[[row_of[self.at[i]] for i in self.going]]
+        token: list[int] = torch.multinomial(odds, 1, generator=self.generator)[:, 0].tolist()
+        for i in self.going:
+            self.texts[i].append(token[i])
+        self.going = [i for i in self.going if token[i] not in stop]
+        for i in self.going:
+            self.at[i] = self.tree.child(self.at[i], token[i])
+
+
+def _grown(model: PreTrainedModel, growths: Sequence[_Growth], states: Tensor, cache: DynamicCache) -> Tensor:
+    """(runs, nodes, d) normed last states of all nodes, from those that have passed."""
+    trees, passed = [growth.tree for growth in growths], states.shape[1]
+    if all(len(tree.ids) == passed for tree in trees):
+        return states
+    inputs = side_by_side(trees, model, passed)
+    new = model.get_decoder()(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
+    return torch.cat([states, new], dim=1)
+
+
+def _next_logits(readout: Readout, growths: Sequence[_Growth], states: Tensor, temperature: float) -> Sequence[Tensor]:
+    """(ends, vocabulary) logits of what follows the ends of each run."""
+    ends = [growth.ends() for growth in growths]
+    rows = torch.cat([own[nodes] for own, nodes in zip(states, ends, strict=True)])
+    logits: Tensor = readout.unembed(rows).float() / temperature
+    if not logits.isfinite().all():
+        raise InputError("model: its logits are not finite; if it is in training, choose a smaller learning_rate")
+    return torch.split(logits, [len(nodes) for nodes in ends])
 
 
 def line_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -4,8 +4,6 @@ What is minimised is in ``trainer``, how completions are drawn in ``rollouts``.
 """
 
 import copy
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +23,7 @@ from classifier_emergence.training.rl.rewards import Reward
 from classifier_emergence.training.rl.rollouts import line_ends
 from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, PolicyTask, Sampling, arguments
 from classifier_emergence.training.run_folder import open_run_folder
-from classifier_emergence.training.supervised import Schedule, check_layer
+from classifier_emergence.training.supervised import Schedule, check_layer, digest_of
 
 
 @dataclass(frozen=True)
@@ -125,15 +123,9 @@ def train_grpo(
         InputError: There are several processes, the tasks are too many or too few, the model has no such layer,
             ``reward`` fails, or the loss is not finite.
     """
-    check_alone("GRPO")
-    needed = schedule.steps * schedule.batch_size
-    if len(tasks) != needed:
-        raise InputError(f"tasks: {len(tasks)} given, {schedule.steps} steps of {schedule.batch_size} take {needed}")
-    if sampling.group < 2:
-        raise InputError(f"group: {sampling.group} completion has nothing to be compared with; take 2 or more")
-    check_layer(lm, objective.layer)
+    check_run(lm, tasks, objective, sampling, schedule)
     settings = {
-        "tasks": hashlib.sha256(json.dumps([asdict(task) for task in tasks]).encode()).hexdigest(),
+        "tasks": digest_of(tasks),
         "objective": asdict(objective),
         "sampling": asdict(sampling),
         "schedule": asdict(schedule),
@@ -154,6 +146,27 @@ def train_grpo(
         log, watched, parameters = trainer.run(description)
     steps = [{ours: entry[name] for name, ours in STATISTICS.items() if name in entry} for entry in log]
     return GrpoRun(steps, watched, parameters)
+
+
+def check_run(
+    lm: LanguageModel,
+    tasks: Sequence[PolicyTask],
+    objective: PolicyObjective,
+    sampling: Sampling,
+    schedule: Schedule,
+) -> None:
+    """Refuse what does not fit together.
+
+    Raises:
+        InputError: See ``train_grpo``.
+    """
+    check_alone("GRPO")
+    needed = schedule.steps * schedule.batch_size
+    if len(tasks) != needed:
+        raise InputError(f"tasks: {len(tasks)} given, {schedule.steps} steps of {schedule.batch_size} take {needed}")
+    if sampling.group < 2:
+        raise InputError(f"group: {sampling.group} completion has nothing to be compared with; take 2 or more")
+    check_layer(lm, objective.layer)
 
 
 @contextmanager

@@ -27,8 +27,10 @@ from classifier_emergence.reading.residuals import outputs_of, stopping_after
 from classifier_emergence.reading.tree import Tree, last_states, one_pass, takes_trees
 from classifier_emergence.training.rl.rewards import Reward, checked
 from classifier_emergence.training.rl.rollouts import (
+    Draws,
     base_of,
     draw_completions,
+    generator_of,
     live_readout,
     sequence_log_probs,
     token_log_probs,
@@ -276,12 +278,11 @@ class GrpoWithLens(WatchingTrainer, GRPOTrainer):  # type: ignore[misc]
         rows = [distinct.index(prompt) for prompt in prompts]
         completions = draw_completions(
             self.lm,
-            encoded,
-            rows,
+            [Draws(encoded, rows, generator_of(self.args.seed, self.state.global_step, self.lm.model.device))],
             new_tokens=self.args.max_completion_length,
             temperature=self.args.temperature,
             stop=self.eos_token_ids,
-        )
+        )[0]
         return {"prompt_ids": [encoded[row] for row in rows], "completion_ids": completions, "logprobs": None}
 
     def _get_per_token_logps_and_entropies(
