@@ -24,7 +24,8 @@ FLAWED_SETS = ("symbol", "word")
 
 TRAINING = {
     "dual_reward": "trained_models", "dual_reward_long": "trained_models", "sample_efficiency": "trained_models",
-    "lora_sft": "trained_models", "cot_alignment": "trained_models", "other_tasks": "trained_models",
+    "lora_sft": "trained_models", "cot_alignment": "trained_models", "lenses": "trained_models",
+    "other_tasks": "trained_models",
     "grpo": "reinforcement_models", "collapse": "reinforcement_models", "staged": "reinforcement_models",
     "moe_routers": "moe_models",
 }  # fmt: skip

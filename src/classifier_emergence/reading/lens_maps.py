@@ -70,13 +70,3 @@ def sum_of(tensors: Sequence[Tensor]) -> Tensor:
     for tensor in tensors[1:]:
         total += tensor
     return total
-
-
-def agreement(a: Tensor, b: Tensor) -> Tensor:
-    """(layers,) cosine between maps (layers, d, d) less the identity, which two fits share whatever they found.
-
-    Both are scaled to the norm of their sum's half first, as the readout's norm takes out scale; 0 where one of them is
-    the identity itself.
-    """
-    eye = torch.eye(a.shape[-1])
-    return torch.nn.functional.cosine_similarity((a - eye).flatten(1), (b - eye).flatten(1), dim=-1)

@@ -77,7 +77,7 @@ def tuned_maps(
             vocabulary = _Vocabulary(readout, states[-1, at], tuning, generator)
             optimizer.zero_grad()
             loss = vocabulary.divergence(LensMaps(weight, bias)(inputs[:, at])).mean(-1)
-            loss.sum().backward()  # type: ignore[no-untyped-call]
+            loss.sum().backward()
             optimizer.step()
             decay.step()
             if step % tuning.every == 0 or step == tuning.steps:
