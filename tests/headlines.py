@@ -51,6 +51,13 @@ HEADLINES = {
         "chain_of_thought.writes_word",
         "chain_against_direct.exact",
     ],
+    "lenses": [
+        "untrained.logit|jacobian|tuned.symbol|word|story.selected|peak.value",
+        "untrained.jacobian|tuned.symbol|word|story.minus_logit",
+        "controls.permuted.outputs|layers.symbol.selected",
+        "controls.random_weights.jacobian.symbol.selected",
+        "trained.dual_reward|cot_alignment.after.logit|jacobian|tuned.symbol.choice|alignment",
+    ],
     "other_tasks": [
         "comparison|places.probing.held_out_groups.selected.accuracy|interval|layers",
         "comparison|places.lens.largest",
