@@ -3,9 +3,10 @@
 ``KL(softmax(W_U norm(h_L)) || softmax(W_U norm(A_l h_l + b_l)))`` is minimised over positions of a corpus.
 
 Source: Belrose et al. (2023), Eliciting Latent Predictions from Transformers with the Tuned Lens, arXiv:2303.08112.
-Two things are other than there, as text and time are short. Maps do not start at the identity but at the least-squares
-map to the last state (Din et al., 2023, arXiv:2303.09435). And a step's softmax runs over the tokens that the model
-finds most probable at its positions and a fresh sample of all others, weighted to stand for them.
+Two things are other than there, as text and time are short. A map starts not at the identity but at the best, on
+validation text, of the identity and ridge regressions on the last state (Din et al., 2023, Jump to Conclusions,
+arXiv:2303.09435). And a step's softmax runs over the tokens that the model finds most probable at its positions and a
+fresh sample of all others, weighted to stand for them.
 """
 
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from classifier_emergence.progress import progress
 from classifier_emergence.reading.lens_maps import LensMaps
 from classifier_emergence.reading.readout import Readout
 
-RIDGE = 0.01
-"""Of the least-squares map, as a share of the states' mean variance."""
+RIDGES = (0.001, 0.01, 0.1, 1.0)
+"""Penalties of the regressions, as shares of the inputs' variance."""
 CHUNK_POSITIONS = 32
 """Of the divergence over the full vocabulary."""
 
@@ -32,7 +33,7 @@ class Tuning:
     positions: int
     """Of a step."""
     learning_rate: float
-    """On states and maps that are scaled to a mean square of one."""
+    """On inputs of unit deviation in every dimension, and outputs of unit mean square."""
     every: int
     """Steps between looks at the validation states; each layer keeps its best map."""
     top: int
@@ -54,20 +55,34 @@ def tuned_maps(
 
     Args:
         states: (layers, positions, d) pre-norm states; the last row is the model's own.
-        validation: The same of other texts: of each layer the map with the least divergence there is kept, the
-            least-squares map among them.
+        validation: The same of other texts: of each layer the map with the least divergence there is kept, those that
+            it may start from among them.
         readout: Of the model.
         tuning: How.
         seed: Of the positions of every step and the sampled tokens.
         description: Shown with the progress bar.
     """
     generator = torch.Generator().manual_seed(seed)
-    scale = states.square().mean((1, 2)).sqrt()[:, None, None]
-    inputs, weight, bias = states[:-1] / scale[:-1], *_least_squares(states / scale)
-    held, best_weight, best_bias = validation[:-1] / scale[:-1], weight.clone(), bias.clone()
+    target, out = states[-1], states[-1].square().mean().sqrt()
+    scale = states[:-1].std(1, keepdim=True)
+    scale = scale.clamp(min=1e-3 * float(scale.mean()))
+    inputs, held = states[:-1] / scale, validation[:-1] / scale
     judged = _Vocabulary(readout, validation[-1], tuning, generator)
-    with torch.no_grad():
-        best = judged.divergence(LensMaps(weight, bias)(held)).mean(-1)
+    best_weight, best_bias = torch.diag_embed(scale[:, 0]) / out, torch.zeros_like(scale[:, 0])
+    best = torch.full((len(inputs),), torch.inf)
+
+    @torch.no_grad()
+    def keep_better(weight: Tensor, bias: Tensor) -> None:
+        nonlocal best
+        now = judged.divergence(LensMaps(weight, bias)(held)).mean(-1)
+        better = now < best
+        best = torch.where(better, now, best)
+        best_weight[better], best_bias[better] = weight[better], bias[better]
+
+    keep_better(best_weight.clone(), best_bias.clone())
+    for ridge in RIDGES:
+        keep_better(*_regression(inputs, target / out, ridge))
+    weight, bias = best_weight.clone(), best_bias.clone()
     parameters = [weight.requires_grad_(), bias.requires_grad_()]
     optimizer = torch.optim.Adam(parameters, lr=tuning.learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, tuning.steps)
@@ -81,30 +96,25 @@ def tuned_maps(
             optimizer.step()
             decay.step()
             if step % tuning.every == 0 or step == tuning.steps:
-                with torch.no_grad():
-                    now = judged.divergence(LensMaps(weight, bias)(held)).mean(-1)
-                    better = now < best
-                    best = torch.where(better, now, best)
-                    best_weight[better], best_bias[better] = weight[better], bias[better]
+                keep_better(weight, bias)
             advance(1, f"KL {float(loss.detach().mean()):.2f}")
     identity = torch.eye(states.shape[-1])[None]
     return LensMaps(
-        torch.cat([best_weight / scale[:-1] * scale[-1], identity]),
-        torch.cat([best_bias * scale[-1, 0], identity.new_zeros(1, states.shape[-1])]),
+        torch.cat([best_weight / scale * out, identity]),
+        torch.cat([best_bias * out, identity.new_zeros(1, states.shape[-1])]),
     )
 
 
-def _least_squares(states: Tensor) -> tuple[Tensor, Tensor]:
-    """Ridge regression of the last row on each other one: (layers - 1, d, d) and (layers - 1, d)."""
-    mean = states.mean(1, keepdim=True)
-    target, maps = (states[-1] - mean[-1]).T, []
-    for row, centre in zip(states[:-1], mean[:-1], strict=True):
-        x = row - centre
+def _regression(inputs: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Of (positions, d) on every row of (layers, positions, d): (layers, d, d) and (layers, d)."""
+    mean, centre, maps = inputs.mean(1, keepdim=True), target.mean(0), []
+    for row, middle in zip(inputs, mean, strict=True):
+        x = row - middle
         gram = x.T @ x
-        gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-        maps.append(torch.linalg.solve(gram, (target @ x).T).T)
+        gram.diagonal().add_(ridge * gram.diagonal().mean())
+        maps.append(torch.linalg.solve(gram, x.T @ (target - centre)).T)
     weight = torch.stack(maps)
-    return weight, (mean[-1] - (mean[:-1] @ weight.mT))[:, 0]
+    return weight, centre - (mean @ weight.mT)[:, 0]
 
 
 class _Vocabulary:
