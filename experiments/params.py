@@ -146,6 +146,8 @@ class Lenses(_Section):
     skip: Count
     jacobian_texts: Count
     jacobian_tokens: Count
+    word_texts: Annotated[int, Field(ge=1, le=6)]
+    word_nulls: Count
     tuned: TunedLens
     pairs: int = Field(ge=8, multiple_of=8)
     control_seeds: Seeds

@@ -18,6 +18,10 @@ HEADLINES = {
         "controlled.symbol|word|story.word.choice.accuracy.-1",
         "controlled.symbol|word|story.word.null.p|contrast_p.-1",
     ],
+    "word_lenses": [
+        "styles.symbol|word|story.logit|jacobian.selected",
+        "styles.symbol|word|story.jacobian.minus_logit",
+    ],
     "dual_reward": [
         "main.symbol|word|story.alignment",
         "main.symbol.top",

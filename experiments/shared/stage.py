@@ -30,7 +30,10 @@ TRAINING = {
     "moe_routers": "moe_models",
 }  # fmt: skip
 """Stages that train -> the parameter that lists their models."""
-STAGES = {"fetch": "models", "residuals": "models", "probing": "models", "logit_lens": "models", **TRAINING}
+STAGES = {
+    "fetch": "models", "residuals": "models", "probing": "models", "logit_lens": "models", "word_lenses": "models",
+    **TRAINING,
+}  # fmt: skip
 """All stages that run on one model at a time -> the parameter that lists their models."""
 ENDING = ("claims", "tables", "figures", "paper")
 """What follows from all results, in order."""

@@ -14,14 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from classifier_emergence.mixtures.upcycling import self_generated
 from classifier_emergence.models.loading import load, with_adapter
-from classifier_emergence.progress import notice
 from classifier_emergence.reading.jacobian_lens import jacobian
 from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.reading.lens import lens_scores
@@ -36,6 +34,7 @@ from classifier_emergence.tasks.arithmetic import LENS, OPERATIONS, STYLES, labe
 from classifier_emergence.tasks.problems import COT_REPORTED, NEUTRAL, Problem
 from experiments.params import Params
 from experiments.shared.lens import OPERATION_WORDS, against_null, contrast, null_words, own_class
+from experiments.shared.lens_fits import FITS, kept_maps, selected
 from experiments.shared.runs import ADAPTERS, Runs
 from experiments.shared.stage import main, residuals_path
 from experiments.shared.study import ProblemStudy
@@ -43,7 +42,6 @@ from experiments.shared.summaries import accuracy_curve, mean_of, over, share_of
 
 MAPS = Path("data/lenses")
 """Where the maps of the lenses lie, by model."""
-FITS = 2
 Lens = Callable[[Tensor], Tensor]
 """States (layers, prompts, d) to what the readout is given."""
 
@@ -154,7 +152,7 @@ def fit_jacobians(runs: Runs, texts: Sequence[str]) -> list[LensMaps]:
 
     def of_text(i: int) -> LensMaps:
         text = f"Jacobians of {study.lm.key}: text {i + 1} of {n}"
-        return _kept(runs, f"jacobian-{i}", lambda: study.jacobians(study.lm, [mixed[i]], text))
+        return kept_maps(runs, f"jacobian-{i}", lambda: study.jacobians(study.lm, [mixed[i]], text))
 
     return [LensMaps.mean([of_text(i) for i in range(fit, n, FITS)]) for fit in range(FITS)]
 
@@ -169,21 +167,7 @@ def fit_tuned(runs: Runs, texts: Sequence[str], validation: Sequence[str]) -> li
         tuning = Tuning(**settings.tuned.model_dump())
         return tuned_maps(states, held, study.lm.readout, tuning, seed=settings.seed + i, description=text)
 
-    return [_kept(runs, f"tuned-{i}", partial(fit, i)) for i in range(FITS)]
-
-
-def _kept(runs: Runs, name: str, make: Callable[[], LensMaps]) -> LensMaps:
-    """Maps that were made before by this code on these parameters and weights, else made and kept."""
-    file = runs.folder / "maps" / f"{name}-{runs.state[:16]}.safetensors"
-    try:
-        return LensMaps.load(file)
-    except FileNotFoundError:
-        pass
-    except (SafetensorError, TypeError, OSError):
-        notice(f"{file}: damaged; made again")
-    maps = make()
-    maps.save(file)
-    return maps
+    return [kept_maps(runs, f"tuned-{i}", partial(fit, i)) for i in range(FITS)]
 
 
 def _split(texts: Sequence[str], settings: Any) -> tuple[Sequence[str], Sequence[str]]:
@@ -246,6 +230,8 @@ def words_in(
     right = (log_alignment.argmax(-1) == asked.own).numpy()
     null_right = (null_log.argmax(2) == asked.own[:, None]).double().mean(1).numpy()
     hits, layers = selected(right, asked.clusters)
+    choice, upper = accuracy_curve(right, confidence, clusters=asked.clusters), np.quantile(null_right, 0.95, axis=-1)
+    above = (np.array(choice["interval"])[blocks, 0] > upper[blocks]).nonzero()[0]
     table = {
         "alignment": alignment["mean"],
         "interval": alignment["interval"],
@@ -253,8 +239,9 @@ def words_in(
         "log_contrast": log_contrast,
         "null": against_null(alignment["mean"], log_contrast, null_log, asked.own)[0],
         "choice": {
-            **accuracy_curve(right, confidence, clusters=asked.clusters),
-            "null_95": np.quantile(null_right, 0.95, axis=-1),
+            **choice,
+            "null_95": upper,
+            "first_above_null": lm.layers[layer_row(int(above[0]))] if len(above) else None,
             "p": permutation_p(right.mean(-1), null_right),
             # A maximum over layers, judged among such maxima.
             "p_over_layers": permutation_p(right[blocks].mean(-1).max(), null_right[blocks].max(0)),
@@ -265,19 +252,6 @@ def words_in(
         },
     }
     return table, hits
-
-
-def selected(right: np.ndarray, clusters: Sequence[str]) -> tuple[np.ndarray, list[int]]:
-    """Of ``right`` (layers, n) for each half of the clusters the layer that is best on the other half: (n,), and which.
-
-    The last layer, which is the model's own output under every lens, and the embedding are no candidates.
-    """
-    half = np.unique(clusters, return_inverse=True)[1] % 2
-    hits, rows = np.zeros(len(half), dtype=bool), []
-    for side in (0, 1):
-        rows.append(1 + int(right[1:-1, half != side].mean(-1).argmax()))
-        hits[half == side] = right[rows[-1], half == side]
-    return hits, rows
 
 
 def _peak(table: Mapping[str, Any]) -> dict[str, Any]:

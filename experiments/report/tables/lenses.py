@@ -1,6 +1,6 @@
 """Tables of the lenses beside the logit lens: on untrained models with controls, and on trained ones."""
 
-from classifier_emergence.numbers import number
+from classifier_emergence.numbers import number, percent
 from classifier_emergence.tasks.arithmetic import STYLES
 from experiments.report.names import NAMES, lenses_of
 from experiments.report.tables.cells import NOTHING, cells, distinct
@@ -36,3 +36,23 @@ def lenses_trained(result: Result) -> Rows:
                 was = cells(found["before"][lens][style], "choice:percent") if lens in found["before"] else [NOTHING]
                 shown = cells(read[style], "choice:share | alignment:percent | inner_peak:percent")
                 yield [name, name_of_lens, style, *was, *shown]
+
+
+@table(
+    "word_lenses", "Prompts | Logit lens | Jacobian lens | Chosen layers | Minus logit lens | Matched words, largest"
+)
+def word_lenses(result: Result) -> Rows:
+    """Choice among the four operation words by the words' own directions, at the layer best on other frames."""
+    for style in STYLES:
+        logit, jacobian = (result["styles"][style][lens] for lens in ("logit", "jacobian"))
+        layers = distinct(layer for fit in jacobian["fits"] for layer in fit["selected"]["layers"])
+        gain = " ".join(cells(jacobian, "minus_logit:2 | minus_logit.interval:2"))
+        largest = max(max(fit["null_largest"]) for fit in jacobian["fits"])
+        yield [
+            style,
+            *cells(logit, "selected:share"),
+            *cells(jacobian, "selected:share"),
+            layers,
+            gain,
+            percent(largest),
+        ]

@@ -13,11 +13,13 @@ from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.lens_maps import LensMaps
 from classifier_emergence.results import read_result
 from classifier_emergence.tasks.arithmetic import STYLES
+from classifier_emergence.tasks.problems import NEUTRAL
 from classifier_emergence.training.adapters import Adapter, adapted
 from classifier_emergence.training.modules import VO
 from experiments.params import Params, load_params
-from experiments.stages import lenses, logit_lens, residuals
-from experiments.stages.lenses import LensStudy, adapters_of, chosen, selected, untrained_twin
+from experiments.shared.lens_fits import selected
+from experiments.stages import lenses, logit_lens, residuals, word_lenses
+from experiments.stages.lenses import LensStudy, adapters_of, chosen, untrained_twin
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY = "tiny-llama"
@@ -35,6 +37,10 @@ def params(tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def study(params: Params) -> LensStudy:
     return LensStudy(params, KEY)
+
+
+def on_the_whole_bank(params: Params) -> Params:
+    return params.model_copy(update={"lenses": params.lenses.model_copy(update={"pairs": params.bank.pairs})})
 
 
 def with_adapters(params: Params, study: LensStudy) -> None:
@@ -90,9 +96,8 @@ def test_the_stage_reads_every_lens_and_goes_on_after_an_interrupt(
     assert LensMaps.load(Path(f"data/lenses/{KEY}/jacobian-1.safetensors")).weight.shape == (layers, 48, 48)
 
 
-def test_the_logit_lens_is_that_of_its_own_stage(params: Params, study: LensStudy) -> None:
-    whole = params.model_copy(update={"lenses": params.lenses.model_copy(update={"pairs": params.bank.pairs})})
-    study = LensStudy(whole, KEY)
+def test_the_logit_lens_is_that_of_its_own_stage(params: Params) -> None:
+    study = LensStudy(on_the_whole_bank(params), KEY)
     residuals.run(params, KEY)
     logit_lens.run(params, KEY)
     there = read_result(f"results/logit_lens/{KEY}.json")["controlled"]["word"]["word"]
@@ -101,6 +106,21 @@ def test_the_logit_lens_is_that_of_its_own_stage(params: Params, study: LensStud
         assert here[name] == pytest.approx(there[name], rel=1e-4)
     assert here["null"]["p"] == pytest.approx(there["null"]["p"])
     assert here["choice"]["accuracy"] == pytest.approx(there["choice"]["accuracy"])
+
+
+def test_the_words_alone_choose_as_whole_maps_do(params: Params) -> None:
+    study = LensStudy(on_the_whole_bank(params), KEY)
+    residuals.run(params, KEY)
+    word_lenses.run(params, KEY)
+    found = read_result(f"results/word_lenses/{KEY}.json")
+    states, asked = study.states(study.lm, "word"), study.bank["word"]
+    for fit, table in enumerate(found["styles"]["word"]["jacobian"]["fits"]):
+        mapped = study.jacobians(study.lm, NEUTRAL[fit : 2 * params.lenses.word_texts : 2], "test")(states)
+        logits = torch.stack([study.lm.readout.logits(row) for row in mapped])
+        best = torch.stack([logits[..., word.ids].amax(-1) for word in asked.words], -1)
+        right = (best.argmax(-1) == asked.own).double().mean(-1)
+        assert table["accuracy"][1:] == pytest.approx(right[1:].tolist())
+    assert found["styles"]["symbol"]["jacobian"]["selected"]["n"] == 4 * params.bank.pairs
 
 
 def test_a_missing_adapter_is_named(study: LensStudy) -> None:
