@@ -267,9 +267,9 @@ def mixtures_summary(mixtures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the claims read: of the mixtures of all seeds, or of one that was not made here.
 
     Shares of experts that stand out at the false discovery rate, the smallest q of a word and an expert, and the share
-    of planted rows that is found, by their cosine (``at_50``: 0.5). Of mixtures that ran also how much of routing
-    another context changes, how much the token alone decides (means over layers), what paths of experts tell, and words
-    in what experts write; None if they did not.
+    of planted rows, and of words planted in them, that is found, by their cosine (``at_50``: 0.5). Of mixtures that ran
+    also how much of routing another context changes, how much the token alone decides (means over layers), what paths
+    of experts tell, and words in what experts write; None if they did not.
     """
     rows = [mixture["projection"] for mixture in mixtures]
     contexts = [mixture["routing"]["context"] for mixture in mixtures if mixture["routing"]]
@@ -281,10 +281,8 @@ def mixtures_summary(mixtures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             ends = [float(1 - high / others), float(1 - low / others)]
             decided.append({"mean": float(1 - mean / others), "interval": ends, "n": context["tokens"]})
     unknown = dict.fromkeys(("value", "least", "largest", "interval", "n"))
-    ran, spoken = (
-        [mixture for mixture in mixtures if mixture["routing"]],
-        [row["written"] for row in rows if "written" in row],
-    )
+    ran = [mixture for mixture in mixtures if mixture["routing"]]
+    spoken = [row["written"] for row in rows if "written" in row]
     own = [np.min(each["own_words"]["q"]) for each in spoken if "own_words" in each]
     return {
         "experts": np.size(rows[0]["reported"]["q"]),
@@ -296,9 +294,12 @@ def mixtures_summary(mixtures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "words_smallest_q": over([min((word["q"] for word in row["words"]), default=1.0) for row in rows]),
         "context_change": over(change) if change else unknown,
         "decided_by_token": over(decided) if decided else unknown,
-        "planted": {
-            f"at_{round(100 * cosine)}": over([_entry(row["power"]["found"], i) for row in rows])
-            for i, cosine in enumerate(rows[0]["power"]["cosine"])
+        **{
+            name: {
+                f"at_{round(100 * cosine)}": over([_entry(row["power"][test], i) for row in rows])
+                for i, cosine in enumerate(rows[0]["power"]["cosine"])
+            }
+            for name, test in (("planted", "found"), ("planted_words", "word_found"))
         },
         "written_found": over([each["controlled"]["share"] for each in spoken]) if spoken else unknown,
         "own_words_smallest_q": over(own) if own else unknown,
