@@ -179,7 +179,7 @@ def measure_flaws(study: ChainOfThoughtStudy, wrapped: PeftModel) -> dict[str, A
 
 
 def against(study: ChainOfThoughtStudy, chain: Mapping[str, Any], direct: Mapping[str, Any]) -> dict[str, Any]:
-    """Accuracy after one format minus that after the other: on the nine prompts, and paired by test problem and seed."""
+    """Accuracy after one format minus that after the other: on the nine prompts, and paired by problem and seed."""
     right = [[np.array(run["answers"]["correct"], dtype=float) for run in runs["by_seed"]] for runs in (chain, direct)]
     return {
         "reported": chain["reported"]["answers"]["value"] - direct["reported"]["answers"]["value"],
