@@ -8,8 +8,7 @@ one class with its word on top of the lens. The originals' own explanations are 
 two losses oppose each other, and how far apart the states of the classes are.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -23,9 +22,10 @@ from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.results import lookup
 from classifier_emergence.tasks.arithmetic import LENS, labelled
 from classifier_emergence.tasks.problems import Problem
-from classifier_emergence.training.adapters import adapted
+from classifier_emergence.training.adapters import Start, adapted_together
 from classifier_emergence.training.rl.rewards import exact, parse_answer, parse_reported
-from classifier_emergence.training.rl.run import all_weights_trainable, train_grpo
+from classifier_emergence.training.rl.run import GrpoRun, all_weights_trainable, train_grpo
+from classifier_emergence.training.rl.together import PolicyMember, train_grpo_together
 from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask
 from classifier_emergence.training.supervised import Schedule
 from experiments.params import Params
@@ -77,13 +77,17 @@ def run(params: Params, key: str) -> None:
     sections = ("grpo", "bank", "reinforcement_models")
     with Runs("collapse", key, params, PolicyStudy, *sections) as runs:
         before, seeds = runs.once("base", lambda study, _: measure_base(study)), params.grpo.seeds
-        calls = {
-            name: [Run(f"{name}-{s}", train_arm, (name, arm, s)) for s in seeds[: None if arm.several_seeds else 1]]
+        of_arm = {
+            name: {f"{name}-{s}": (arm, s) for s in seeds[: None if arm.several_seeds else 1]}
             for name, arm in all_arms(params, key).items()
         }
+        each = {name: run for runs_of in of_arm.values() for name, run in runs_of.items()}
+        adapters = {name: (arm, seed) for name, (arm, seed) in each.items() if arm.vo}
+        calls = [Run(name, train_arm, (name, *each[name])) for name in each if name not in adapters]
+        made = runs.all([*calls, Run("vo", train_adapters, (adapters,), tuple(adapters))])
+        results = {name: [made[one] for one in runs_of] for name, runs_of in of_arm.items()}
         arms: dict[str, Any] = {
-            name: {"runs": results, "summary": arm_summary(results, before, params)}
-            for name, results in runs.by_arm(calls).items()
+            name: {"runs": found, "summary": arm_summary(found, before, params)} for name, found in results.items()
         }
         attempts = [arms[name]["summary"] for name in reported_arms(params) if name in arms]
         result = {
@@ -151,14 +155,60 @@ def cause_arms(params: Params) -> dict[str, CollapseArm]:
 
 
 def train_arm(study: PolicyStudy, work: Path, name: str, arm: CollapseArm, seed: int) -> dict[str, Any]:
-    """Train one arm, watching the classes, and measure."""
-    settings, few = study.params.collapse, study.problems.test[: study.params.collapse.curve_problems]
+    """Train the whole model, watching the classes, and measure."""
+    settings = study.params.collapse
     few_drawn = arm.reported or arm.until_reported
     how = replace(study.sampling, group=settings.reported_group) if few_drawn else study.sampling
-    objective = PolicyObjective(
+    until = settings.class_loss if arm.until_reported else -np.inf
+    with all_weights_trainable(study.lm) as model:
+        dtype = PRECISIONS[arm.precision]
+        # With the originals' optimiser alone: it is about weights too coarse to move, and a copy is large.
+        start = [] if arm.bias_correction else [(p, p.detach().to(dtype, copy=True)) for p in model.parameters()]
+        trained = train_grpo(
+            study.lm, model, tasks(study, arm, seed), exact(parse_reported if arm.reported else parse_answer),
+            objective_of(study, arm), how,
+            Schedule(arm.steps, prompts_a_step(study, arm), arm.learning_rate, seed, settings.every),
+            work=work, watch=watch_of(study, arm), checkpoint_every=settings.checkpoint_every, dtype=dtype,
+            bias_correction=arm.bias_correction, until=until,
+            description=f"collapse of {study.lm.key}: {name.replace('_', ' ')}",
+        )  # fmt: skip
+        moved = sum(int((p != q).sum()) for p, q in start) / trained.parameters if start else None
+        del start
+        return outcome(study, trained, moved, measure_lens if arm.until_reported else measure_model)
+
+
+def train_adapters(
+    study: PolicyStudy, work: Path, wanted: Sequence[str], arms: Mapping[str, tuple[CollapseArm, int]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The same of V/O adapters, all arms and seeds together."""
+    settings = study.params.collapse
+    starts = {name: Start(adapter_of(settings, study.layer), seed) for name, (_, seed) in arms.items()}
+    with adapted_together(study.lm, starts) as wrapped:
+        members = {
+            name: PolicyMember(tasks(study, arm, seed), objective_of(study, arm), seed, watch=watch_of(study, arm))
+            for name, (arm, seed) in arms.items()
+        }
+        trained = train_grpo_together(
+            study.lm, wrapped, members, exact(parse_answer), study.sampling,
+            Schedule(settings.steps, settings.prompts, settings.vo_learning_rate, 0, settings.every), work=work,
+            checkpoint_every=settings.checkpoint_every,
+            description=f"collapse of {study.lm.key}: {len(members)} runs on V and O",
+        )  # fmt: skip
+        for name in wanted:
+            wrapped.set_adapter(name)
+            yield name, outcome(study, trained[name], None, measure_model)
+
+
+def objective_of(study: PolicyStudy, arm: CollapseArm) -> PolicyObjective:
+    """What an arm minimises."""
+    return PolicyObjective(
         arm.kl_weight, arm.class_weight, study.layer, signed_kl=arm.signed_kl, entropy_bonus=arm.entropy_bonus
     )
-    until = settings.class_loss if arm.until_reported else -np.inf
+
+
+def watch_of(study: PolicyStudy, arm: CollapseArm) -> Callable[[], dict[str, Any]]:
+    """Measures the classes of a few problems and, in some arms, gradients."""
+    settings, few = study.params.collapse, study.problems.test[: study.params.collapse.curve_problems]
 
     def watch() -> dict[str, Any]:
         spread = classes(study, few, reported_prompt if arm.reported else study.prompt)
@@ -168,34 +218,21 @@ def train_arm(study: PolicyStudy, work: Path, name: str, arm: CollapseArm, seed:
             found["gradients"] = {each: values[0].tolist() for each, values in products.items()}
         return found
 
-    with prepared(study, arm, seed) as model:
-        dtype = PRECISIONS[arm.precision]
-        # With the originals' optimiser alone: it is about weights too coarse to move, and a copy is large.
-        start = [] if arm.bias_correction else [(p, p.detach().to(dtype, copy=True)) for p in model.parameters()]
-        trained = train_grpo(
-            study.lm, model, tasks(study, arm, seed), exact(parse_reported if arm.reported else parse_answer),
-            objective, how, Schedule(arm.steps, prompts_a_step(study, arm), arm.learning_rate, seed, settings.every),
-            work=work, watch=watch, checkpoint_every=settings.checkpoint_every, dtype=dtype,
-            bias_correction=arm.bias_correction, until=until,
-            description=f"collapse of {study.lm.key}: {name.replace('_', ' ')}, seed {seed}",
-        )  # fmt: skip
-        moved = sum(int((p != q).sum()) for p, q in start) / trained.parameters if start else None
-        del start
-        losses = ((step["step"], step.get("class_loss")) for step in trained.steps)
-        reached = [step for step, loss in losses if loss is not None and loss <= settings.class_loss]
-        return {
-            **vars(trained),
-            "share_of_weights_changed": moved,
-            "reached": reached[0] if reached else None,
-            **(measure_lens(study) if arm.until_reported else measure_model(study)),
-        }
+    return watch
 
 
-def prepared(study: PolicyStudy, arm: CollapseArm, seed: int) -> AbstractContextManager[Any]:
-    """The model as the arm trains it."""
-    if not arm.vo:
-        return all_weights_trainable(study.lm)
-    return adapted(study.lm, adapter_of(study.params.collapse, study.layer), seed=seed)
+def outcome(
+    study: PolicyStudy, trained: GrpoRun, moved: float | None, measure: Callable[[PolicyStudy], dict[str, Any]]
+) -> dict[str, Any]:
+    """A run, the first step at which the class loss was what the originals report, and what the model is now."""
+    losses = ((step["step"], step.get("class_loss")) for step in trained.steps)
+    reached = [step for step, loss in losses if loss is not None and loss <= study.params.collapse.class_loss]
+    return {
+        **vars(trained),
+        "share_of_weights_changed": moved,
+        "reached": reached[0] if reached else None,
+        **measure(study),
+    }
 
 
 def prompts_a_step(study: PolicyStudy, arm: CollapseArm) -> int:

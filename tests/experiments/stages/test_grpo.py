@@ -201,3 +201,19 @@ def test_an_arm_with_the_originals_optimiser_says_how_many_weights_moved(
     assert len(run["steps"]) == arm.steps
     assert 0 < run["share_of_weights_changed"] <= 1
     assert (run["share_of_weights_changed"] > 0.5) == (precision == "fp32")
+
+
+def test_adapters_of_the_factorial_train_together(study: grpo.GrpoStudy, tmp_path: Path) -> None:
+    settings = PARAMS.collapse
+    arms = {name: (arm, 0) for name, arm in collapse.all_arms(PARAMS, "other").items() if arm.vo}
+    plain = collapse.CollapseArm(0.0, PARAMS.grpo.kl_weight, settings.vo_learning_rate, settings.steps, vo=True)
+    assert all(replace(arm, class_weight=0.0) == plain for arm, _ in arms.values())  # one schedule is that of all
+    found = dict(collapse.train_adapters(study, tmp_path, ["vo_class", "vo_both"], arms))
+    assert list(found) == ["vo_class", "vo_both"]
+    for name, drawn in (("vo_class", False), ("vo_both", True)):
+        run = found[name]
+        assert [step["step"] for step in run["steps"]] == list(range(1, settings.steps + 1))
+        assert all("class_loss" in step and ("reward" in step) == drawn for step in run["steps"])
+        assert run["watched"][0]["step"] == 0
+        assert {"items", "classes", "answers", "share_of_weights_changed", "reached", "parameters"} <= set(run)
+    assert found["vo_class"]["watched"][0] == found["vo_both"]["watched"][0]  # fresh adapters
