@@ -10,6 +10,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -35,7 +36,7 @@ def as_reported(x: Tensor, y: Tensor, *, C: float = 1.0) -> Probes:
         C: Inverse strength of the penalty.
     """
     fits = []
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(1):  # matrices of a dozen rows: threads only wait for each other
         warnings.simplefilter("ignore", ConvergenceWarning)  # to stop early is what this is about
         for rows in x.double().numpy():
             fits.append(LogisticRegression(C=C, max_iter=1000).fit(rows, y.numpy()))
