@@ -127,10 +127,10 @@ def test_runs_that_train_together_are_those_that_train_alone(lm: LanguageModel, 
             assert len(run.steps) == len(alone.steps)
             pairs: Any = zip([*run.steps, *run.watched], [*alone.steps, *alone.watched], strict=True)
             for ours, theirs in pairs:
-                assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+                assert ours == pytest.approx(theirs, rel=1e-2, abs=1e-4)
             assert run.parameters == alone.parameters
             for full, value in values(wrapped, ALONE).items():
-                torch.testing.assert_close(weights[full], value, rtol=1e-2, atol=1e-4)
+                torch.testing.assert_close(weights[full], value, rtol=1e-2, atol=5e-4)
     assert len({step["reward"] for step in found["plain"][0].steps}) > 1
 
 
