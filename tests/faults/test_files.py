@@ -348,10 +348,11 @@ def test_a_folder_that_is_read_only_is_one_line_and_the_run_goes_on_after(
     life: Callable[[LanguageModel], Life], lm: LanguageModel, tmp_path: Path
 ) -> None:
     _, leave, go_on, _ = life(lm)
-    whole, work = go_on(tmp_path / "whole" / "work"), tmp_path / "left" / "work"
+    whole = go_on(tmp_path / "whole" / "work")
     for begun in (False, True):
+        work = tmp_path / f"left-{begun}" / "work"
         leave(work) if begun else work.mkdir(parents=True)
-        with read_only(tmp_path / "left"):
+        with read_only(work.parent):
             assert not os.access(work, os.W_OK, effective_ids=True)
             outcome = after(lambda: go_on(work), whole)
         complete = begun and life in (parts, wheel_cache)  # whose files are only read then

@@ -347,7 +347,7 @@ def _warnings(rise: NDArray[np.float64], groups: Sequence[int], moved: float) ->
     means = [rise[np.equal(groups, group)].mean() for group in dict.fromkeys(groups)] if len(rise) else []
     if len(means) > 1 and (interval := student_interval(means, confidence=CONFIDENCE))[0] > 0:
         yield (
-            f"what training lowers rose by {np.mean(means):.3g} nats on held-out items "
+            f"the trained loss rose by {np.mean(means):.3g} nats on held-out items "
             f"({CONFIDENCE:.0%} interval {interval[0]:.3g} to {interval[1]:.3g}, n = {len(means)}); "
             "take fewer steps, a smaller learning rate or more items"
         )
