@@ -342,23 +342,22 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux is how root gives up its privileges")
+@pytest.mark.parametrize("begun", [False, True], ids=["empty", "begun"])
 @pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
 @pytest.mark.parametrize("life", WRITING, ids=lambda life: life.__name__)
 def test_a_folder_that_is_read_only_is_one_line_and_the_run_goes_on_after(
-    life: Callable[[LanguageModel], Life], lm: LanguageModel, tmp_path: Path
+    life: Callable[[LanguageModel], Life], lm: LanguageModel, begun: bool, tmp_path: Path
 ) -> None:
     _, leave, go_on, _ = life(lm)
-    whole = go_on(tmp_path / "whole" / "work")
-    for begun in (False, True):
-        work = tmp_path / f"left-{begun}" / "work"
-        leave(work) if begun else work.mkdir(parents=True)
-        with read_only(work.parent):
-            assert not os.access(work, os.W_OK, effective_ids=True)
-            outcome = after(lambda: go_on(work), whole)
-        complete = begun and life in (parts, wheel_cache)  # whose files are only read then
-        assert outcome in ((HEALS, TOLD) if complete else (TOLD,))
-        assert same(go_on(work), whole)
-        tried[life.__name__, "read-only", outcome] += 1
+    whole, work = go_on(tmp_path / "whole" / "work"), tmp_path / "left" / "work"
+    leave(work) if begun else work.mkdir(parents=True)
+    with read_only(tmp_path / "left"):
+        assert not os.access(work, os.W_OK, effective_ids=True)
+        outcome = after(lambda: go_on(work), whole)
+    complete = begun and life in (parts, wheel_cache)  # whose files are only read then
+    assert outcome in ((HEALS, TOLD) if complete else (TOLD,))
+    assert same(go_on(work), whole)
+    tried[life.__name__, "read-only", outcome] += 1
 
 
 def whole_checkpoints(work: Path) -> list[Path]:
