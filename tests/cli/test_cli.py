@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from classifier_emergence.cli import repository as cli_paper
@@ -437,9 +438,10 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(
     [
         (RuntimeError("odd\nthing"), "RuntimeError: odd (not foreseen: --debug shows where)"),
         (OSError(5, "Input/output error", "disk"), "disk: Input/output error; see to the file"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "I/O error: No space left"),
         (MemoryError(), "out of memory"),
     ],
-    ids=["unforeseen", "disk", "memory"],
+    ids=["unforeseen", "disk", "safetensors", "memory"],
 )
 def test_whatever_fails_is_one_line_and_debug_shows_where(
     failure: Exception, told: str, ce: Run, monkeypatch: pytest.MonkeyPatch
