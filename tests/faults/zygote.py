@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+from contextlib import nullcontext
 
 import classifier_emergence.instruments.finetune
 import classifier_emergence.models.loading
@@ -26,11 +27,10 @@ def child(args: list[str], folder: str, size: int | None, bare: bool) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-    if bare:
-        unprivileged().__enter__()
     sys.argv = ["classifier-emergence", *args]
     try:
-        app.main()
+        with unprivileged() if bare else nullcontext():
+            app.main()
     except SystemExit as ended:
         sys.stdout.flush()
         sys.stderr.flush()
