@@ -327,6 +327,21 @@ def test_a_disk_that_fills_at_any_file_is_one_line_and_the_run_goes_on_after(
         tried[life.__name__, "no space", HEALS] += 1
 
 
+@pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
+@pytest.mark.parametrize("life", [parts, wheel_cache, kept_probe, captured], ids=lambda life: life.__name__)
+def test_what_finds_no_room_is_one_line_and_is_written_after(
+    life: Callable[[LanguageModel], Life], lm: LanguageModel, tmp_path: Path
+) -> None:
+    _, leave, go_on, _ = life(lm)
+    leave(tmp_path / "whole" / "work")
+    whole = go_on(tmp_path / "whole" / "work")
+    with room_for(9):
+        assert after(lambda: leave(tmp_path / "full" / "work"), None) == TOLD
+    leave(tmp_path / "full" / "work")
+    assert same(go_on(tmp_path / "full" / "work"), whole)
+    tried[life.__name__, "no space", HEALS] += 1
+
+
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
     """Nothing can be written there, by root neither."""
@@ -342,13 +357,17 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux is how root gives up its privileges")
-@pytest.mark.parametrize("begun", [False, True], ids=["empty", "begun"])
 @pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
-@pytest.mark.parametrize("life", WRITING, ids=lambda life: life.__name__)
+@pytest.mark.parametrize(
+    ("life", "begun"),
+    [*((life, begun) for life in WRITING for begun in (False, True)), (paper, True)],
+    ids=lambda value: getattr(value, "__name__", "begun" if value else "empty"),
+)
 def test_a_folder_that_is_read_only_is_one_line_and_the_run_goes_on_after(
     life: Callable[[LanguageModel], Life], lm: LanguageModel, begun: bool, tmp_path: Path
 ) -> None:
     _, leave, go_on, _ = life(lm)
+    leave(tmp_path / "whole" / "work")
     whole, work = go_on(tmp_path / "whole" / "work"), tmp_path / "left" / "work"
     leave(work) if begun else work.mkdir(parents=True)
     with read_only(tmp_path / "left"):
