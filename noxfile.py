@@ -49,9 +49,11 @@ def prepare(session: nox.Session) -> None:
     shutil.rmtree(ENVIRONMENT, ignore_errors=True)
     # virtualenv comes with nox; the standard library's venv is a separate package on some systems.
     session.run(sys.executable, "-m", "virtualenv", "--quiet", str(ENVIRONMENT), external=True)
-    install = ["-m", "pip", "install", "--quiet", "--constraint", "constraints.txt", "--editable", ".[dev]"]
+    install = [str(SCRIPTS / "python"), "-m", "pip", "install", "--quiet"]
     with session.chdir(ROOT):
-        session.run(str(SCRIPTS / "python"), *install, external=True)
+        session.run(*install, "pip>=26.3", external=True)  # known to check the hashes of constraints
+        hashes = ["--no-require-hashes", "--constraint", "constraints.hashes.txt"]
+        session.run(*install, *hashes, "--editable", ".[dev]", external=True)
     stamp.write_text(wanted)
 
 

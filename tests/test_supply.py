@@ -2,16 +2,19 @@
 
 import configparser
 import os
+import re
 import socket
 import subprocess
 import sys
 import tarfile
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.models import wheels
+from tests.models.test_sources import wheel
 
 ROOT = Path(__file__).resolve().parents[1]
 CONNECT = "import socket; socket.create_connection(('192.0.2.1', 443), 1)"  # TEST-NET-1: nobody's
@@ -68,6 +71,27 @@ def test_the_pipeline_sends_no_analytics() -> None:
     settings.read(ROOT / ".dvc" / "config")
     assert not settings.getboolean("core", "analytics")
     assert not settings.getboolean("core", "check_update")
+
+
+def test_the_hashes_are_of_the_versions_that_are_pinned() -> None:
+    pinned, hashed = ((ROOT / f"constraints{name}.txt").read_text() for name in ("", ".hashes"))
+    entries = re.findall(r"^([\w.-]+==\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})*)$", hashed, re.MULTILINE)
+    pins = [line for line in pinned.splitlines() if not line.startswith("#")]
+    one, other = ({re.sub(r"[-_.]", "-", pin.lower()) for pin in some} for some in (pins, dict(entries)))
+    assert one == other
+    assert [pin.split("==")[0] for pin, hashes in entries if not hashes] == ["torch"]
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_package_of_another_hash_is_not_installed(right: bool, tmp_path: Path) -> None:
+    file = wheel(tmp_path, 1, {})
+    found = sha256(file.read_bytes()).hexdigest() if right else "0" * 64
+    (tmp_path / "hashes.txt").write_text(f"tiny-part1==1.0 --hash=sha256:{found}\n")
+    command = ["install", "--no-require-hashes", "-c", str(tmp_path / "hashes.txt"), "--no-index", "--find-links"]
+    command += [str(tmp_path), "--target", str(tmp_path / "into"), "tiny-part1"]
+    done = subprocess.run([sys.executable, "-m", "pip", *command], capture_output=True, text=True)
+    assert (done.returncode == 0) == right, done.stderr
+    assert right or "DO NOT MATCH THE HASHES" in done.stderr
 
 
 @pytest.mark.parametrize("wanted", ["", ":all:"], ids=["plain", "no-binary"])

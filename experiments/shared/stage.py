@@ -6,16 +6,19 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from classifier_emergence.errors import one_line
+from classifier_emergence.errors import InputError, first_line, one_line
 from classifier_emergence.models.registry import source_of
 from classifier_emergence.processes import check_alone
 from classifier_emergence.progress import notice
 from classifier_emergence.results import read_result
 from experiments.params import Params, load_params
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RESULTS = Path("results")
 RESIDUALS = Path("data/residuals")
@@ -51,6 +54,22 @@ def results_of(stage: str, params: Params) -> dict[str, dict[str, Any]]:
 def residuals_path(model: str) -> Path:
     """Where the residual streams of a model lie between stages."""
     return RESIDUALS / f"{model}.safetensors"
+
+
+def read_residuals(model: str) -> "dict[str, Tensor]":
+    """What stage residuals wrote.
+
+    Raises:
+        InputError: The file is missing or damaged; names it.
+    """
+    from safetensors.torch import load_file  # late: it brings torch
+
+    path = residuals_path(model)
+    try:
+        return load_file(path)
+    except Exception as error:  # of any type: safetensors has its own, and raises those of files
+        again = f"run the stage that writes it: dvc repro --force --single-item residuals@{model}"
+        raise InputError(f"{path}: cannot be read ({first_line(error)}); {again}") from error
 
 
 def main(run: Callable[[Params, str], None], doc: str | None) -> None:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from classifier_emergence.models.loading import load
@@ -23,14 +22,14 @@ from classifier_emergence.results import write_result
 from classifier_emergence.tasks.arithmetic import LENS, OPERATIONS, STYLES, labelled
 from experiments.params import Params
 from experiments.shared.lens import OPERATION_WORDS, bank_lens, null_words, own_class
-from experiments.shared.stage import main, residuals_path, result_path
+from experiments.shared.stage import main, read_residuals, result_path
 from experiments.shared.summaries import mean_of, share_of
 
 
 def run(params: Params, key: str) -> None:
     """Score every layer and write one result."""
     lm = load(key, params.registry)
-    states = load_file(residuals_path(key))
+    states = read_residuals(key)
     targets = [word_tokens(operation, lm.tokenizer) for operation in OPERATIONS]
     null = null_words(lm, targets, params.logit_lens.null_words, OPERATION_WORDS)
     result = {

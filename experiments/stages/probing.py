@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from classifier_emergence.models.loading import load
@@ -27,7 +26,7 @@ from classifier_emergence.tasks.arithmetic import HELD_OUT, OPERATIONS, REPORTED
 from experiments.params import Params
 from experiments.shared.lens import null_words, p_over_layers
 from experiments.shared.probing import TOLERANCE, as_reported, bag_of_tokens, held_out_probes
-from experiments.shared.stage import FLAWED_SETS, main, residuals_path, result_path
+from experiments.shared.stage import FLAWED_SETS, main, read_residuals, result_path
 from experiments.shared.summaries import accuracy_curve, mean_of, paired, share_of
 
 N_FOLDS_REPORTED = 4
@@ -37,7 +36,7 @@ Folds = Sequence[tuple[Tensor, Tensor]]
 def run(params: Params, key: str) -> None:
     """Fit every probe and write one result."""
     lm = load(key, params.registry)
-    states = load_file(residuals_path(key))
+    states = read_residuals(key)
     reported = {name: reported_set(states[f"reported/{name}"], name, params) for name in REPORTED}
     flaws = {
         flaw: {name: reported_curve(states[f"{flaw}/{name}"], name, params) for name in FLAWED_SETS}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from classifier_emergence.cli import repository as cli_paper
@@ -437,9 +438,10 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(
     [
         (RuntimeError("odd\nthing"), "RuntimeError: odd (not foreseen: --debug shows where)"),
         (OSError(5, "Input/output error", "disk"), "disk: Input/output error; see to the file"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "I/O error: No space left"),
         (MemoryError(), "out of memory"),
     ],
-    ids=["unforeseen", "disk", "memory"],
+    ids=["unforeseen", "disk", "safetensors", "memory"],
 )
 def test_whatever_fails_is_one_line_and_debug_shows_where(
     failure: Exception, told: str, ce: Run, monkeypatch: pytest.MonkeyPatch
@@ -456,6 +458,13 @@ def test_whatever_fails_is_one_line_and_debug_shows_where(
     assert code == 2
     assert "Traceback" in err
     assert "in fails" in err
+
+
+def test_an_interrupt_before_anything_runs_is_one_line() -> None:
+    code = "import classifier_emergence.cli; raise KeyboardInterrupt"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == "interrupted; no result was written\n"
+    assert done.returncode in (-2, 130)  # by the signal, which a shell calls 130
 
 
 def test_what_is_wrong_with_a_run_is_said_at_its_end(ce: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

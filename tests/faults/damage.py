@@ -1,10 +1,12 @@
 """What can happen to a file, and the table of what was tried."""
 
+import ctypes
 import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 WHOLE = os.environ.get("FAULTS") == "whole"
@@ -45,6 +47,21 @@ def a_folder(file: Path, chance: random.Random) -> None:
 
 
 DAMAGES: tuple[Damage, ...] = (truncated, empty, flipped, missing, swapped, a_folder)
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """This thread may do what the owner of its files may: to root, too, a folder is read-only then. On Linux."""
+    held, libc = (ctypes.c_uint32 * 6)(), ctypes.CDLL(None)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # third version of capabilities; this thread
+    libc.capget(header, held)
+    # Twice effective, permitted and inheritable: what is permitted comes back.
+    libc.capset(header, (ctypes.c_uint32 * 6)(0, held[1], held[2], 0, held[4], held[5]))
+    try:
+        yield
+    finally:
+        libc.capset(header, held)
+
 
 tried: Counter[tuple[str, str, str]] = Counter()
 """(what was damaged, how, what came of it) -> cells."""

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import typer
@@ -119,6 +120,8 @@ def parsed(file: Path) -> None:
     elif file.suffix == ".html":
         assert file.read_text(encoding="utf-8").rstrip().endswith("</html>")
         assert "<script>alert(1)" not in file.read_text(encoding="utf-8")
+    elif file.suffix == ".svg":
+        ElementTree.parse(file)
     elif file.suffix == ".png":
         assert file.read_bytes().endswith(b"IEND\xaeB`\x82")
 

@@ -7,16 +7,20 @@ import os
 import random
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
-from classifier_emergence.errors import InputError
+from classifier_emergence.errors import InputError, one_line
+from classifier_emergence.instruments.kept_probe import Card, KeptProbe
 from classifier_emergence.manifest import damage as find_damage
 from classifier_emergence.models import wheels
 from classifier_emergence.models.loading import load, open_model
@@ -31,8 +35,13 @@ from classifier_emergence.training.rl.run import train_grpo
 from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask, Sampling
 from classifier_emergence.training.supervised import Objective, Schedule, encode, train
 from experiments.params import load_params
+from experiments.pipeline.compare import compare_files
+from experiments.report.build import build
+from experiments.report.typeset import write_table
+from experiments.shared import stage
 from experiments.shared.runs import Runs
-from tests.faults.damage import SEED, WHOLE, cells, files_of, tried
+from experiments.stages import residuals
+from tests.faults.damage import SEED, WHOLE, cells, files_of, tried, unprivileged
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEDULE = Schedule(steps=4, batch_size=2, learning_rate=1e-2, seed=3, every=1)
@@ -48,6 +57,8 @@ class Life(NamedTuple):
     """Leaves the files of a run that was cut short, or those that a run reads."""
     go_on: Callable[[Path], Any]
     """Ends with what can be compared."""
+    spare: tuple[str, ...] = ()
+    """Patterns of the files without which it goes on to the same end, whatever it promises for others."""
 
 
 class Cut(Exception):
@@ -154,7 +165,86 @@ def adapter_folder(lm: LanguageModel) -> Life:
     return Life(TOLD, leave, lambda folder: open_model(str(folder.parent / "model"), adapter=folder / "adapter").key)
 
 
-LIVES = (supervised, reinforcement, parts, wheel_cache, model_folder, adapter_folder)
+def hub_cache(lm: LanguageModel) -> Life:
+    """A model in the hub's cache, while the hub cannot be reached; what downloads leave may lack ``refs/main``."""
+
+    def leave(folder: Path) -> None:
+        repository = folder / "models--org--tiny"
+        model_folder(lm).leave(repository / "snapshots" / ("a" * 40))
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("a" * 40)
+
+    def go_on(folder: Path) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+            patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+            return check_lens(load("org/tiny", {}))
+
+    return Life(TOLD, leave, go_on, ("*/refs/main",))
+
+
+def kept_probe(_: LanguageModel) -> Life:
+    card = Card("m", "L0", "resid", ("a", "b"), "last", False, None, 4, 1.0, (0.5, 1.0), 0.6, 0.01)
+
+    def go_on(folder: Path) -> Any:
+        kept = KeptProbe.load(folder / "kept")
+        return kept.card, kept.logits(torch.ones(1, 3)).tolist()
+
+    return Life(TOLD, lambda work: KeptProbe(torch.eye(2, 3), torch.ones(2), card).save(work / "kept"), go_on)
+
+
+def captured(lm: LanguageModel) -> Life:
+    """What stage residuals leaves to those that read it."""
+
+    def within(folder: Path, call: Callable[[], Any]) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stage, "RESIDUALS", folder)
+            patch.setattr(residuals, "load", lambda key, registry: lm)
+            return call()
+
+    return Life(
+        TOLD,
+        lambda work: within(work, lambda: residuals.run(load_params(ROOT / "params.tiny.yaml"), "m")),
+        lambda work: within(work, lambda: {name: x.tolist() for name, x in stage.read_residuals("m").items()}),
+    )
+
+
+def compared(_: LanguageModel) -> Life:
+    """Two results."""
+
+    def leave(folder: Path) -> None:
+        for name, accuracy in (("one", 0.5), ("other", 1.0)):
+            write_result(folder / f"{name}.json", {"n": 8, "probe": [{"layer": "L0", "accuracy": accuracy}]})
+
+    return Life(TOLD, leave, lambda folder: compare_files(folder / "one.json", folder / "other.json"))
+
+
+def paper(_: LanguageModel) -> Life:
+    """A paper of a sentence, a table and a figure; the table's two other formats and the last PDF are not read."""
+
+    def leave(folder: Path) -> None:
+        (folder / "paper" / "figures").mkdir(parents=True)
+        for name in ("paper/lib.typ", "paper/names.yaml", "params.yaml"):
+            shutil.copy(ROOT / name, folder / name)
+        write_result(folder / "results" / "claims.json", {"C01": {"headline": "supported"}})
+        write_table(folder / "paper" / "tables" / "t", ["model", "n"], [["m", 1]], caption="A table.")
+        figure = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><path d="M0 0h9v9z"/></svg>'
+        (folder / "paper" / "figures" / "f.svg").write_text(figure)
+        (folder / "paper" / "main.typ").write_text(
+            '#import "/paper/lib.typ": *\n#set document(title: "t", date: none)\n#headline("C01")\n'
+            '#data-table("t", "T")\n#data-figure("f", "probing", "F", alt: "a")\n'
+        )
+        go_on(folder)
+
+    def go_on(folder: Path) -> Any:
+        build(folder / "paper" / "main.typ", folder / "paper" / "paper.pdf", root=folder)
+        return (folder / "paper" / "paper.pdf").read_bytes()
+
+    return Life(TOLD, leave, go_on, ("*.md", "*.tex"))
+
+
+WRITING = (supervised, reinforcement, parts, wheel_cache)
+LIVES = (*WRITING, model_folder, hub_cache, adapter_folder, kept_probe, captured, compared, paper)
 
 
 @pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
@@ -162,7 +252,7 @@ LIVES = (supervised, reinforcement, parts, wheel_cache, model_folder, adapter_fo
 def test_whatever_is_damaged_the_promise_is_kept(
     life: Callable[[LanguageModel], Life], lm: LanguageModel, tmp_path: Path, capsys: Any
 ) -> None:
-    promise, leave, go_on = life(lm)
+    promise, leave, go_on, spare = life(lm)
     leave(tmp_path / "left" / "work")
     whole = go_on(copied(tmp_path / "left", tmp_path / "whole") / "work")
     names = files_of(tmp_path / "left" / "work")
@@ -174,7 +264,8 @@ def test_whatever_is_damaged_the_promise_is_kept(
         damage(folder / "work" / name, chance)
         outcome = after(lambda folder=folder: go_on(folder / "work"), whole)
         lines = [line for line in capsys.readouterr().err.splitlines() if "Warning" not in line]
-        held = outcome == HEALS or (promise == TOLD and outcome in (TOLD, "goes on"))
+        told = promise == TOLD and outcome in (TOLD, "goes on")
+        held = outcome == HEALS or (told and not any(fnmatch(name, pattern) for pattern in spare))
         tried[life.__name__, damage.__name__, outcome if held else "BROKEN"] += 1
         if not held or "Traceback" in "".join(lines):
             broken.append((name, damage.__name__, outcome))
@@ -183,7 +274,7 @@ def test_whatever_is_damaged_the_promise_is_kept(
 
 
 @pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
-@pytest.mark.parametrize("life", [supervised, reinforcement, parts, wheel_cache], ids=lambda life: life.__name__)
+@pytest.mark.parametrize("life", WRITING, ids=lambda life: life.__name__)
 def test_what_a_run_keeps_is_the_users_alone(
     life: Callable[[LanguageModel], Life], lm: LanguageModel, tmp_path: Path
 ) -> None:
@@ -221,7 +312,7 @@ def room_for(size: int) -> Iterator[None]:
 def test_a_disk_that_fills_at_any_file_is_one_line_and_the_run_goes_on_after(
     life: Callable[[LanguageModel], Life], lm: LanguageModel, tmp_path: Path, capsys: Any
 ) -> None:
-    _, leave, go_on = life(lm)
+    _, leave, go_on, _ = life(lm)
     leave(tmp_path / "left")
     whole = go_on(tmp_path / "whole")
     sizes = {path.stat().st_size: path.name for path in (tmp_path / "left").rglob("*") if path.is_file()}
@@ -236,6 +327,58 @@ def test_a_disk_that_fills_at_any_file_is_one_line_and_the_run_goes_on_after(
         tried[life.__name__, "no space", HEALS] += 1
 
 
+@pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
+@pytest.mark.parametrize("life", [parts, wheel_cache, kept_probe, captured], ids=lambda life: life.__name__)
+def test_what_finds_no_room_is_one_line_and_is_written_after(
+    life: Callable[[LanguageModel], Life], lm: LanguageModel, tmp_path: Path
+) -> None:
+    _, leave, go_on, _ = life(lm)
+    leave(tmp_path / "whole" / "work")
+    whole = go_on(tmp_path / "whole" / "work")
+    with room_for(9):
+        assert after(lambda: leave(tmp_path / "full" / "work"), None) == TOLD
+    leave(tmp_path / "full" / "work")
+    assert same(go_on(tmp_path / "full" / "work"), whole)
+    tried[life.__name__, "no space", HEALS] += 1
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Nothing can be written there, by root neither."""
+    places = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for place in places:
+        place.chmod(0o500)
+    try:
+        with unprivileged():
+            yield
+    finally:
+        for place in places:
+            place.chmod(0o700)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux is how root gives up its privileges")
+@pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
+@pytest.mark.parametrize(
+    ("life", "begun"),
+    [*((life, begun) for life in WRITING for begun in (False, True)), (paper, True)],
+    ids=lambda value: getattr(value, "__name__", "begun" if value else "empty"),
+)
+def test_a_folder_that_is_read_only_is_one_line_and_the_run_goes_on_after(
+    life: Callable[[LanguageModel], Life], lm: LanguageModel, begun: bool, tmp_path: Path
+) -> None:
+    _, leave, go_on, _ = life(lm)
+    leave(tmp_path / "whole" / "work")
+    whole, work = go_on(tmp_path / "whole" / "work"), tmp_path / "left" / "work"
+    leave(work) if begun else work.mkdir(parents=True)
+    with read_only(tmp_path / "left"):
+        assert not os.access(work, os.W_OK, effective_ids=True)
+        outcome = after(lambda: go_on(work), whole)
+    complete = begun and life in (parts, wheel_cache)  # whose files are only read then
+    assert outcome in ((HEALS, TOLD) if complete else (TOLD,))
+    assert same(go_on(work), whole)
+    tried[life.__name__, "read-only", outcome] += 1
+
+
 def whole_checkpoints(work: Path) -> list[Path]:
     return [path for path in work.glob("checkpoint-*") if find_damage(path) is None]
 
@@ -245,7 +388,7 @@ def whole_checkpoints(work: Path) -> list[Path]:
 def test_a_clock_that_jumps_and_a_folder_that_vanishes_change_nothing(
     life: Callable[[LanguageModel], Life], lm: LanguageModel, tmp_path: Path
 ) -> None:
-    _, leave, go_on = life(lm)
+    _, leave, go_on, _ = life(lm)
     leave(tmp_path / "left")
     whole = go_on(tmp_path / "whole")
     later = time.time() + 1e8
@@ -263,10 +406,9 @@ def after(go_on: Callable[[], Any], whole: Any) -> str:
     """What came of it."""
     try:
         found = go_on()
-    except InputError as error:
-        return TOLD if len(str(error).splitlines()) == 1 else f"several lines: {error}"
     except Exception as error:
-        return repr(error)
+        line = one_line(error)
+        return TOLD if "not foreseen" not in line and len(line.splitlines()) == 1 else repr(error)
     return HEALS if same(found, whole) else "goes on"
 
 

@@ -1,7 +1,8 @@
 """Runs command lines in processes of their own that start at once: this one has imported everything, and forks.
 
-A line of JSON asks for one: ``{"args": [...], "folder": ..., "size": null}``; the answer is its process id, and when it
-ends its exit code. Standard output and error lie in the folder, as ``out`` and ``err``.
+A line of JSON asks for one: ``{"args": [...], "folder": ..., "size": null, "bare": false}``; the answer is its process
+id, and when it ends its exit code. Standard output and error lie in the folder, as ``out`` and ``err``. ``bare``
+takes the privileges of root.
 """
 
 import gc
@@ -10,14 +11,16 @@ import os
 import resource
 import signal
 import sys
+from contextlib import nullcontext
 
 import classifier_emergence.instruments.finetune
 import classifier_emergence.models.loading
 import classifier_emergence.training.rl.run  # noqa: F401
 from classifier_emergence.cli import app
+from tests.faults.damage import unprivileged
 
 
-def child(args: list[str], folder: str, size: int | None) -> None:
+def child(args: list[str], folder: str, size: int | None, bare: bool) -> None:
     os.chdir(folder)
     for name, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
@@ -26,7 +29,8 @@ def child(args: list[str], folder: str, size: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     sys.argv = ["classifier-emergence", *args]
     try:
-        app.main()
+        with unprivileged() if bare else nullcontext():
+            app.main()
     except SystemExit as ended:
         sys.stdout.flush()
         sys.stderr.flush()

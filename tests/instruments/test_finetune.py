@@ -22,7 +22,10 @@ from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.results import write_result
 from classifier_emergence.tasks.classification import Item, Task
 from classifier_emergence.tasks.problems import Problem
+from classifier_emergence.training.adapters import Adapter
 from classifier_emergence.training.evaluation import alignment
+from classifier_emergence.training.modules import VO
+from classifier_emergence.training.supervised import Schedule
 
 WORDS = ("multiply", "add")
 
@@ -81,14 +84,41 @@ def test_a_run_that_destroys_the_model_says_so(llama: LanguageModel) -> None:
     assert 0 < good.drift < finetuning.LARGE
     assert not any("neutral text" in warning for warning in good.warnings)
     bad = dual_reward(llama, arithmetic(), steps=4, learning_rate=1e6)
-    (told,) = bad.warnings
+    told = bad.warnings[-1]
     assert told.startswith(f"the model says something else on neutral text (by {bad.drift:.3g} nats a token)")
+    assert not any("rose" in warning for warning in good.warnings)
 
 
-@pytest.mark.parametrize(("began", "ended", "told"), [(1.0, 2.5, 1), (2.5, 1.0, 0), (None, 2.5, 0)])
-def test_a_loss_that_ends_above_where_it_began_is_told(began: float | None, ended: float, told: int) -> None:
-    warnings = list(finetuning._warnings(finetuning.Outcome(1, [], began, ended), 0.1))
-    assert warnings == ["the loss ends at 2.5, above 1 where it began; change the learning rate or the steps"] * told
+@pytest.mark.parametrize(
+    ("rise", "groups", "told"),
+    [
+        ([0.9, 1.0, 1.1], [0, 1, 2], "rose by 1 nats on held-out items (95% interval 0.752 to 1.25, n = 3)"),
+        ([0.9, 1.0, -1.9], [0, 1, 2], None),  # noise
+        ([-0.9, -1.0, -1.1], [0, 1, 2], None),
+        ([0.9, 1.0, 1.1], [7, 7, 7], None),  # one problem in three words says nothing of others
+        ([], [0, 1, 2], None),  # no loss is trained
+    ],
+)
+def test_a_loss_that_rises_by_more_than_items_vary_is_told(rise: list[float], groups: list[int], told: str) -> None:
+    warnings = list(finetuning._warnings(np.array(rise), groups, 0.1))
+    assert len(warnings) == bool(told)
+    assert not told or told in warnings[0]
+
+
+def test_a_run_that_is_ended_before_its_adapter_is_in_place_writes_its_result_again(
+    llama: LanguageModel, tmp_path: Path
+) -> None:
+    def ended(_: object) -> None:
+        raise KeyboardInterrupt
+
+    written: list[finetuning.FineTuned] = []
+    settings: dict[str, Any] = {"steps": 4, "learning_rate": 1e-2, "output": tmp_path / "adapter"}
+    with pytest.raises(KeyboardInterrupt):
+        dual_reward(llama, arithmetic(), write=ended, **settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter.partial"]
+    again = dual_reward(llama, arithmetic(), write=written.append, **settings)
+    assert written == [again]
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
 def test_training_goes_on_top_of_an_adapter(outspoken: Path, tmp_path: Path) -> None:
@@ -99,7 +129,8 @@ def test_training_goes_on_top_of_an_adapter(outspoken: Path, tmp_path: Path) -> 
     both = open_model(str(outspoken), adapter=[tmp_path / "a", tmp_path / "b"])
     assert both.key == "model+a+b"
     words = [word_tokens(word, both.tokenizer) for word in WORDS]
-    again = finetuning._measure(both, finetuning.PreparedTask(words, *held_out(arithmetic())), 2)
+    recipe = finetuning.Recipe("", Adapter(VO, 1, 1.0, (0,)), Schedule(1, 1, 1.0, 0, 1), 2, 0.4, 0.6)
+    again, _ = finetuning._measure(both, finetuning.PreparedTask(words, *held_out(arithmetic())), recipe)
     assert np.allclose(again.alignment, second.after.alignment, rtol=1e-3)
     assert not np.allclose(again.alignment, second.before.alignment, rtol=0.1)
 

@@ -35,6 +35,21 @@ def test_a_kept_probe_says_what_the_probe_said(labels: list[object], lm: Languag
         probe(lm, PROMPTS, labels, output=tmp_path / "kept")
 
 
+def test_a_probe_is_kept_whole_or_not_at_all_and_after_its_result(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    written: list[object] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("classifier_emergence.instruments.kept_probe.write_result", full)  # the second file
+        with pytest.raises(InputError, match="kept: cannot be written"):
+            probe(lm, PROMPTS, [0, 0, 0, 1, 1, 1], shuffles=1, output=tmp_path / "kept", write=written.append)
+    assert len(written) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_labels_that_are_none_are_refused_by_row(lm: LanguageModel) -> None:
     for labels, message in (
         ([0, None, 0, 1, 1, 1], "label 2: None is no class"),

@@ -93,7 +93,8 @@ def probe(
     lm = library.open_model(model, adapter=adapter, device=device, dtype=dtype)
     how: dict[str, Any] = {"test": test or [], "groups": groups, "C": C, "shuffles": shuffles, "seed": seed,
            "position": position, "chat": chat, "system": system, "site": site}  # fmt: skip
-    reading = library.probe(lm, prompts, labels, output=output, **how)
+    write = None if other else (lambda reading: write_outputs(reading, json, plot))
+    reading = library.probe(lm, prompts, labels, output=output, write=write, **how)
     _report_fed(reading.fed, tokens)
     table(
         ["layer", "accuracy", "95 % interval", "permuted labels, 95 %", ""],
@@ -121,9 +122,7 @@ def probe(
     say(reading.verdict)
     if output is not None:
         say(f"probe of {peak.layer}: {output}")
-    if other is None:
-        write_outputs(reading, json, plot)
-    else:
+    if other is not None:
         _compare(
             reading, library.probe(_other(model, adapter, other, device, dtype), prompts, labels, **how), json, plot
         )

@@ -147,7 +147,7 @@ def _train(
     check_outputs(json, plot)
     train = getattr(library, method)
     lm = library.open_model(model, adapter=adapter, device=device, dtype=dtype)
-    reading: FineTuned = train(lm, data, output, **settings)
+    reading: FineTuned = train(lm, data, output, write=lambda reading: write_outputs(reading, json, plot), **settings)
     if not is_first():
         return
     _report(reading, output)
@@ -155,7 +155,6 @@ def _train(
         _report_rewards(reading)
     for warning in reading.warnings:
         say(f"warning: {warning}")
-    write_outputs(reading, json, plot)
 
 
 def _report(reading: "FineTuned", output: Path | None) -> None:

@@ -6,9 +6,9 @@ rest, held out with their groups, before and after.
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -28,11 +28,11 @@ from classifier_emergence.processes import is_first
 from classifier_emergence.reading.layers import layer_at, layer_of, layer_row
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.vocabulary import WordTokens
-from classifier_emergence.statistics import Proportion
+from classifier_emergence.statistics import Proportion, student_interval
 from classifier_emergence.tasks.classification import Item, Task
+from classifier_emergence.tasks.problems import NEUTRAL
 from classifier_emergence.training.adapters import Adapter, adapted
-from classifier_emergence.training.drift import LARGE, drift
-from classifier_emergence.training.evaluation import alignment, answers
+from classifier_emergence.training.evaluation import alignment, answers, divergence
 from classifier_emergence.training.modules import MLP, QKVO, VO
 from classifier_emergence.training.supervised import Example, Objective, Schedule, encode, train
 
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 HELD_OUT = 4
 """One item in so many is held out."""
 CONFIDENCE = 0.95
+LARGE = 2.0
+"""Nats a token from which on a model says something else. Random guesses are ``ln(vocabulary)`` from certainty, about
+11; what training on a narrow task does to other text is below 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +80,7 @@ class FineTuned(Reading):
     before: HeldOutScores
     after: HeldOutScores
     drift: float
-    """How far the model moved on neutral text; see ``training.drift``."""
+    """How far the model moved on text that has nothing to do with the task: ``divergence`` on ``NEUTRAL``, the mean."""
     warnings: tuple[str, ...]
     """What is wrong with the run, in words; empty if nothing is."""
 
@@ -114,6 +117,7 @@ def dual_reward(
     learning_rate: float = 5e-4,
     batch_size: int = 4,
     seed: int = 0,
+    write: "Writer" = None,
 ) -> FineTuned:
     """Train V and O below a layer so that the lens there names the class while answers stay right.
 
@@ -132,6 +136,8 @@ def dual_reward(
         learning_rate: Constant.
         batch_size: Items a step.
         seed: Of initial weights and order.
+        write: Writes the result, before the adapter is put in place: where the adapter is, what this wrote is, too,
+            whenever the run is killed.
 
     Raises:
         InputError: A setting is out of range, a class word is no single token, an item lacks its answer, a class is
@@ -144,8 +150,8 @@ def dual_reward(
         raise InputError(f"layer: L{block} has no block below it to train; choose a later one")
     adapter = Adapter(VO, rank, 2.0, tuple(range(block)))
     schedule = Schedule(steps, batch_size, learning_rate, seed, min(20, steps))
-    recipe = Recipe("dual reward", adapter, schedule, block, {"class_weight": class_weight})
-    return _supervised(lm, task, output, recipe, Objective(class_weight, block))
+    recipe = Recipe("dual reward", adapter, schedule, block, class_weight, 1 - class_weight)
+    return _supervised(lm, task, output, recipe, Objective(class_weight, block), write)
 
 
 def sft(
@@ -159,6 +165,7 @@ def sft(
     learning_rate: float = 1e-4,
     batch_size: int = 8,
     seed: int = 0,
+    write: "Writer" = None,
 ) -> FineTuned:
     """Plain LoRA fine-tuning of all linear maps on answers; does the lens name the class by itself afterwards?
 
@@ -166,12 +173,17 @@ def sft(
     """
     adapter = all_linear_maps(lm, rank, scale=20.0)
     schedule = Schedule(steps, batch_size, learning_rate, seed, min(20, steps))
-    recipe = Recipe("sft", adapter, schedule, classifier_block(lm, layer), {"class_weight": 0.0})
-    return _supervised(lm, task, output, recipe, Objective(0.0))
+    recipe = Recipe("sft", adapter, schedule, classifier_block(lm, layer), 0.0, 1.0)
+    return _supervised(lm, task, output, recipe, Objective(0.0), write)
 
 
 def _supervised(
-    lm: LanguageModel, task: Task, output: str | Path | None, recipe: "Recipe", objective: Objective
+    lm: LanguageModel,
+    task: Task,
+    output: str | Path | None,
+    recipe: "Recipe",
+    objective: Objective,
+    write: "Writer",
 ) -> FineTuned:
     prepared = prepare(lm, task)
     examples = [_example(lm, item, prepared.words[item.label], objective) for item in prepared.train]
@@ -179,12 +191,15 @@ def _supervised(
     def run(wrapped: PeftModel, work: Path) -> Outcome:
         text = f"{recipe.method} of {lm.key}"
         done = train(lm, wrapped, examples, objective, recipe.schedule, work=work, description=text)
-        return Outcome(done.parameters, done.losses, done.first_loss, done.losses[-1]["loss"])
+        return Outcome(done.parameters, done.losses)
 
-    return fine_tune(lm, task, prepared, output, recipe, run)
+    return fine_tune(lm, task, prepared, output, recipe, run, write)
 
 
 # --- What every way of training shares ---
+
+Writer = Callable[[FineTuned], object] | None
+"""What is done with a result while its adapter is not in place yet."""
 
 
 @dataclass(frozen=True)
@@ -197,8 +212,12 @@ class Recipe:
     schedule: Schedule
     block: int
     """After which the lens is read."""
-    settings: dict[str, Any]
-    """To report beside those of adapter and schedule."""
+    class_weight: float
+    """Of the lens's loss in what is trained."""
+    answer_weight: float
+    """Of the answers' loss; 0 where they are only rewarded."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """To report beside these and those of adapter and schedule."""
 
 
 @dataclass(frozen=True)
@@ -209,9 +228,6 @@ class Outcome:
     """Trained parameters."""
     losses: list[dict[str, float]]
     """By step."""
-    began: float | None
-    ended: float | None
-    """A loss that training should lower, at both ends; None if there is no such loss."""
 
 
 @dataclass(frozen=True)
@@ -251,6 +267,7 @@ def fine_tune(
     output: str | Path | None,
     recipe: Recipe,
     run: Callable[[PeftModel, Path], Outcome],
+    write: Writer = None,
 ) -> FineTuned:
     """Train an adapter, write it, and measure the held-out part before and after.
 
@@ -261,6 +278,7 @@ def fine_tune(
         output: Folder for the adapter; None keeps nothing.
         recipe: What is trained how.
         run: Trains, with a folder for checkpoints.
+        write: See ``dual_reward``.
 
     Raises:
         InputError: A setting is out of range, ``output`` exists or is being written, ``run`` raises, or the trained
@@ -272,56 +290,67 @@ def fine_tune(
         raise InputError(f"learning_rate: {schedule.learning_rate} is not positive; pass for instance 0.0005")
     with TemporaryDirectory() if output is None else _output_folder(Path(output)) as folder:
         partial = Path(folder)
-        before = _measure(lm, prepared, block)
+        before, losses_before = _measure(lm, prepared, recipe)
         with adapted(lm, adapter, seed=schedule.seed) as wrapped:
             outcome = run(wrapped, partial / "work")
-            moved = drift(lm, wrapped)
+            moved = float(divergence(lm, wrapped, NEUTRAL).mean())
             if not math.isfinite(moved):
                 raise InputError(
                     f"learning_rate: at {schedule.learning_rate:g} training diverged: the model gives no finite "
                     "numbers any more; choose a smaller one"
                 )
-            after = _measure(lm, prepared, block)
+            after, losses_after = _measure(lm, prepared, recipe)
             if is_first():
                 wrapped.save_pretrained(str(partial / "adapter"))
-        if output is not None and is_first():
-            (partial / "adapter").replace(output)
-    labels = lm.layers
-    return FineTuned(
-        model=lm.key,
-        layers=tuple(labels),
-        task=task.name,
-        method=recipe.method,
-        classes=task.classes,
-        words=task.words,
-        layer=labels[layer_row(block)],
-        settings={
-            "steps": schedule.steps,
-            "modules": adapter.modules,
-            "blocks": len(adapter.layers),
-            "rank": adapter.rank,
-            "scale": adapter.scale,
-            "learning_rate": schedule.learning_rate,
-            "batch_size": schedule.batch_size,
-            "seed": schedule.seed,
-            "confidence": CONFIDENCE,
-            **recipe.settings,
-        },
-        n_train=len(prepared.train),
-        n_test=len(prepared.test),
-        parameters=outcome.parameters,
-        losses=tuple(outcome.losses),
-        before=before,
-        after=after,
-        drift=moved,
-        warnings=tuple(_warnings(outcome, moved)),
-    )
+        groups = [item.group for item in prepared.test]
+        labels = lm.layers
+        reading = FineTuned(
+            model=lm.key,
+            layers=tuple(labels),
+            task=task.name,
+            method=recipe.method,
+            classes=task.classes,
+            words=task.words,
+            layer=labels[layer_row(block)],
+            settings={
+                "steps": schedule.steps,
+                "modules": adapter.modules,
+                "blocks": len(adapter.layers),
+                "rank": adapter.rank,
+                "scale": adapter.scale,
+                "learning_rate": schedule.learning_rate,
+                "batch_size": schedule.batch_size,
+                "seed": schedule.seed,
+                "confidence": CONFIDENCE,
+                "class_weight": recipe.class_weight,
+                **recipe.settings,
+            },
+            n_train=len(prepared.train),
+            n_test=len(prepared.test),
+            parameters=outcome.parameters,
+            losses=tuple(outcome.losses),
+            before=before,
+            after=after,
+            drift=moved,
+            warnings=tuple(_warnings(losses_after - losses_before, groups, moved)),
+        )
+        if is_first():
+            if write is not None:
+                write(reading)
+            if output is not None:
+                (partial / "adapter").replace(output)
+    return reading
 
 
-def _warnings(outcome: Outcome, moved: float) -> Iterator[str]:
-    began, ended = outcome.began, outcome.ended
-    if began is not None and ended is not None and ended > began:
-        yield f"the loss ends at {ended:.4g}, above {began:.4g} where it began; change the learning rate or the steps"
+def _warnings(rise: NDArray[np.float64], groups: Sequence[int], moved: float) -> Iterator[str]:
+    """What is wrong with a run: ``rise``, of the loss, is one number a held-out item, none where no loss is trained."""
+    means = [rise[np.equal(groups, group)].mean() for group in dict.fromkeys(groups)] if len(rise) else []
+    if len(means) > 1 and (interval := student_interval(means, confidence=CONFIDENCE))[0] > 0:
+        yield (
+            f"the trained loss rose by {np.mean(means):.3g} nats on held-out items "
+            f"({CONFIDENCE:.0%} interval {interval[0]:.3g} to {interval[1]:.3g}, n = {len(means)}); "
+            "take fewer steps, a smaller learning rate or more items"
+        )
     if moved > LARGE:
         yield (
             f"the model says something else on neutral text (by {moved:.3g} nats a token): training destroyed it; "
@@ -383,17 +412,22 @@ def _example(lm: LanguageModel, item: Item, word: WordTokens, objective: Objecti
     return Example([*ids, int(lm.tokenizer.eos_token_id)], len(ids), target)
 
 
-def _measure(lm: LanguageModel, prepared: PreparedTask, block: int) -> HeldOutScores:
+def _measure(lm: LanguageModel, prepared: PreparedTask, recipe: Recipe) -> tuple[HeldOutScores, NDArray[np.float64]]:
+    """The scores, and of each item what training lowers, in nats; of none where answers are only rewarded."""
     prompts, classes = [item.prompt for item in prepared.test], [item.label for item in prepared.test]
     scores = alignment(lm, prompts, classes, prepared.words)
-    row = layer_row(block)
+    row = layer_row(recipe.block)
     wanted = [item.answer for item in prepared.test if item.answer is not None]
+    answered = answers(lm, prompts, wanted) if len(wanted) == len(prompts) else None
+    loss = -recipe.class_weight * scores.own_word[row].double().clamp_min(1e-38).log()
+    if answered is not None:
+        loss -= recipe.answer_weight * answered.per_token
     return HeldOutScores(
         alignment=scores.own_word.double().mean(-1).numpy(),
         top=_share(scores.is_top[row]),
         choice=_share(scores.choice[row] == torch.tensor(classes)),
-        answers=_share(answers(lm, prompts, wanted).exact) if len(wanted) == len(prompts) else None,
-    )
+        answers=None if answered is None else _share(answered.exact),
+    ), loss.numpy() if recipe.class_weight + recipe.answer_weight else np.empty(0)
 
 
 def _share(hits: torch.Tensor) -> Proportion:

@@ -15,6 +15,7 @@ from classifier_emergence.instruments.finetune import (
     Outcome,
     PreparedTask,
     Recipe,
+    Writer,
     all_linear_maps,
     check_positive,
     classifier_block,
@@ -45,6 +46,7 @@ def grpo(
     learning_rate: float = 1e-4,
     seed: int = 0,
     reward: Reward | None = None,
+    write: Writer = None,
 ) -> FineTuned:
     """Train LoRA adapters on all linear maps by reward: the model writes, and what answers rightly becomes likelier.
 
@@ -71,6 +73,7 @@ def grpo(
         learning_rate: Constant.
         seed: Of initial weights, order and sampling.
         reward: ``reward(prompts, completions, answers)``, a number for each completion; default ``begins_with_answer``.
+        write: See ``dual_reward``.
 
     Raises:
         InputError: A setting is out of range, a class word is no single token, an item lacks its answer, an answer
@@ -102,21 +105,17 @@ def grpo(
             lm, wrapped, tasks, reward or begins_with_answer, objective, sampling, schedule, work=work,
             description=f"grpo of {lm.key}",
         )  # fmt: skip
-        losses = [{k: v for k, v in step.items() if v is not None} for step in done.steps]
-        # The loss of the rewards starts at 0 and says nothing.
-        began, *_, ended = [step.get("class_loss") for step in (*losses[:1], *losses)]
-        return Outcome(done.parameters, losses, began, ended)
+        return Outcome(done.parameters, [{k: v for k, v in step.items() if v is not None} for step in done.steps])
 
     settings = {
-        "class_weight": class_weight,
         "shots": shots,
         "group": group,
         "new_tokens": new_tokens,
         "temperature": temperature,
         "kl_weight": kl_weight,
     }
-    recipe = Recipe("grpo", all_linear_maps(lm, rank, scale=2.0), schedule, block, settings)
-    return fine_tune(lm, task, prepared, output, recipe, run)
+    recipe = Recipe("grpo", all_linear_maps(lm, rank, scale=2.0), schedule, block, class_weight, 0.0, settings)
+    return fine_tune(lm, task, prepared, output, recipe, run, write)
 
 
 def begins_with_answer(prompts: Sequence[str], completions: Sequence[str], answers: Sequence[str]) -> list[float]:

@@ -1,5 +1,7 @@
 """A probe that is kept: one layer's linear classifier in a folder, used again on new prompts or inside the model."""
 
+import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from classifier_emergence.errors import InputError, first_line
@@ -17,7 +19,7 @@ from classifier_emergence.instruments.base import feed_prompts
 from classifier_emergence.reading.layers import layer_of
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.positions import Position, read_states
-from classifier_emergence.results import read_result, write_result
+from classifier_emergence.results import read_result, write_bytes_atomic, write_result
 
 WEIGHTS, CARD = "probe.safetensors", "card.json"
 
@@ -62,16 +64,24 @@ class KeptProbe:
     card: Card
 
     def save(self, folder: str | Path) -> None:
-        """Write ``probe.safetensors`` (``weight``, ``bias``) and ``card.json``.
+        """Write ``probe.safetensors`` (``weight``, ``bias``) and ``card.json``: both, or there is no folder.
 
         Raises:
-            InputError: The folder exists.
+            InputError: The folder exists or cannot be written.
         """
         folder = Path(folder)
         check_new(folder)
-        folder.mkdir(parents=True)
-        save_file({"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}, folder / WEIGHTS)
-        write_result(folder / CARD, asdict(self.card))
+        made = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
+            write_bytes_atomic(made / WEIGHTS, save(tensors))
+            write_result(made / CARD, asdict(self.card))
+            made.rename(folder)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"output {folder}: cannot be written ({reason}); free space or name another") from error
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> "KeptProbe":

@@ -1,6 +1,6 @@
 """The probe on anyone's prompts: at which layers does a linear probe tell the classes apart, and can that be known?"""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,6 +132,7 @@ def probe(
     system: str | None = None,
     site: str = "resid",
     output: str | Path | None = None,
+    write: Callable[[ProbeReading], object] | None = None,
 ) -> ProbeReading:
     """At which layers does a linear probe tell the classes apart?
 
@@ -154,6 +155,7 @@ def probe(
         system: What the system says in the chat.
         site: ``resid``, the state after each block; or inside of it, see ``sites.SITES``.
         output: New folder for the probe of the best layer, fitted on all examples; see ``kept_probe.KeptProbe``.
+        write: Writes the result, before the probe: where the folder is, what this wrote is, too.
 
     Raises:
         InputError: A prompt cannot be read, a class has one example or one group, or there is only one class.
@@ -195,15 +197,7 @@ def probe(
         least_p=least_p,
     )
     fitted = fit(x, y, C=C) if test or output is not None else None
-    if fitted is not None and output is not None:
-        best_probe = KeptProbe(
-            fitted.coef[best].float(),
-            fitted.intercept[best].float(),
-            Card(lm.key, peak.layer, site, classes, position, chat, system, len(y), peak.accuracy, peak.interval,
-                 peak.null_95, peak.p),
-        )  # fmt: skip
-        best_probe.save(output)
-    return ProbeReading(
+    reading = ProbeReading(
         model=lm.key,
         layers=row_labels,
         classes=classes,
@@ -223,6 +217,17 @@ def probe(
         predictions=_predict(fitted, new, test, classes, best) if fitted is not None and test else (),
         fed=tuple(fed),
     )
+    if write is not None:
+        write(reading)
+    if fitted is not None and output is not None:
+        best_probe = KeptProbe(
+            fitted.coef[best].float(),
+            fitted.intercept[best].float(),
+            Card(lm.key, peak.layer, site, classes, position, chat, system, len(y), peak.accuracy, peak.interval,
+                 peak.null_95, peak.p),
+        )  # fmt: skip
+        best_probe.save(output)
+    return reading
 
 
 def _verdict(peak: Peak, n: int, confidence: float) -> str:

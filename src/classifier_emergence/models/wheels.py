@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path, PureWindowsPath
+from tempfile import mkdtemp
 
 import torch
 
@@ -79,6 +80,7 @@ def join(packages: list[str], target: Path) -> Iterator[str]:
 def _download(requirement: str, folder: Path) -> Path:
     # A constraints file of the caller is about environments; nothing is installed here.
     environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
+    folder = Path(mkdtemp(dir=folder))  # its own: the pip of a run that was killed may still be writing
     command = [sys.executable, "-m", "pip", "download", *_OPTIONS, f"--dest={folder}", requirement]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))

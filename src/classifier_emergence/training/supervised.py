@@ -145,8 +145,6 @@ class Trained:
     """``step`` and what ``watch`` returned; step 0 comes first."""
     parameters: int
     """Trained parameters."""
-    first_loss: float | None = None
-    """Of step 1, before anything was trained."""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, target: int = 0) -> Example:
@@ -257,7 +255,6 @@ def train_together(
             ],
             [{"step": entry["step"], **entry[name]} for entry in watched if name in entry],
             sum(parameter.numel() for parameter in parameters_of(wrapped, name).values()),
-            next((entry[f"{name}/first_loss"] for entry in log if f"{name}/first_loss" in entry), None),
         )
         for name in members
     }
@@ -348,7 +345,6 @@ class GroupTrainer(WatchingTrainer, Trainer):
         self.wrapped, self.watches, self.steps = wrapped, {name: m.watch for name, m in members.items()}, steps
         self.owned = {name: parameters_of(wrapped, name) for name in members}
         self.parts: dict[str, list[float]] = {}
-        self.first: dict[str, float] = {}
         self.watch = self._watch if any(self.watches.values()) else None
         super().__init__(
             model=module,
@@ -379,10 +375,7 @@ class GroupTrainer(WatchingTrainer, Trainer):
         return loss
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """Show the members' mean in place of their sum, and keep what they began with."""
-        if "loss" in logs:
-            logs |= self.first
-            self.first = {}
+        """Show the members' mean in place of their sum."""
         for part in self.shown:
             values = [v for key, numbers in self.parts.items() if key.endswith(f"/{part}") for v in numbers]
             if "loss" in logs and values:
@@ -457,8 +450,6 @@ class LensTrainer(GroupTrainer):
             for part, value in {"loss": loss, **losses}.items():
                 mean = self.accelerator.reduce(value.detach().clone(), "mean")
                 self.parts.setdefault(f"{name}/{part}", []).append(mean.item())
-            if self.state.global_step == 0:
-                self.first[f"{name}/first_loss"] = self.parts[f"{name}/loss"][0]
             total.append(loss)
         return torch.stack(total).sum()
 
