@@ -149,13 +149,12 @@ def _count(n: int, what: str) -> str:
 
 
 def _show(evidence: list[dict[str, Any]], chain: "list[Origin]") -> None:
-    from classifier_emergence.numbers import interval_text, number
+    from classifier_emergence.numbers import ends_text, number
 
     tests: dict[tuple[str, ...], list[tuple[list[str], Origin]]] = {}
     for e, origin in zip(evidence, chain, strict=True):
-        interval = interval_text(e["interval"], 3, scale=1)
         n = "" if e["n"] is None else str(e["n"])
-        row = [e["model"], number(e["value"], 3), interval, n, e["state"]]
+        row = [e["model"], number(e["value"], 3), ends_text(e["interval"]), n, e["state"]]
         tests.setdefault(("primary" if e["primary"] else e["protocol"], e["what"], e["expected"]), []).append(
             (row, origin)
         )
