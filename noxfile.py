@@ -102,8 +102,9 @@ def verify(session: nox.Session) -> None:
 
 @nox.session
 def paper(session: nox.Session) -> None:
-    """Build paper/paper.pdf from the committed results."""
+    """Build paper/paper.pdf, paper/index.html and docs/REPRODUCING.md from the committed results."""
     run(session, "python", "-m", "experiments.report.build")
+    run(session, "python", "-m", "experiments.report.page")
 
 
 @nox.session

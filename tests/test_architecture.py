@@ -8,7 +8,7 @@ import networkx as nx
 from experiments.pipeline.dependencies import ROOT, imports
 
 LIBRARY, EXPERIMENTS = ROOT / "src" / "classifier_emergence", ROOT / "experiments"
-BASE = ("errors", "extras", "manifest", "numbers", "processes", "progress", "results", "statistics")
+BASE = ("errors", "extras", "manifest", "numbers", "processes", "progress", "results", "statistics", "trace")
 FLOORS = [
     BASE,
     ("reading",),

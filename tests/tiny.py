@@ -26,7 +26,7 @@ from experiments.shared.stage import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = "params.tiny.yaml"
-REPORT = ("ledger", "tables.__main__", "figures.__main__", "build")
+REPORT = ("ledger", "tables.__main__", "figures.__main__", "build", "page.__main__")
 """Modules of the stages of ``ENDING``."""
 STEPS = 20
 
@@ -109,9 +109,10 @@ def run(folder: Path) -> None:
 
     Uses one thread, as models so small gain nothing from more.
     """
-    skip = shutil.ignore_patterns("paper.pdf", "tables", "figures")
+    skip = shutil.ignore_patterns("paper.pdf", "index.html", "tables", "figures")
     shutil.copytree(ROOT / "paper", folder / "paper", ignore=skip)
     shutil.copy(ROOT / PARAMS, folder / "params.yaml")
+    shutil.copy(ROOT / "dvc.yaml", folder)
     build(folder / "models")
     torch.set_num_threads(1)
     with contextlib.chdir(folder):

@@ -75,9 +75,9 @@ def imports(file: Path) -> frozenset[Path]:
 
 @cache
 def data_files(file: Path) -> frozenset[Path]:
-    """YAML files that lie beside a module and that its source names, as ``tasks/prompts.py`` does."""
-    texts = {node.value for node in ast.walk(_parsed(file)) if isinstance(node, ast.Constant)}
-    return frozenset(path for path in file.parent.glob("*.yaml") if path.name in texts - {NOT_READ})
+    """Files that are no modules, lie beside one, and that its source names, as ``tasks/prompts.py`` does."""
+    texts = {node.value for node in ast.walk(_parsed(file)) if isinstance(node, ast.Constant)} - {NOT_READ}
+    return frozenset(path for path in file.parent.glob("*.*") if path.suffix != ".py" and path.name in texts)
 
 
 @cache

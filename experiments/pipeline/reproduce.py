@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.results import read_result
 from experiments.pipeline.compare import STRUCTURE, Difference, apart_over_seeds, compare_files
 from experiments.pipeline.graph import minutes_of, select
+from experiments.report.page.reproducing import expected
 from experiments.shared.stage import RESULTS, TRAINING
 
 APART_BY_CHANCE = 2 / math.comb(6, 3)
@@ -63,7 +64,7 @@ def results_in_git() -> Path:
     return folder
 
 
-def report(committed: Path, files: Iterable[Path]) -> bool:
+def report(committed: Path, files: Collection[Path]) -> bool:
     """Print the comparison; whether all results agree.
 
     Training multiplies the rounding of another processor until it is as large as what another seed changes. So results
@@ -90,8 +91,35 @@ def report(committed: Path, files: Iterable[Path]) -> bool:
     console.print(table)
     for line in said:
         console.print(line, markup=False)
+    _primary_numbers(committed, {str(file) for file in files})
     console.print(_verdict(agrees))
     return not agrees["no"]
+
+
+def _primary_numbers(committed: Path, files: Collection[str]) -> None:
+    """The table of docs/REPRODUCING.md beside what was regenerated, of those files alone."""
+    ledger = RESULTS / "claims.json"
+    if not (ledger.exists() and (committed / ledger).exists()):
+        return
+    before, after = ({(row.claim, row.stage): row for row in expected(read_result(folder / ledger))}
+                     for folder in (committed, Path()))  # fmt: skip
+    head = (
+        "claim",
+        Column("stage", overflow="fold"),
+        Column("key", overflow="fold"),
+        "committed",
+        "regenerated",
+        "verdict",
+    )
+    table = Table(*head)
+    for (claim, stage), row in before.items():
+        if f"{RESULTS}/{stage.replace('@', '/')}.json" not in files:
+            continue
+        again = after.get((claim, stage))
+        verdict = again.headline if again and again.headline != row.headline else "same"
+        table.add_row(claim, stage, row.key, row.value, again.value if again else "none", verdict)
+    if table.row_count:
+        console.print(table)
 
 
 def _over_seeds(committed: Path, file: Path, differences: list[Difference]) -> tuple[list[Difference], str]:

@@ -11,6 +11,11 @@ NAMES: dict[str, Any] = yaml.safe_load(
 )
 
 
+def model_name(key: str) -> str:
+    """What tables and figures call a model."""
+    return str(NAMES["models"].get(key, [key])[0])
+
+
 def arm_name(key: str) -> str:
     """What tables and figures call an arm of ``dual_reward``; depths and weights name themselves."""
     kind, _, value = key.rpartition("_")

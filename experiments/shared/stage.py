@@ -33,7 +33,7 @@ TRAINING = {
 """Stages that train -> the parameter that lists their models."""
 STAGES = {"fetch": "models", "residuals": "models", "probing": "models", "logit_lens": "models", **TRAINING}
 """All stages that run on one model at a time -> the parameter that lists their models."""
-ENDING = ("claims", "tables", "figures", "paper")
+ENDING = ("claims", "tables", "figures", "paper", "page")
 """What follows from all results, in order."""
 
 

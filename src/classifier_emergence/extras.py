@@ -10,7 +10,7 @@ _EXTRAS = {
     "rl": ("datasets", "pyarrow", "trl"),
     "wheels": ("gguf", "pip"),
     "plot": ("bokeh", "matplotlib"),
-    "paper": ("dvc", "networkx", "typst"),
+    "paper": ("dvc", "jinja2", "networkx", "typst"),
 }
 
 

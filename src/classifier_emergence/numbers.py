@@ -64,6 +64,11 @@ def interval_text(interval: Sequence[float] | None, digits: int = 1, *, scale: i
     return f"[{_fixed(low, digits, scale=scale)}, {_fixed(high, digits, scale=scale)}]"
 
 
+def ends_text(interval: Sequence[float] | None, digits: int = 3) -> str:
+    """An interval with each end as ``number`` writes it: ``[1.7 × 10⁻⁵, 0.004]``; None is empty."""
+    return "" if interval is None else f"[{', '.join(number(end, digits) for end in interval)}]"
+
+
 def share_text(share: float, interval: Sequence[float], digits: int = 0) -> str:
     """A share with its interval: ``81.2 % [57, 93]``; ``digits`` are the interval's."""
     return f"{percent(share)} {interval_text(interval, digits)}"

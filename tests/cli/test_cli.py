@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.instruments import finetune
 from classifier_emergence.instruments import lens as instrument_lens
 from classifier_emergence.mixtures import words as router_words
-from classifier_emergence.results import read_result, write_result
+from classifier_emergence.results import lookup, read_result, write_result
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "smollm2-135m-instruct"
@@ -273,10 +274,45 @@ def test_claims(ce: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert committed["C09"]["claim"] in out
     assert f"verdict: {committed['C09']['headline']} (2 models; other tests: " in out
     assert len(out.splitlines()) == 6 + len(committed["C09"]["evidence"])
+    predicted = read_result(ROOT / "results" / "predictions.json")
     code, out, _ = ce("claims")
-    assert len(out.splitlines()) == 1 + len(committed)
+    assert len(out.splitlines()) == 1 + len(committed) + len(predicted)
     code, _, err = ce("claims", "C99")
-    assert (code, err) == (2, "error: claim 'C99': no such claim; there are C01 to C33\n")
+    assert code == 2
+    assert err.startswith("error: claim 'C99': no such claim; there are C01 to C33")
+
+
+def test_every_number_of_a_verdict_leads_to_its_file_script_and_test(
+    ce: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pyproject.toml", "params.yaml", "experiments", "src"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    (tmp_path / "paper").mkdir()
+    for source, key in (("claims", "C09"), ("predictions", "P01")):  # a claim of ours makes a prediction, too
+        text = (ROOT / "paper" / "claims.yaml").read_text()
+        (tmp_path / "paper" / f"{source}.yaml").write_text(text.replace("C09:", f"{key}:", 1))
+    item = read_result(ROOT / "results" / "claims.json")["C09"]
+    write_result(tmp_path / "results" / "predictions.json", {"P01": item})
+    monkeypatch.chdir(tmp_path)
+    for ledger, key in (("claims", "C09"), ("predictions", "P01")):
+        code, out, _ = ce("claims", key)
+        assert code == 0
+        header, *rows = [line.split("\t") for line in out.splitlines()[5:]]
+        assert len(rows) == len(item["evidence"])
+        for row in rows:
+            told = dict(zip(header, row, strict=True))
+            held = lookup(read_result(tmp_path / told["file"]), told["key"])
+            assert float(told["committed"]) == held
+            assert (ROOT / told["script"]).is_file()
+            assert told["stage"] == f"{Path(told['script']).stem}@{told['model']}"
+            file, _, line = told["test"].rpartition(":")
+            assert file == f"paper/{ledger}.yaml"
+            assert told["what"] in (tmp_path / file).read_text().splitlines()[int(line) - 1]
+    (tmp_path / "paper" / "claims.yaml").write_text("C09: {}\n")
+    code, _, err = ce("claims", "C09")
+    assert code == 2
+    assert "C09 has no test" in err
 
 
 # --- Other ways in, other ways out ---

@@ -1,14 +1,12 @@
 """The lens at every layer and token: it is the lens of texts that end there, and its page works in a browser."""
 
-import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from browser import answer, browse, complaints
 from PIL import Image
 
 from classifier_emergence.errors import InputError
@@ -155,23 +153,13 @@ document.body.append(out);
 """
 
 
-def browse(page: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
-               "--enable-logging=stderr", "--virtual-time-budget=8000", *options, page.as_uri()]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-
-
 def test_the_page_works_in_a_browser(llama: LanguageModel, tmp_path: Path) -> None:
     seen = lens_map(llama, PROMPT, ["multiply", "add"])
     page = tmp_path / "map.html"
     page.write_text(seen.page().replace("</body>", f"{DRIVER}</body>"), encoding="utf-8")
     done = browse(page, tmp_path, "--window-size=390,844", "--dump-dom")
-    lines = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert not [line for line in lines if "[bokeh" not in line], lines
-    told = json.loads(re.findall(r'<pre id="told">(.*?)</pre>', done.stdout)[0])
+    assert complaints(done) == []
+    told = answer(done)
     n, tokens = len(seen.read), seen.tokens
     assert (told["cells"], told["tabs"], told["best"], told["chart"]) == (5 * n, 1, 10, True)
     assert told["start"].startswith(f"L3 after token {n - 1}")

@@ -5,13 +5,16 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from classifier_emergence.cli.options import JsonFile, check_outputs, example, write_json
 from classifier_emergence.cli.terminal import printable, say, table
 from classifier_emergence.errors import InputError
+
+if TYPE_CHECKING:
+    from classifier_emergence.trace import Origin
 
 experiments = typer.Typer(help="List, check and run the paper's experiments.")
 Picks = Annotated[
@@ -94,36 +97,47 @@ def _root() -> Path:
 
 
 def claims(
-    claim: Annotated[str | None, typer.Argument(metavar="[CLAIM]", help="Such as C01; default: the table.")] = None,
+    claim: Annotated[
+        str | None,
+        typer.Argument(metavar="[CLAIM]", help="Such as C01, or P01 of our predictions; default: the table."),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
-    """Show the verdicts, or the evidence for one.
+    """Show the verdicts, or the evidence for one and where each of its numbers comes from.
 
     A claim's verdict is that of its primary test; what the other tests and flawed protocols give is shown beside it.
+    Of every number: file and key, what is committed there, the stage and script that made it, the line of the ledger.
     """
     check_outputs(json, None)
-    from classifier_emergence.results import read_result
+    from classifier_emergence.trace import judged, origins
 
-    ledger = read_result(_root() / "results" / "claims.json")
+    root = _root()
+    ledgers = judged(root)
+    home = {key: ledger for ledger, items in ledgers.items() for key in items}
     if claim is None:
+        both = {key: ledgers[ledger][key] for key, ledger in home.items()}
         rows = [[key, i["headline"], str(len(i["primary"])), _others(i), i["reproduced"], i["claim"]]
-                for key, i in ledger.items()]  # fmt: skip
+                for key, i in both.items()]  # fmt: skip
         table(["claim", "verdict", "models", "other tests", "reproduced", "what is claimed"], rows)
-        write_json(json, ledger)
+        write_json(json, both)
         return
     key = claim.upper()
-    if key not in ledger:
-        raise InputError(f"claim {claim!r}: no such claim; there are {min(ledger)} to {max(ledger)}")
-    item = ledger[key]
+    if key not in home:
+        there = " and ".join(f"{min(items)} to {max(items)}" for items in ledgers.values() if items)
+        raise InputError(f"claim {claim!r}: no such claim; there are {there}")
+    item = ledgers[home[key]][key]
+    said = {"claims": "reported", "predictions": "expected"}[home[key]]
     say(f"{key}: {printable(item['claim'])}")
-    say(f"source: {printable(item['source'])}; reported: {printable(item['reported'])}")
+    say(f"source: {printable(item['source'])}; {said}: {printable(item['reported'])}")
     say(f"verdict: {item['headline']} ({_count(len(item['primary']), 'model')}; other tests: {_others(item)})")
     say(f"reported number reproduced: {item['reproduced']}" + (f"; needs {item['needs']}" if item["needs"] else ""))
     if item["criterion"]:
         say("primary: " + printable("{what}; {expected} (write-up: {theirs}): {why}".format(**item["criterion"])))
+    chain = origins(root, home[key], {key: item})[key]
     if item["evidence"]:
-        _show(item["evidence"])
-    write_json(json, {key: item})
+        _show(item["evidence"], chain)
+    pieces = [{**piece, "origin": vars(origin)} for piece, origin in zip(item["evidence"], chain, strict=True)]
+    write_json(json, {key: {**item, "evidence": pieces}})
 
 
 def _others(item: dict[str, Any]) -> str:
@@ -134,19 +148,23 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}" + ("" if n == 1 else "s")
 
 
-def _show(evidence: list[dict[str, Any]]) -> None:
-    from classifier_emergence.numbers import interval_text, number
+def _show(evidence: list[dict[str, Any]], chain: "list[Origin]") -> None:
+    from classifier_emergence.numbers import ends_text, number
 
-    tests: dict[tuple[str, ...], list[list[str]]] = {}
-    for e in evidence:
-        interval = interval_text(e["interval"], 3, scale=1)
+    tests: dict[tuple[str, ...], list[tuple[list[str], Origin]]] = {}
+    for e, origin in zip(evidence, chain, strict=True):
         n = "" if e["n"] is None else str(e["n"])
-        row = [e["model"], number(e["value"], 3), interval, n, e["state"]]
-        tests.setdefault(("primary" if e["primary"] else e["protocol"], e["what"], e["expected"]), []).append(row)
+        row = [e["model"], number(e["value"], 3), ends_text(e["interval"]), n, e["state"]]
+        tests.setdefault(("primary" if e["primary"] else e["protocol"], e["what"], e["expected"]), []).append(
+            (row, origin)
+        )
     columns = ["model", "value", "interval", "n", "state"]
     if not sys.stdout.isatty():
-        table(["protocol", "what", "claim says", *columns], [[*test, *row] for test in tests for row in tests[test]])
+        rows = [[*test, *row, *vars(origin).values()] for test, found in tests.items() for row, origin in found]
+        table(["protocol", "what", "claim says", *columns, *vars(chain[0])], rows)
         return
-    for (protocol, what, expected), rows in tests.items():  # one wide table would be unreadable
+    for (protocol, what, expected), found in tests.items():  # one wide table would be unreadable
         say()
-        table(columns, rows, title=f"{protocol}: {what}; claimed: {expected}")
+        table(columns, [row for row, _ in found], title=f"{protocol}: {what}; claimed: {expected}")
+        for _, origin in found:
+            say(printable(origin.told()))

@@ -1,11 +1,14 @@
 """When do regenerated results agree with the committed ones? Numbers of training may move, findings may not."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from classifier_emergence.numbers import number
 from classifier_emergence.results import write_result
 from experiments.pipeline.reproduce import report
 
@@ -33,6 +36,24 @@ def test_the_committed_results_agree_with_themselves(
 ) -> None:
     assert agree(regenerated)
     assert "YES: all 3 regenerated results agree" in capsys.readouterr().out
+
+
+def test_it_ends_with_the_primary_numbers_of_what_ran(
+    regenerated: dict[Path, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.pipeline.reproduce.console", Console(highlight=False, width=250))
+    piece = next(e for e in regenerated[CLAIMS]["C08"]["evidence"] if e["primary"] and e["model"] == MODEL)
+    committed, piece["value"] = number(piece["value"], 3), 0.0421
+    regenerated[CLAIMS]["C08"]["headline"] = "inconclusive"
+    agree(regenerated)
+    rows = [line for line in capsys.readouterr().out.splitlines() if "│ C" in line]
+    assert {MODEL} == {re.split("[@ ]", row.split("│")[2].strip())[1] for row in rows}
+    assert {"lora_sft", "probing"} == {row.split("│")[2].strip().partition("@")[0] for row in rows}
+    (changed,) = [[cell.strip() for cell in row.split("│")] for row in rows if "│ C08" in row]
+    assert changed[4].startswith(committed)
+    assert changed[5].startswith("0.042")
+    assert changed[6] == "inconclusive"
+    assert all("same" in row for row in rows if "│ C08" not in row)
 
 
 def test_other_numbers_of_training_agree_as_long_as_seeds_overlap(

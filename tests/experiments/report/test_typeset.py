@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments.glyphs import _charmap, has_glyph, visible
-from classifier_emergence.numbers import interval_text, number, percent
+from classifier_emergence.numbers import ends_text, interval_text, number, percent
 from experiments.report.typeset import write_table
 
 HOSTILE = [
@@ -199,6 +199,8 @@ def test_interval():
     assert interval_text((0.5699, 0.9341)) == "[57.0, 93.4]"
     assert interval_text((-1.5, 1200.0), 0, scale=1) == "[−2, 1,200]"
     assert interval_text(None) == "n/a"
+    assert ends_text((0.000017, 0.004)) == "[1.7 × 10⁻⁵, 0.004]"
+    assert ends_text(None) == ""
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(0, 6))

@@ -1,0 +1,1 @@
+"""Stage page: the paper as a page to explore, and what a reviewer runs."""
