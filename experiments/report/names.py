@@ -11,6 +11,11 @@ NAMES: dict[str, Any] = yaml.safe_load(
 )
 
 
+def short_name(model: str) -> str:
+    """What figures and narrow tables call a model; one that is not named names itself."""
+    return str(NAMES["models"].get(model, [model])[-1])
+
+
 def arm_name(key: str) -> str:
     """What tables and figures call an arm of ``dual_reward``; depths and weights name themselves."""
     kind, _, value = key.rpartition("_")
