@@ -172,7 +172,8 @@ def _dot(axis: Axes, y: float, band: Band, look: dict[str, Any]) -> None:
 
 
 def _name_trainings(axis: Axes, y: Sequence[float], rows: Sequence[tuple[str, str]]) -> None:
+    left = -0.06 - 0.038 * max(len(short_name(model)) for _, model in rows)
     for name in dict.fromkeys(name for name, _ in rows):
         places = [place for place, (other, _) in zip(y, rows, strict=True) if other == name]
-        axis.text(-0.33, float(np.mean(places)), name, ha="right", va="center", fontweight="bold", color=INK,
+        axis.text(left, float(np.mean(places)), name, ha="right", va="center", fontweight="bold", color=INK,
                   linespacing=1.05, transform=axis.get_yaxis_transform())  # fmt: skip

@@ -38,16 +38,14 @@ def test_the_committed_figures_are_what_the_results_give(figure: PaperFigure, tm
 
 
 def repeated(results: Mapping[str, dict[str, Any]], models: int) -> dict[str, dict[str, Any]]:
-    """The results under as many names, the first ones their own."""
-    names = [*results, *(f"another-model-{i}" for i in range(models))][:models]
-    return {
-        name: {**found, "model": name} for name, found in zip(names, itertools.cycle(results.values()), strict=False)
-    }
+    """The results again and again, under so many names, those of the paper's models first."""
+    names = [*load_params(ROOT / "params.yaml").models, *(f"another-model-{i}" for i in range(models))][:models]
+    return {name: {**found, "model": name} for name, found in zip(names, itertools.cycle(results.values()), strict=False)}
 
 
 def visible(drawn: Figure) -> list[tuple[Text, Bbox]]:
     """Every text that a drawn figure shows, with its box; tick labels only within the limits of their axis."""
-    drawn.canvas.draw()
+    drawn.draw_without_rendering()
     found = [text for text in drawn.findobj(Text) if isinstance(text, Text) and text.get_text().strip()]
     hidden: set[Text] = set()
     for axes in drawn.axes:
