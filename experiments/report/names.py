@@ -16,6 +16,11 @@ def model_name(key: str) -> str:
     return str(NAMES["models"].get(key, [key])[0])
 
 
+def short_name(model: str) -> str:
+    """What figures and narrow tables call a model; one that is not named names itself."""
+    return str(NAMES["models"].get(model, [model])[-1])
+
+
 def arm_name(key: str) -> str:
     """What tables and figures call an arm of ``dual_reward``; depths and weights name themselves."""
     kind, _, value = key.rpartition("_")

@@ -1,6 +1,7 @@
 """What the figures share: style, panels, axes over layers, lines with bands, heat maps, dots with whiskers.
 
-Same results, same bytes. Line styles carry what colours would.
+Same results, same bytes. A model, and a training, has one colour, line and marker everywhere (``paper/names.yaml``).
+The colours are ones that colour-blind readers tell apart, and the lines tell apart what is printed in grey.
 """
 
 import io
@@ -14,8 +15,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from classifier_emergence.results import write_bytes_atomic
+from experiments.report.names import NAMES, short_name
 
 FOLDER = Path("paper/figures")
 Result = Mapping[str, Any]
@@ -24,9 +28,14 @@ Results = Mapping[str, Result]
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",
-    "font.size": 7,
+    "font.size": 7.2,
     "axes.titlesize": 7.5,
-    "axes.labelsize": 7,
+    "axes.labelsize": 7.2,
+    "axes.titlelocation": "left",
+    "xtick.labelsize": 7.2,
+    "ytick.labelsize": 7.2,
+    "legend.fontsize": 7.2,
+    "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -35,8 +44,14 @@ STYLE: Any = {
     "savefig.dpi": 200,
 }
 """Settings of matplotlib for every figure of the paper."""
-WIDTH = 6.3
+WIDTH = 6.5
 """Of the paper's text, in inches."""
+CHARACTERS = 118
+"""Of a legend, side by side."""
+ACROSS = 3
+"""Models in a row; more of them wrap."""
+INK, PALE = "0.15", "0.7"
+"""What is no model and no training, and what lies behind the data."""
 BAND = 0.15
 """Opacity of a band around a line."""
 
@@ -78,23 +93,71 @@ def panels(rows: int, columns: int, *, height: float, xlabel: str = "", **option
     return drawn, grid
 
 
+def look(model: str, models: Sequence[str] = ()) -> dict[str, Any]:
+    """Colour, line and marker of a model; those that are not named get theirs by their place among ``models``."""
+    named, spare = NAMES["looks"]["models"], NAMES["looks"]["other_models"]
+    others = [each for each in models if each not in named]
+    color, ls, marker = named[model] if model in named else spare[others.index(model) % len(spare) if others else 0]
+    return {"color": color, "ls": ls, "marker": marker}
+
+
+def training(key: str) -> dict[str, Any]:
+    """Colour and line of a training."""
+    color, ls, _ = NAMES["looks"]["trainings"][key]
+    return {"color": color, "ls": ls}
+
+
+def blocks(
+    results: Results, rows: int = 1, columns: int = 1, *, across: int = ACROSS, height: float, **options: Any
+) -> tuple[Figure, list[tuple[str, Result, Any]]]:
+    """A figure with a block of panels for each model, at most ``across`` of them side by side.
+
+    Args:
+        results: Model -> result.
+        rows: Of a block.
+        columns: Of a block.
+        across: Blocks in a row.
+        height: Of a row of blocks, in inches.
+        **options: Of ``Figure.subplots``; ``width_ratios`` those of one block.
+
+    Returns:
+        The figure; model, result and panels (rows, columns) of each block, titled with the model's name in its colour.
+    """
+    across = min(across, len(results))
+    down = -(-len(results) // across)
+    if "width_ratios" in options:
+        options["width_ratios"] = [*options["width_ratios"]] * across
+    drawn, grid = panels(down * rows, across * columns, height=0.35 + height * down, **options)
+    places = [(i, j) for i in range(down) for j in range(across)]
+    made = []
+    for (i, j), (model, result) in zip(places, results.items(), strict=False):
+        block = grid[i * rows : (i + 1) * rows, j * columns : (j + 1) * columns]
+        block[0, 0].set_title(short_name(model), color=look(model, list(results))["color"], fontweight="bold")
+        made.append((model, result, block))
+    for i, j in places[len(results) :]:
+        for axis in grid[i * rows : (i + 1) * rows, j * columns : (j + 1) * columns].flat:
+            axis.set_axis_off()
+    return drawn, made
+
+
 def by_model(
     results: Results, rows: Mapping[str, str], *, height: float, xlabel: str = "layer", **options: Any
 ) -> tuple[Figure, list[tuple[Axes, str, Result]]]:
-    """A figure with the models across and ``rows`` (key -> label of the axis) down.
+    """A figure with the models across (and wrapped) and ``rows`` (key -> label of the axis) down.
 
     Returns:
         The figure; each panel with the key of its row and the result of its model.
     """
-    drawn, grid = panels(len(rows), len(results), height=height, xlabel=xlabel, **options)
-    for axis, model in zip(grid[0], results, strict=True):
-        axis.set_title(model)
+    drawn, made = blocks(results, len(rows), height=height, **options)
     found = []
-    for axes, (key, label) in zip(grid, rows.items(), strict=True):
-        axes[0].set_ylabel(label)
-        found += [(axis, key, result) for axis, result in zip(axes, results.values(), strict=True)]
-    for axis, _, result in found if xlabel == "layer" else ():
-        layer_axis(axis, result["layers"])
+    for i, (_, result, block) in enumerate(made):
+        for axis, (key, label) in zip(block[:, 0], rows.items(), strict=True):
+            if i % ACROSS == 0:
+                axis.set_ylabel(label)
+            if xlabel == "layer":
+                layer_axis(axis, result["layers"])
+            found.append((axis, key, result))
+        block[-1, 0].set_xlabel(xlabel)
     return drawn, found
 
 
@@ -109,7 +172,22 @@ def layer_axis(axis: Axes, labels: Sequence[str], *, margin: float = 0.2) -> Non
 
 def alignment_axis(axis: Axes, floor: float) -> None:
     """Make the vertical axis a logarithmic one of alignments from ``floor`` on."""
-    axis.set(yscale="log", ylim=(floor, 2))
+    axis.set(ylim=(floor, 2))
+    log_axis(axis)
+
+
+def log_axis(axis: Axes) -> None:
+    """Make the vertical axis logarithmic, with powers of ten in full-size type."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(numticks=6))
+    axis.yaxis.set_major_formatter(FuncFormatter(power_of_ten))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def power_of_ten(x: float, _: object = None) -> str:
+    """Its text: 10⁻⁶."""
+    exponent = f"{np.log10(x):.0f}".replace("-", "−")
+    return "1" if exponent in ("0", "−0") else "10" + exponent.translate(str.maketrans("−0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def line(axis: Axes, y: Any, interval: Any = None, *, x: Any = None, alpha: float = BAND, **options: Any) -> None:
@@ -149,20 +227,43 @@ def heat_map(axis: Axes, values: Any, *, vmin: float = 0, vmax: float = 1, **opt
     return axis.imshow(values, aspect="auto", cmap="cividis", vmin=vmin, vmax=vmax, interpolation="nearest", **options)
 
 
-def dots(axis: Axes, items: Sequence[Result], y: Any, *, marker: str, face: str, label: str) -> None:
+def dots(
+    axis: Axes, items: Sequence[Result], y: Any, *, marker: str, face: str, label: str = "", edge: str = INK
+) -> None:
     """Shares with whiskers, one in a row; of one run (``accuracy``) or over seeds (``value``)."""
     values = np.array([item["value"] if "value" in item else item["accuracy"] for item in items])
     low, high = np.array([item["interval"] for item in items]).T
     bars = np.clip([values - low, high - values], 0, None)
     axis.errorbar(
-        values, y, xerr=bars, fmt=marker, ms=3, mfc=face, mec="0.0", ecolor="0.4", elinewidth=0.7, label=label
+        values,
+        y,
+        xerr=bars,
+        fmt=marker,
+        ms=3.5,
+        mfc=face,
+        mec=edge,
+        ecolor=edge,
+        elinewidth=0.8,
+        label=label or "_",
     )
     axis.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
 
 
-def legend(drawn: Figure, *axes: Axes, ncols: int = 3) -> Figure:
+def key(drawn: Figure, lines: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """The figure with a legend above it of what lines mean in all panels: name -> options of ``Line2D``."""
+    handles = [Line2D([], [], label=name, **{"lw": 1.1, **options}) for name, options in lines.items()]
+    return _legend_above(drawn, handles, list(lines))
+
+
+def _legend_above(drawn: Figure, handles: Sequence[Any], names: Sequence[str]) -> Figure:
+    """In as many columns as the width holds."""
+    columns = max(1, int(CHARACTERS / (max(map(len, names)) + 6)))
+    drawn.legend(handles, names, loc="outside upper center", ncols=columns, handlelength=2.4, columnspacing=1.4)
+    return drawn
+
+
+def legend(drawn: Figure, *axes: Axes) -> Figure:
     """The figure with one legend above it, of what some panels show (else the first), each name once."""
     shown = [axis.get_legend_handles_labels() for axis in axes or drawn.axes[:1]]
     entries = {name: handle for handles, names in shown for handle, name in zip(handles, names, strict=True)}
-    drawn.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=ncols)
-    return drawn
+    return _legend_above(drawn, list(entries.values()), list(entries))

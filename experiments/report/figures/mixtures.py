@@ -7,12 +7,14 @@ from matplotlib.figure import Figure
 
 from experiments.report.figures import draw
 from experiments.report.figures.draw import Results, line, seeds_line
-from experiments.report.names import NAMES, router_readings, upcycled
+from experiments.report.names import NAMES, router_readings, short_name, upcycled
 
 FLOOR = 1e-16
 """Of alignments on a logarithmic axis."""
+TRAINED, TWIN = "#0072b2", "#e69f00"
+"""Colours of trained routers and of the dense twin."""
 MAXIMA = {
-    "reported": "largest cosine", "controlled": "largest z-score, gains folded in",
+    "reported": "largest cosine", "controlled": "largest z, gains folded in",
     "coherence": "coherence of top tokens",
 }  # fmt: skip
 
@@ -24,6 +26,7 @@ def router_maxima(moe: Results) -> Figure:
     for row, (model, result) in zip(grid, moe.items(), strict=True):
         phases = {name: read["projection"] for name, read in router_readings(result).items()}
         *_, last = phases
+        color = draw.look(model, list(moe))["color"]
         for axis, (part, label) in zip(row, MAXIMA.items(), strict=True):
             null = phases[last][part]
             axis.axhspan(null["null_mean"], null["null_95"], color="0.85", lw=0, label="random rows, mean to 95 %")
@@ -33,13 +36,13 @@ def router_maxima(moe: Results) -> Figure:
                 axis.axhline(expected, color="0.3", ls="--", lw=0.9, label="√(2 ln V / d)")
             for name, read in phases.items():
                 values = np.array(read[part]["value"])
-                shift, face, edge = (0.2, "0.0", "0.0") if name == last else (-0.2, "white", "0.5")
+                shift, face, edge = (0.2, color, color) if name == last else (-0.2, "white", color)
                 x = np.repeat(np.arange(len(values)) + shift, values.shape[1])
                 axis.plot(x, values.ravel(), ls="", marker="o", ms=1.8, mfc=face, mec=edge, mew=0.4,
                           label=f"{name} routers")  # fmt: skip
             axis.set_ylabel(label)
             draw.layer_axis(axis, phases[last]["layers"], margin=0.8)
-        row[0].set_title(model, loc="left")
+        row[0].set_title(short_name(model), fontweight="bold", color=draw.look(model, list(moe))["color"])
     return draw.legend(figure)
 
 
@@ -62,7 +65,7 @@ def _fresh_beside_trained(moe: Results, shares: Any, *, height: float, xlabel: s
         maps = [shares(result, when) for when in phases]
         for axis, values, name in zip(row, maps, phases.values(), strict=True):
             image = draw.heat_map(axis, values, vmax=np.max(maps))
-            axis.set_title(f"{model}: {name}", loc="left")
+            axis.set_title(f"{short_name(model)}: {name}")
         row[0].set_yticks(range(len(result["experts"])), result["experts"])
         figure.colorbar(image, ax=list(row), pad=0.01, label="share of tokens")
         drawn.append((row, result, maps))
@@ -110,7 +113,7 @@ def routing_layers(moe: Results) -> Figure:
     made = upcycled(moe)
     figure, grid = draw.panels(len(made), 3, height=0.4 + 1.9 * len(made), xlabel="layer")
     for (told, own, context), (model, result) in zip(grid, made.items(), strict=True):
-        for (when, label), ls, color in zip(NAMES["routers"].items(), ("--", "-"), ("0.5", "0.0"), strict=True):
+        for (when, label), ls, color in zip(NAMES["routers"].items(), ("--", "-"), ("0.5", TRAINED), strict=True):
             look: Any = {"ls": ls, "color": color, "label": label}
             routings = [run[when]["routing"] for run in result["mixtures"]]
             seeds_line(told, [r["domain"]["share"] for r in routings], **look)
@@ -121,16 +124,16 @@ def routing_layers(moe: Results) -> Figure:
         other, again = (np.mean([r["context"][key] for r in routings], axis=0) for key in ("other_tokens", "repeated"))
         line(context, other, color="0.3", label="another token", ls=":")
         line(context, again, color="0.3", label="the same context again", ls="-.", lw=0.7)
-        own.plot([], [], color="0.0", ls="", marker="s", ms=2, label="word prompts")
+        own.plot([], [], color=TRAINED, ls="", marker="s", ms=2, label="word prompts")
         own.axhline(routings[0]["prompts"]["symbol"]["chance"], color="0.7", lw=0.6)
         told.axhline(0, color="0.7", lw=0.6)
-        told.set_title(model, loc="left")
+        told.set_title(short_name(model), fontweight="bold", color=draw.look(model, list(moe))["color"])
         told.set_ylabel("part of the domain told")
         own.set(ylabel="share of the own expert", ylim=(-0.03, 1.03))
         context.set(ylabel="experts changed by context", ylim=(-0.03, 1.03))
         for axis in (told, own, context):
             draw.layer_axis(axis, routings[0]["layers"])
-    return draw.legend(figure, *grid[0], ncols=5)
+    return draw.legend(figure, *grid[0])
 
 
 @draw.figure("moe_routers")
@@ -138,7 +141,7 @@ def mixture_lens(moe: Results) -> Figure:
     """Alignment and probe accuracy over depth: the base model, experts under a fresh router, mixture, dense twin."""
     made = upcycled(moe)
     figure, grid = draw.panels(2 * len(made), 2, height=0.4 + 3.2 * len(made), xlabel="layer", sharey="row")
-    looks = (("0.6", ":"), ("0.5", "-."), ("0.0", "-"), ("0.3", "--"))
+    looks = (("0.46", ":"), ("0.6", "-."), (TRAINED, "-"), (TWIN, "--"))
     for (lenses, probes), (model, result) in zip(grid.reshape(-1, 2, 2), made.items(), strict=True):
         runs = {
             "base": [result["base"]],
@@ -154,10 +157,10 @@ def mixture_lens(moe: Results) -> Figure:
                 seeds_line(probe, [run["probe"][style]["accuracy"] for run in found], **look)
             probe.set_ylim(0, 1.04)
             probe.axhline(1 / 4, color="0.7", lw=0.6)
-            lens.set_title(f"{model}: {style} prompts", loc="left")
+            lens.set_title(f"{short_name(model)}: {style} prompts")
             for axis in (lens, probe):
                 axis.axvline(result["layers"].index(result["depth_layer"]), color="0.8", lw=0.6)
                 draw.layer_axis(axis, result["layers"])
         lenses[0].set_ylabel("mean alignment")
         probes[0].set_ylabel("probe accuracy")
-    return draw.legend(figure, ncols=4)
+    return draw.legend(figure)

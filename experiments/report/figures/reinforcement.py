@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.report.figures import draw
-from experiments.report.figures.draw import Results, line, seeds_line
+from experiments.report.figures.draw import INK, PALE, Results, line, seeds_line
 from experiments.report.names import NAMES
 
 CURVES = {
@@ -16,7 +16,7 @@ CURVES = {
     "truncated": "truncated",
 }  # fmt: skip
 """What is drawn of every step."""
-CLASS_SHADES = ("0.25", "0.6", "0.88")
+CLASS_SHADES = ("#332288", "#88ccee", "#ddcc77")
 FLOOR = 1e-9
 """Of alignments on a logarithmic axis."""
 
@@ -24,9 +24,8 @@ FLOOR = 1e-9
 @draw.figure("grpo")
 def grpo_steps(grpo: Results) -> Figure:
     """Curves of training: reward, divergence, entropy, share of groups that all score alike, and of cut completions."""
-    height = 0.4 + 0.95 * len(CURVES)
-    figure, panels = draw.by_model(grpo, CURVES, height=height, xlabel="step", sharex=True, sharey="row")
-    looks = (("-", "0.0"), ("--", "0.3"), (":", "0.5"))
+    figure, panels = draw.by_model(grpo, CURVES, height=0.8 * len(CURVES), xlabel="step")
+    looks = (("-", draw.training("grpo")["color"]), ("--", "#009e73"), (":", "#cc79a7"))
     for axis, key, result in panels:
         for (arm, name), (ls, shade) in zip(NAMES["grpo_arms"].items(), looks, strict=True):
             runs = [run["steps"] for run in result["arms"][arm]["runs"]]
@@ -46,10 +45,10 @@ def grpo_depth(grpo: Results) -> Figure:
         curves, intervals = ([lens[key] for lens in after] for key in ("alignment", "interval"))
         null = np.max([lens["null"]["alignment_max"] for lens in after], axis=0)
         draw.alignment_axis(axis, FLOOR)
-        line(axis, null, color="0.6", ls="--", label="largest null word, after")
-        line(axis, before, color="0.4", ls=":", label="before")
-        seeds_line(axis, curves, intervals, color="0.0", label="after GRPO")
-        axis.axvline(result["layers"].index(result["layer"]), color="0.85", lw=0.7, zorder=0)
+        line(axis, null, color="0.6", ls=(0, (1, 1)), label="largest matched word, after")
+        line(axis, before, **draw.training("before"), label="before")
+        seeds_line(axis, curves, intervals, **draw.training("grpo"), label="after GRPO")
+        axis.axvline(result["layers"].index(result["layer"]), color=PALE, lw=0.7, zorder=0)
     return draw.legend(figure)
 
 
@@ -62,7 +61,7 @@ def collapse_map(collapse: Results) -> Figure:
     cells, beside = NAMES["collapse_factorial"], (NAMES["collapse_attempts"],)
     seeds = max(len(result["arms"][key]["runs"]) for result in collapse.values() for key in cells)
     rows = len(cells) * len(collapse)
-    figure, grid = draw.panels(rows, seeds + len(beside), height=0.3 + 0.78 * rows, xlabel="step", sharey=True)
+    figure, grid = draw.panels(rows, seeds + len(beside), height=0.3 + 0.95 * rows, xlabel="step", sharey=True)
     for block, (model, result) in zip(np.split(grid, len(collapse)), collapse.items(), strict=True):
         arms, classes = result["arms"], result["classes"]
         for row, (key, words) in zip(block, cells.items(), strict=True):
@@ -71,11 +70,11 @@ def collapse_map(collapse: Results) -> Figure:
                 _class_shares(axis, run["watched"], classes)
         for seed, axis in enumerate(block[0, :seeds]):
             named = f"{model}, " if seed == 0 and len(collapse) > 1 else ""
-            axis.set_title(f"{named}seed {seed}", fontsize=6, pad=2)
+            axis.set_title(f"{named}seed {seed}", pad=2)
         for column, runs in zip(block.T[seeds:], beside, strict=True):
             for axis, (key, name) in zip(column, runs.items() if "reported_first" in arms else (), strict=False):
                 _class_shares(axis, arms[key]["runs"][0]["watched"], classes)
-                axis.set_title(name, fontsize=6, pad=2)
+                axis.set_title(name, pad=2)
     for axis in grid.flat:
         if not axis.collections:
             axis.set_axis_off()
@@ -92,20 +91,20 @@ def _class_shares(axis: Axes, watched: Sequence[Mapping[str, Any]], classes: Seq
 @draw.figure("collapse")
 def collapse_gradients(collapse: Results) -> Figure:
     """Cosines between gradients of half a batch, by block: of the two losses, and of either with itself."""
-    figure, grid = draw.panels(len(collapse), 2, height=0.4 + 1.7 * len(collapse), xlabel="block", sharey=True)
-    lines = {"across": ("two losses", "-", "0.0"), "policy_halves": ("GRPO with itself", "--", "0.35"),
-             "class_halves": ("class loss with itself", ":", "0.6")}  # fmt: skip
-    for row, (model, result) in zip(grid, collapse.items(), strict=True):
-        along = result["arms"]["whole_both"]["summary"]["gradients"]
-        cases = {"before training": result["before"]["gradients"], "along training": along}
-        for axis, (when, found) in zip(row, cases.items(), strict=True):
-            for key, (name, ls, shade) in lines.items():
-                line(axis, found["by_block"][key], color=shade, ls=ls, label=name)
-            axis.axhline(0, color="0.85", lw=0.7, zorder=0)
+    figure, made = draw.blocks(collapse, 1, 2, across=2, height=1.6, sharey=True)
+    lines = {"across": ("two losses", "-", draw.training("both")["color"]),
+             "policy_halves": ("GRPO with itself", "--", draw.training("grpo")["color"]),
+             "class_halves": ("class loss with itself", ":", draw.training("dual_reward")["color"])}  # fmt: skip
+    for _, result, ((before, along),) in made:
+        during = result["arms"]["whole_both"]["summary"]["gradients"]
+        cases = {"block, before training": result["before"]["gradients"], "block, along training": during}
+        for axis, (when, found) in zip((before, along), cases.items(), strict=True):
+            for key, (name, ls, color) in lines.items():
+                line(axis, found["by_block"][key], color=color, ls=ls, label=name)
+            axis.axhline(0, color=PALE, lw=0.7, zorder=0)
             axis.locator_params(axis="x", integer=True)
-            axis.set(
-                title=when if len(collapse) == 1 else f"{model}, {when}", ylabel="cosine" if axis is row[0] else ""
-            )
+            axis.set_xlabel(when)
+    made[0][2][0, 0].set_ylabel("cosine")
     return draw.legend(figure)
 
 
@@ -113,17 +112,21 @@ def collapse_gradients(collapse: Results) -> Figure:
 def staged(staged: Results) -> Figure:
     """Alignment and reward before training and after each part of it, for every order of the rewards."""
     orders = NAMES["staged_orders"]
-    rows = len(staged) * len(orders) // 3
-    figure, grid = draw.panels(rows, 3, height=0.4 + 1.4 * rows, sharey=True)
-    for block, (model, result) in zip(np.split(grid, len(staged)), staged.items(), strict=True):
-        for axis, (order, name) in zip(block.flat, orders.items(), strict=True):
+    columns = -(-len(orders) // 2)
+    figure, made = draw.blocks(staged, 2, columns, across=1, height=2.7, sharey=True)
+    looks = {"alignment": draw.training("dual_reward"), "reward": {"color": INK, "ls": "--"}}
+    for _, result, block in made:
+        for axis, (order, name) in zip(block.flat, orders.items(), strict=False):
             found = [[result["before"], *run["stages"]] for run in result["orders"][order]["runs"]]
             alignment = [[part["lens"]["alignment"]["mean"] for part in run] for run in found]
             reward = [[part["sampled_reward"]["mean"] for part in run] for run in found]
-            seeds_line(axis, alignment, ls="-", color="0.0", marker="o", ms=3, label="alignment")
-            seeds_line(axis, reward, ls="--", color="0.5", marker="o", ms=3, label="reward")
+            for label, values in (("alignment", alignment), ("reward", reward)):
+                seeds_line(axis, values, marker="o", ms=3, **looks[label])
+                axis.annotate(label, (len(found[0]) - 1, np.mean(values, axis=0)[-1]), xytext=(4, 0),
+                              textcoords="offset points", color=looks[label]["color"], va="center",
+                              annotation_clip=False)  # fmt: skip
             trained_on = [NAMES["staged_rewards"][part["reward"]] for part in found[0][1:]]
             axis.set_xticks(range(len(found[0])), ["before", *trained_on])
-            title = name if len(staged) == 1 else f"{model}: {name}"
-            axis.set(xlim=(-0.3, len(found[0]) - 0.7), ylim=(0, 1.02), title=title)
-    return draw.legend(figure)
+            axis.set(xlim=(-0.3, len(found[0]) - 0.7), ylim=(0, 1.02))
+            axis.set_xlabel(name)
+    return figure

@@ -1,21 +1,44 @@
 """Figures of supervised training: the dual reward, plain fine-tuning, chains of thought, and other tasks."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
+from classifier_emergence.results import lookup
 from experiments.report.figures import draw
-from experiments.report.figures.draw import BAND, Results, dots, line
+from experiments.report.figures.draw import INK, PALE, Result, Results, dots, line, seeds_line
 from experiments.report.names import NAMES
 
 FLOOR = 1e-9
 """Of alignments on a logarithmic axis."""
 
 
+@draw.figure("dual_reward", "lora_sft", "cot_alignment")
+def training_depth(dual: Results, plain: Results, chain: Results) -> Figure:
+    """Mean alignment over depth on symbol prompts, before training and after each kind of supervised training."""
+    figure, panels = draw.by_model(dual, {"": "mean alignment"}, height=2.1, sharey=True)
+    for (axis, _, result), model in zip(panels, dual, strict=True):
+        draw.alignment_axis(axis, FLOOR)
+        line(axis, result["before"]["symbol"]["by_layer"]["mean"], **draw.training("before"))
+        finals = [seed["final"]["symbol"]["by_layer"] for seed in plain[model]["by_seed"]]
+        seeds_line(axis, finals, **draw.training("answers"))
+        runs = [run["alignment"]["by_layer"] for run in chain[model]["chain_of_thought"]["by_seed"]]
+        intervals = [run["interval"] for run in runs]
+        seeds_line(axis, [run["mean"] for run in runs], intervals, **draw.training("chain_of_thought"))
+        main = result["main"]["symbol"]["by_layer"]
+        line(axis, main["mean"], main["interval"], **draw.training("dual_reward"))
+        axis.axvline(result["layers"].index(result["layer"]), color=PALE, lw=0.6, zorder=0)
+    shown = ("before", "answers", "chain_of_thought", "dual_reward")
+    return draw.key(figure, {NAMES["trainings"][key]: draw.training(key) for key in shown})
+
+
 @draw.figure("dual_reward")
 def dual_reward_steps(dual: Results) -> Figure:
     """Alignment by layer and step of the main arm, beside its losses."""
-    figure, grid = draw.panels(len(dual), 2, height=1.75 * len(dual), xlabel="step", width_ratios=(1.6, 1))
-    for (heat, loss), (model, result) in zip(grid, dual.items(), strict=True):
+    across = 1 if len(dual) <= draw.ACROSS else 2
+    figure, made = draw.blocks(dual, 1, 2, across=across, height=1.6, xlabel="step", width_ratios=(1.6, 1))
+    for _, result, ((heat, loss),) in made:
         watched, losses, labels = result["main"]["watched"], result["main"]["losses"], result["layers"]
         steps = [entry["step"] for entry in watched]
         half = (steps[1] - steps[0]) / 2
@@ -24,13 +47,14 @@ def dual_reward_steps(dual: Results) -> Figure:
         image = draw.heat_map(heat, values, origin="lower", extent=extent)
         ticks = sorted({0, labels.index(result["layer"]), len(labels) - 1})
         heat.set_yticks(ticks, [labels[i] for i in ticks])
-        heat.set_title(model, loc="left")
-        for name, ls, shade in (("class", "-", "0.0"), ("answer", "--", "0.35")):
+        for name, ls, color in (("class", "-", draw.training("dual_reward")["color"]), ("answer", "--", INK)):
             curve = [entry[f"{name}_loss"] for entry in losses]
-            line(loss, curve, x=[entry["step"] for entry in losses], ls=ls, color=shade, label=f"{name} loss")
-        loss.set(yscale="log", ylabel="loss, nats", xlim=(0, steps[-1]))
-    grid[0, 1].legend(loc="upper right")
-    figure.colorbar(image, ax=list(grid[:, 0]), shrink=0.7, pad=0.01, label="alignment")
+            line(loss, curve, x=[entry["step"] for entry in losses], ls=ls, color=color)
+            loss.annotate(name, (steps[-1], curve[-1]), xytext=(2, 0), textcoords="offset points", color=color,
+                          va="center", annotation_clip=False)  # fmt: skip
+        draw.log_axis(loss)
+        loss.set(ylabel="loss, nats", xlim=(0, steps[-1]))
+    figure.colorbar(image, ax=figure.axes, shrink=0.7, pad=0.01, label="alignment")
     return figure
 
 
@@ -40,80 +64,101 @@ def dual_reward_arms(dual: Results) -> Figure:
     arm_names = NAMES["dual_reward_arms"]
     names = {key: arm_names[key] for key in arm_names if all(key in result["arms"] for result in dual.values())}
     y = np.arange(len(names))[::-1]
-    figure, grid = draw.panels(1, 2 * len(dual), height=0.9 + 0.17 * len(names), sharey=True)
-    for (lens, answers), (model, result) in zip(grid.reshape(-1, 2), dual.items(), strict=True):
-        arms = [result["arms"][key] for key in names]
-        dots(lens, [arm["symbol"]["top"] for arm in arms], y + 0.15, marker="o", face="0.0", label="symbols")
-        dots(lens, [arm["word"]["top"] for arm in arms], y - 0.15, marker="s", face="white", label="words")
-        dots(answers, [arm["answers"]["exact"] for arm in arms], y, marker="o", face="0.0", label="after training")
-        answers.axvline(result["before"]["answers"]["exact"]["accuracy"], color="0.5", ls=":", label="before")
-        lens.set_title(model, loc="left")
+    figure, made = draw.blocks(dual, 1, 2, across=2, height=0.5 + 0.16 * len(names), sharey=True)
+    for i, (model, result, ((lens, answers),)) in enumerate(made):
+        arms, color = [result["arms"][key] for key in names], draw.look(model, list(dual))["color"]
+        keys = ("symbol.top", "word.top", "answers.exact")
+        symbols, words, exact = ([lookup(arm, key) for arm in arms] for key in keys)
+        dots(lens, symbols, y + 0.15, marker="o", face=color, edge=color)
+        dots(lens, words, y - 0.15, marker="s", face="white", edge=color)
+        dots(answers, exact, y, marker="D", face=color, edge=color)
+        answers.axvline(result["before"]["answers"]["exact"]["accuracy"], **draw.training("before"), lw=1.1)
         lens.set_xlabel("lens says the word")
         answers.set_xlabel("exact answers")
-    grid[0, 0].set_yticks(y, names.values())
-    return draw.legend(figure, *grid[0, :2], ncols=4)
+        if i % 2 == 0:
+            lens.set_yticks(y, names.values())
+    return draw.key(figure, {
+        "lens, on symbols": {"color": INK, "ls": "", "marker": "o"},
+        "lens, on words": {"color": INK, "ls": "", "marker": "s", "mfc": "white"},
+        "answers after training": {"color": INK, "ls": "", "marker": "D"},
+        "answers before": draw.training("before"),
+    })  # fmt: skip
 
 
 @draw.figure("lora_sft", "cot_alignment")
 def fine_tuning_depth(plain: Results, chain: Results) -> Figure:
     """Mean alignment over depth: plain fine-tuning by step, and training with and without a word before the answer."""
-    figure, grid = draw.panels(2, len(plain), height=4.4, sharey=True)
-    formats = NAMES["training_formats"].items()
-    for (above, below), (model, result) in zip(grid.T, plain.items(), strict=True):
-        for axis in (above, below):
-            draw.alignment_axis(axis, FLOOR)
-            draw.layer_axis(axis, result["layers"])
-        shades = np.linspace(0.75, 0, len(result["by_step"]))
-        for i, (point, shade) in enumerate(zip(result["by_step"], shades, strict=True)):
-            ls, label = "-" if i else ":", f"step {point['step']}"
-            line(above, point["by_layer"], color=f"{shade:.2f}", ls=ls, label=label)
-        for (key, name), ls, shade in zip(formats, (":", "--", "-"), ("0.5", "0.3", "0.0"), strict=True):
+    rows = {"plain": "plain fine-tuning\nmean alignment", "format": "by what is trained on\nmean alignment"}
+    figure, panels = draw.by_model(plain, rows, height=3.6, sharey=True)
+    models = [model for model in plain for _ in rows]
+    looks = {"before": "before", "direct": "answers", "chain_of_thought": "chain_of_thought"}
+    for (axis, row, result), model in zip(panels, models, strict=True):
+        draw.alignment_axis(axis, FLOOR)
+        if row == "plain":
+            _by_step(axis, result)
+            continue
+        for key, name in looks.items():
             runs = chain[model][key].get("by_seed", [chain[model][key]])
             means, ends = ([run["alignment"]["by_layer"][part] for run in runs] for part in ("mean", "interval"))
-            line(below, np.mean(means, axis=0), color=shade, ls=ls, label=name)
-            low, high = draw.spanning(ends).T
-            below.fill_between(range(len(low)), np.clip(low, FLOOR, None), high, color=shade, alpha=BAND, lw=0)
-        above.set_title(model)
-    for axis, name in zip(grid[:, 0], ("plain fine-tuning", "by what is trained on"), strict=True):
-        axis.set_ylabel(f"{name}\nmean alignment")
-        axis.legend(loc="upper left", fontsize=6)
-    return figure
+            seeds_line(axis, means, ends, **draw.training(name))
+    formats = {NAMES["training_formats"][key]: draw.training(name) for key, name in looks.items()}
+    return draw.key(figure, {"plain fine-tuning, late steps darker": {"color": INK}, **formats})
+
+
+def _by_step(axis: Any, result: Result) -> None:
+    for i, point in enumerate(result["by_step"]):
+        shade = 0.75 * (1 - i / max(1, len(result["by_step"]) - 1))
+        line(axis, point["by_layer"], color=f"{shade:.2f}", ls="-" if i else ":")
 
 
 @draw.figure("cot_alignment")
 def fine_tuning_answers(chain: Results) -> Figure:
     """Right answers before and after fine-tuning: on held-out operands, and on the nine prompts of the write-up."""
-    figure, grid = draw.panels(1, len(chain), height=1.5, xlabel="right answers", sharey=True)
     formats = NAMES["training_formats"]
     y = np.arange(len(formats))[::-1]
-    for axis, (model, result) in zip(grid[0], chain.items(), strict=True):
+    figure, made = draw.blocks(chain, height=1.2, sharey=True)
+    for i, (model, result, block) in enumerate(made):
+        axis, color = block[0, 0], draw.look(model, list(chain))["color"]
         many = [result[key]["answers"]["exact"] for key in formats]
         nine = [result[key]["reported"]["answers"] for key in formats]
-        dots(axis, many, y + 0.15, marker="o", face="0.0", label=f"held-out operands, n = {many[0]['n']}")
-        dots(axis, nine, y - 0.15, marker="s", face="white", label=f"the originals' prompts, n = {nine[0]['n']}")
-        axis.set_title(model, loc="left")
-    grid[0, 0].set(yticks=y, yticklabels=formats.values(), ylim=(-0.5, len(formats) - 0.5))
-    return draw.legend(figure)
+        dots(axis, many, y + 0.15, marker="o", face=color, edge=color)
+        dots(axis, nine, y - 0.15, marker="s", face="white", edge=color)
+        axis.set(xlabel="right answers", ylim=(-0.5, len(formats) - 0.5))
+        if i % draw.ACROSS == 0:
+            axis.set_yticks(y, formats.values())
+    return draw.key(figure, {
+        f"held-out operands, n = {many[0]['n']}": {"color": INK, "ls": "", "marker": "o"},
+        f"the originals' prompts, n = {nine[0]['n']}": {"color": INK, "ls": "", "marker": "s", "mfc": "white"},
+    })  # fmt: skip
 
 
 @draw.figure("other_tasks")
 def other_tasks(other: Results) -> Figure:
     """Probe and lens over depth, tasks down and models across; beside them what the lens says after dual reward."""
     rows = {task: f"{task}\nright class" for task in NAMES["other_tasks"]}
-    figure, panels = draw.by_model(other, rows, height=0.4 + 1.75 * len(rows), sharey=True)
-    looks = (("-", "o", "0.0", -0.012), ("--", "s", "white", 0.012))
+    figure, panels = draw.by_model(other, rows, height=1.6 * len(rows), sharey=True)
     for axis, task, result in panels:
         found, layers = result[task], result["layers"]
+        color = draw.look(result["model"], list(other))["color"]
+        looks = (("-", "o", color, -0.012), ("--", "s", "white", 0.012))
         for part, (ls, marker, face, shift) in zip(NAMES["held_out"], looks, strict=True):
-            name, curve = part.replace("_", " "), found["probing"][part]
-            line(axis, curve["accuracy"], curve["interval"], alpha=0.12, color="0.0", ls=ls, label=f"probe, {name}")
-            axis.axhline(curve["bag_of_tokens"]["accuracy"], color="0.4", ls=ls, lw=0.6, label=f"token counts, {name}")
+            curve = found["probing"][part]
+            line(axis, curve["accuracy"], curve["interval"], alpha=0.12, color=color, ls=ls)
+            axis.axhline(curve["bag_of_tokens"]["accuracy"], color="0.4", ls=ls, lw=0.6)
             choice = found["dual_reward"][part]["choice"]
             bars = np.abs(np.subtract(choice["interval"], choice["value"]))[:, None]
             x = layers.index(result["layer"]) + shift * len(layers)
-            axis.errorbar(x, choice["value"], yerr=bars, fmt=marker, ms=4, mfc=face, mec="0.0", ecolor="0.3",
-                          elinewidth=0.8, label=f"lens after dual reward, {name}")  # fmt: skip
-        line(axis, found["lens"]["choice"]["accuracy"], color="0.45", ls=":", label="lens before training")
+            purple = draw.training("dual_reward")["color"]
+            filled = purple if face == color else "white"
+            axis.errorbar(x, choice["value"], yerr=bars, fmt=marker, ms=4, mfc=filled, mec=purple, ecolor=purple,
+                          elinewidth=0.9)  # fmt: skip
+        line(axis, found["lens"]["choice"]["accuracy"], **draw.training("before"))
         axis.axhline(1 / len(found["classes"]), color="0.8", lw=0.6, zorder=0)
         axis.set_ylim(0, 1.04)
-    return draw.legend(figure)
+    purple = draw.training("dual_reward")["color"]
+    return draw.key(figure, {
+        "probe, groups held out": {"color": INK}, "probe, templates held out": {"color": INK, "ls": "--"},
+        "token counts (likewise)": {"color": "0.4", "lw": 0.6}, "lens before training": draw.training("before"),
+        "lens after dual reward, groups": {"color": purple, "ls": "", "marker": "o"},
+        "lens after dual reward, templates": {"color": purple, "ls": "", "marker": "s", "mfc": "white"},
+    })  # fmt: skip

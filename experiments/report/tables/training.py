@@ -57,6 +57,30 @@ def dual_reward_reading(result: Result) -> Rows:
         yield [when, *cells(found, "words:3 | random:3 | difference:3 | difference.interval:3")]
 
 
+@table("dual_reward_long", "Steps on | Symbols | Alignment | Answers | Change | Dual reward minus it")
+def dual_reward_equal_steps(result: Result) -> Rows:
+    """Answers alone, and Q and K, for as many steps as the dual reward, and what that makes more.
+
+    More log-probability of the answers, or more prompts with the word on top; paired by problem.
+    """
+    against = {"answer_only": "answer_only.log_prob", "qk": "qk.top"}
+    for key, path in against.items():
+        shown = cells(result["arms"][key], "symbol.top:share | symbol.alignment:percent | answers.exact:share")
+        change = cells(result["arms"][key], "answers.change:3")
+        yield [arm_name(key), *shown, *change, *cells(result["contrasts"], f"{path}:3")]
+
+
+@table("dual_reward_long", "Training | Followed before | Interchanged | At random | Difference | Interval")
+def interchange(result: Result) -> Rows:
+    """Share of products and sums whose more probable answer is the other operation's.
+
+    With the words as they are, with "multiply" and "add" interchanged, and with as much added along random directions.
+    """
+    for when, found in (("before", result["reading_before"]), ("after", result["main"]["reading"])):
+        shown = "before:percent | words:percent | random:percent | difference:3 | difference.interval:3"
+        yield [when, *cells(found["interchange"]["followed"], shown)]
+
+
 @table("dual_reward", "Flaw | Eight prompts | Symbols | Answer loss in training | Exact answers")
 def dual_reward_flaws(result: Result) -> Rows:
     """Flaws of the originals, switched on one by one."""

@@ -9,11 +9,13 @@ from pypdf import PdfReader
 from classifier_emergence.errors import InputError
 from classifier_emergence.numbers import percent
 from experiments.report.build import build
+from experiments.report.tables.__main__ import TABLES
 from experiments.report.typeset import write_table
+from experiments.shared.stage import STAGES
 
 ROOT = Path(__file__).parents[3]
 PAPER = ROOT / "paper"
-SOURCES = sorted(path for path in PAPER.glob("*.typ") if path.name != "lib.typ")
+SOURCES = sorted(path for path in PAPER.rglob("*.typ") if path.name != "lib.typ")
 
 
 @pytest.fixture
@@ -24,8 +26,9 @@ def tree(tmp_path: Path) -> Path:
     for name in ("lib.typ", "names.yaml"):
         shutil.copy(PAPER / name, tmp_path / "paper")
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    ledger = {"C01": {"claim": "It rains.", "reported": "50-80 %", "headline": "supported"}}
+    ledger = {"C01": {"claim": "It rains.", "reported": "50-80 %", "headline": "supported", "reproduced": "yes"}}
     (tmp_path / "results" / "claims.json").write_text(json.dumps(ledger))
+    (tmp_path / "results" / "predictions.json").write_text("{}")
     return tmp_path
 
 
@@ -163,9 +166,9 @@ def test_a_table_shows_every_cell_as_it_was_meant(tree: Path) -> None:
 
 def test_a_table_has_a_caption_with_its_stage_and_can_be_referred_to(tree: Path) -> None:
     write_csv(tree, ["model", "n"], [["a", "1"]])
-    text = printed(tree, 'See @tab-t.\n#data-table("t", [Caption.], labels: ("n": "count"))')
+    text = printed(tree, 'See @tab-t.\n#data-table("t", [Caption.], stage: "probing", labels: ("n": "count"))')
     assert "See Table 1." in text
-    assert "Table 1: Caption. (Stage tables, experiments/report/tables/.)" in text
+    assert "Table 1: Caption. (Stage probing.)" in text
     assert "model count" in text
 
 
@@ -186,11 +189,11 @@ def test_a_renamed_column_is_refused(tree: Path) -> None:
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="100" height="40"><text x="5" y="20">{}</text></svg>'
 
 
-def test_a_figure_has_its_stage_and_its_script(tree: Path) -> None:
+def test_a_figure_names_its_stage(tree: Path) -> None:
     (tree / "paper/figures/f.svg").write_text(SVG.format("a"))
     text = printed(tree, 'See @fig-f.\n#data-figure("f", "probing", [Caption.], alt: "A letter.")')
     assert "See Figure 1." in text
-    assert "Figure 1: Caption. (Stage probing, experiments/stages/probing.py.)" in text
+    assert "Figure 1: Caption. (Stage probing.)" in text
 
 
 def test_what_cannot_be_read_out_is_refused(tree: Path) -> None:
@@ -198,6 +201,71 @@ def test_what_cannot_be_read_out_is_refused(tree: Path) -> None:
     assert "figure f: say in alt" in refusal(tree, '#data-figure("f", "probing", [Caption.])')
     assert "missing alt text" in refusal(tree, "$x$")
     compiled(tree, '#eq("x", $x$) and #eq("x is one", $ x = 1 $) <eq-x>')
+
+
+# --- Traces and verdicts ---
+
+
+def write_result(tree: Path, stage: str, model: str, result: object) -> None:
+    path = tree / "results" / stage / f"{model}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result))
+
+
+def test_a_number_keeps_where_it_comes_from(tree: Path) -> None:
+    write_result(tree, "probing", "m", {"a": {"accuracy": 0.5, "interval": [0.25, 0.75], "n": 8}, "b": [1, 2, 3]})
+    expressions = {
+        "pct(r.a.accuracy)": ("50.0 %", "a.accuracy"),
+        "acc(r.a)": ("50.0 % [25.0, 75.0], n = 8", "a.accuracy"),
+        "ci(r.a.interval)": ("[25.0, 75.0]", "a.interval"),
+        "num(of(r.a.accuracy, x => 8 * x), digits: 0)": ("4", "a.accuracy"),
+        "num(mean(r.b), digits: 0)": ("2", "b.*"),
+        "num(bare(r.b).len(), digits: 0)": ("3", None),
+    }
+    lines = "\n\n".join(f"#{expression}" for expression in expressions)
+    found = '#context for x in query(<number>) [#x.value.shown|#x.value.from.join("&")#parbreak()]'
+    text = printed(tree, f'#let r = result("probing", "m")\n{lines}\n\n{found}')
+    for shown, key in expressions.values():
+        assert shown in text
+        assert key is None or f"{shown}|results/probing/m.json#{key}" in text.replace("\n", "")
+
+
+def test_a_number_leads_to_its_line_where_there_is_one(tree: Path) -> None:
+    write_result(tree, "probing", "m", {"a": 0.5})
+    number, line = '#pct(result("probing", "m").a)', '#box[here]#label("results/probing/m.json#a")'
+    compiled(tree, number)
+    assert not links(tree)
+    compiled(tree, f"{number} {line}")
+    assert len(links(tree)) == 1
+
+
+def links(tree: Path) -> list[object]:
+    pages = PdfReader(tree / "paper" / "paper.pdf").pages
+    return [note for page in pages for note in page.get("/Annots", []) if note.get_object()["/Subtype"] == "/Link"]
+
+
+def test_models_that_say_the_same_are_not_told_apart(tree: Path) -> None:
+    write_result(tree, "probing", "m", {"a": 0.5, "b": 0.5})
+    write_result(tree, "probing", "o", {"a": 0.5, "b": 0.25})
+    of = 'listed(("m", "o"), x => pct(result("probing", x).{}))'
+    assert printed_values(tree, [of.format("a"), of.format("b")]) == ["50.0 %", "50.0 % (m) and 25.0 % (o)"]
+
+
+def test_a_sentence_about_a_claim_flips_with_its_verdict_or_stops_the_build(tree: Path) -> None:
+    body = '#says("C01", supported: [It does.], contradicted: [It does not.])'
+    assert "It does." in printed(tree, body)
+    ledger = tree / "results" / "claims.json"
+    ledger.write_text(ledger.read_text().replace("supported", "contradicted"))
+    assert "It does not." in printed(tree, body)
+    ledger.write_text(ledger.read_text().replace("contradicted", "mixed by model"))
+    assert "C01 is now 'mixed by model'; say so here, there are words for: supported, contradicted" in refusal(
+        tree, body
+    )
+
+
+def test_small_type_is_refused(tree: Path) -> None:
+    write_csv(tree, ["a"], [["b"]])
+    assert "table t: too small to read in print" in refusal(tree, '#data-table("t", [Caption.], size: 6.5pt)')
 
 
 # --- Building ---
@@ -281,8 +349,12 @@ def prose() -> str:
     return "\n".join(source.read_text(encoding="utf-8") for source in SOURCES)
 
 
+OWN = r"#(?:data|model|small)-(figure|table)\(\s*\"([^\"]+)\""
+"""A figure or table of lib.typ, and its name."""
+
+
 def test_the_bibliography_is_what_is_cited() -> None:
-    labels = r"(?!(?:tab|fig|sec|eq)-)"
+    labels = r"(?!(?:tab|fig|sec|eq|lst)-)"
     cited = set(re.findall(rf"(?<!\w)@{labels}([a-z][\w-]*)", prose()))
     listed = re.findall(r"^@\w+\{([^,]+),", (PAPER / "refs.bib").read_text(encoding="utf-8"), re.MULTILINE)
     assert cited == set(listed)
@@ -290,20 +362,26 @@ def test_the_bibliography_is_what_is_cited() -> None:
 
 
 def test_every_figure_is_shown_and_every_shown_figure_is_there() -> None:
-    shown = re.findall(r'#data-figure\(\s*"([^"]+)"', prose())
+    shown = re.findall(r'#data-figure\(\s*"([^"]+)"', prose()) + re.findall(r"/paper/figures/(\w+)\.svg", prose())
     assert sorted(shown) == sorted(path.stem for path in (PAPER / "figures").glob("*.svg"))
 
 
-def test_every_shown_table_is_there() -> None:
-    shown = re.findall(r'#data-table\(\s*"([^"]+)"', prose())
-    assert sorted(set(shown)) == sorted(shown)
-    assert set(shown) <= {path.stem for path in (PAPER / "tables").glob("*.csv")}
+def test_every_shown_table_is_there_and_names_the_stage_that_it_shows() -> None:
+    shown = dict(re.findall(r'#data-table\(\s*"([^"]+)",\s*(?:stage: "(\w+)",)?', prose()))
+    made = {table.rows.__name__: table.stage for table in TABLES} | {"held_out": "probing"}
+    assert {**shown} == {name: made[name] if made[name] in STAGES else "" for name in shown}
+    assert shown.keys() <= {path.stem for path in (PAPER / "tables").glob("*.csv")}
 
 
 def test_every_figure_and_table_is_referred_to() -> None:
     kinds = {"figure": "fig", "table": "tab"}
-    shown = {f"{kinds[kind]}-{name}" for kind, name in re.findall(r'#data-(figure|table)\(\s*"([^"]+)"', prose())}
-    assert shown == set(re.findall(r"@((?:fig|tab)-[\w-]+)", prose()))
+    shown = {f"{kinds[kind]}-{name}" for kind, name in re.findall(OWN, prose())}
+    assert shown <= set(re.findall(r"@((?:fig|tab)-[\w-]+)", prose()))
+
+
+@pytest.fixture(scope="module")
+def paper() -> PdfReader:
+    return PdfReader(PAPER / "paper.pdf")
 
 
 def test_the_committed_paper_is_what_the_sources_give(tmp_path: Path) -> None:
@@ -311,17 +389,47 @@ def test_the_committed_paper_is_what_the_sources_give(tmp_path: Path) -> None:
     assert (tmp_path / "paper.pdf").read_bytes() == (PAPER / "paper.pdf").read_bytes()
 
 
-def test_the_committed_paper_says_who_and_what_but_not_when() -> None:
-    about = PdfReader(PAPER / "paper.pdf").metadata
+def test_the_committed_paper_says_who_and_what_but_not_when(paper: PdfReader) -> None:
+    about = paper.metadata
     assert about is not None
     assert about.title == "[Re] Does training make a vocabulary-aligned classifier emerge?"
     assert about.author == "The classifier-emergence authors"
     assert about.creation_date is None
-    assert PdfReader(PAPER / "paper.pdf").trailer["/Root"]["/Lang"] == "en-GB"
+    assert paper.trailer["/Root"]["/Lang"] == "en-GB"
 
 
-def test_the_committed_paper_prints_the_results() -> None:
-    text = " ".join(text_of(PAPER / "paper.pdf").split())
+def test_the_abstract_is_short_and_page_one_has_every_claim_that_is_named(paper: PdfReader) -> None:
+    text = " ".join(paper.pages[0].extract_text().split())
+    abstract = text.partition("Abstract.")[2].partition("Figure 1")[0]
     claims = json.loads((ROOT / "results" / "claims.json").read_text(encoding="utf-8"))
-    assert f"a ledger of {len(claims)} claims" in text
+    assert f"their {len(claims)} claims" in text
+    assert len(abstract.split()) <= 180
     assert all(re.search(rf"\b{claim}\b", text) for claim in claims)
+
+
+def test_the_body_has_at_most_sixteen_pages(paper: PdfReader) -> None:
+    chapters = {str(entry.title): entry for entry in paper.outline if not isinstance(entry, list)}
+    page = paper.get_destination_page_number(chapters["References"])
+    assert page is not None
+    assert page <= 16  # counted from 0: it begins on the seventeenth at the latest
+
+
+def test_every_number_of_a_result_leads_to_its_line(paper: PdfReader) -> None:
+    names = {str(name) for name in paper.named_destinations} if paper.named_destinations else set()
+    targets = [note.get_object() for page in paper.pages for note in page.get("/Annots", [])]
+    inner = [note for note in targets if "/Dest" in note or note.get("/A", {}).get("/S") == "/GoTo"]
+    assert len(inner) > 500
+    assert all(isinstance(note.get("/Dest"), list) or str(note.get("/Dest", note.get("/A", {}).get("/D"))) in names
+               or isinstance(note.get("/A", {}).get("/D"), list) for note in inner)  # fmt: skip
+
+
+def test_no_type_is_smaller_than_seven_points_but_in_formulas(paper: PdfReader) -> None:
+    small: list[str] = []
+
+    def look(text: str, _: object, tm: list[float], font: dict[str, str] | None, size: float) -> None:
+        if text.strip() and font and "Math" not in font.get("/BaseFont", "") and abs(tm[3]) * size < 6.99:
+            small.append(text)
+
+    for page in paper.pages:
+        page.extract_text(visitor_text=look)
+    assert small == []

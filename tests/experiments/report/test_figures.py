@@ -1,28 +1,105 @@
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from classifier_emergence.results import read_result
 from experiments.params import load_params
+from experiments.report.figures import draw
 from experiments.report.figures.__main__ import FIGURES
 from experiments.report.figures.draw import PaperFigure
 from experiments.shared.stage import STAGES, result_path
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMITTED = ROOT / "paper" / "figures"
+SMALLEST = 7.0
+"""Points, in print."""
+
+
+def results_of(figure: PaperFigure) -> list[dict[str, dict[str, Any]]]:
+    params = load_params(ROOT / "params.yaml")
+    return [
+        {model: read_result(ROOT / result_path(stage, model)) for model in getattr(params, STAGES[stage])}
+        for stage in figure.stages
+    ]
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
 def test_the_committed_figures_are_what_the_results_give(figure: PaperFigure, tmp_path: Path) -> None:
-    params = load_params(ROOT / "params.yaml")
-    results = [
-        {model: read_result(ROOT / result_path(stage, model)) for model in getattr(params, STAGES[stage])}
-        for stage in figure.stages
-    ]
     svg = f"{figure.name}.svg"
-    figure.write(*results, folder=tmp_path)  # warnings are errors: a missing glyph fails here
+    figure.write(*results_of(figure), folder=tmp_path)  # warnings are errors: a missing glyph fails here
     assert (tmp_path / svg).read_bytes() == (COMMITTED / svg).read_bytes()
+
+
+def repeated(results: Mapping[str, dict[str, Any]], models: int) -> dict[str, dict[str, Any]]:
+    """The results again and again, under so many names, those of the paper's models first."""
+    names = [*load_params(ROOT / "params.yaml").models, *(f"another-model-{i}" for i in range(models))][:models]
+    return {
+        name: {**found, "model": name} for name, found in zip(names, itertools.cycle(results.values()), strict=False)
+    }
+
+
+def visible(drawn: Figure) -> list[tuple[Text, Bbox]]:
+    """Every text that a drawn figure shows, with its box; tick labels only within the limits of their axis."""
+    drawn.draw_without_rendering()
+    found = [text for text in drawn.findobj(Text) if isinstance(text, Text) and text.get_text().strip()]
+    hidden: set[Text] = set()
+    for axes in drawn.axes:
+        if not axes.axison:
+            hidden |= set(axes.findobj(Text))
+        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+                if not min(limits) <= tick.get_loc() <= max(limits):
+                    hidden |= {tick.label1, tick.label2}
+    return [(text, text.get_window_extent()) for text in found if text.get_visible() and text not in hidden]
+
+
+# Of all figures, to keep it short, those that wrap in different ways.
+WRAPPING = ("summary", "probe_depth", "lens_heatmap", "dual_reward_steps", "dual_reward_arms", "fine_tuning_answers")
+
+
+@pytest.mark.parametrize("models", [1, 4, 9])
+@pytest.mark.parametrize("figure", [each for each in FIGURES if each.name in WRAPPING], ids=lambda figure: figure.name)
+def test_text_is_readable_whole_and_apart_for_any_number_of_models(figure: PaperFigure, models: int) -> None:
+    with mpl.rc_context(draw.STYLE):
+        drawn = figure.draw(*(repeated(results, models) for results in results_of(figure)))
+        found = visible(drawn)
+    check_legible(drawn, found)
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
+def test_text_is_readable_whole_and_apart(figure: PaperFigure) -> None:
+    with mpl.rc_context(draw.STYLE):
+        drawn = figure.draw(*results_of(figure))
+        found = visible(drawn)
+    check_legible(drawn, found)
+
+
+def check_legible(drawn: Figure, found: list[tuple[Text, Bbox]]) -> None:
+    page = drawn.bbox
+    for text, box in found:
+        assert text.get_fontsize() >= SMALLEST, f"{text.get_text()!r} is too small"
+        assert page.x0 - 1 <= box.x0, f"{text.get_text()!r} is cut on the left"
+        assert box.x1 <= page.x1 + 1, f"{text.get_text()!r} is cut on the right"
+        assert page.y0 - 1 <= box.y0, f"{text.get_text()!r} is cut below"
+        assert box.y1 <= page.y1 + 1, f"{text.get_text()!r} is cut above"
+    for (one, a), (other, b) in itertools.combinations(found, 2):
+        width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert width <= 1 or height <= 1, f"{one.get_text()!r} lies on {other.get_text()!r}"
+
+
+def test_a_model_and_a_training_look_the_same_everywhere_and_no_two_alike() -> None:
+    names = [*draw.NAMES["looks"]["models"], *(f"other-{i}" for i in range(6))]
+    looks = [draw.look(name, names) for name in names]
+    assert len({look["color"] for look in looks}) == len(names) == 9
+    trainings = [draw.training(name) for name in draw.NAMES["looks"]["trainings"]]
+    assert len({tuple(look.values()) for look in trainings}) == len(trainings)
 
 
 def test_every_committed_figure_is_drawn() -> None:
