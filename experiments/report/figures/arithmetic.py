@@ -24,8 +24,8 @@ def probe_depth(probing: Results) -> Figure:
             reported, first = result["reported"][style], layer_row(0)
             for found, shade in ((reported["optimum"], "0.75"), (reported, "0.4")):
                 accuracy = found["accuracy"]
-                dotted = {"ls": ":", "marker": ".", "ms": 3, "lw": 0.8, "x": range(first, len(accuracy))}
-                line(axis, accuracy[first:], color=shade, **dotted)
+                x = range(first, len(accuracy))
+                line(axis, accuracy[first:], x=x, color=shade, ls=":", marker=".", ms=3, lw=0.8)
         for split, ls in (("held_out_operands", "-"), ("held_out_templates", "--")):
             line(axis, controlled[split]["accuracy"], controlled[split]["interval"], color=color, ls=ls)
         bag = controlled["held_out_templates"]["bag_of_tokens"]["accuracy"]
