@@ -61,7 +61,7 @@ def visible(drawn: Figure) -> list[tuple[Text, Bbox]]:
 
 
 # Of all figures, to keep it short, those that wrap in different ways.
-WRAPPING = ("summary", "probe_depth", "lens_heatmap", "dual_reward_steps", "dual_reward_arms", "fine_tuning_answers")
+WRAPPING = ("summary", "probe_depth", "lens_heatmap", "dual_reward_arms")
 
 
 @pytest.mark.parametrize("models", [1, 4, 9])
