@@ -84,8 +84,8 @@ def train_reinforced(study: PolicyStudy, wrapped: PeftModel, reward: str, seed: 
     trained = train_grpo(
         study.lm, wrapped, tasks, exact(parse_answer),
         PolicyObjective(study.settings.kl_weight, weight, study.layer), study.sampling,
-        Schedule(study.params.staged.steps, settings.prompts, settings.vo_learning_rate, seed, settings.every), work=work,
-        checkpoint_every=settings.checkpoint_every,
+        Schedule(study.params.staged.steps, settings.prompts, settings.vo_learning_rate, seed, settings.every),
+        work=work, checkpoint_every=settings.checkpoint_every,
         description=f"staged training of {study.lm.key}: GRPO ({reward}), seed {seed}",
     )  # fmt: skip
     return {"steps": trained.steps}
