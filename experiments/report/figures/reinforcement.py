@@ -112,8 +112,8 @@ def collapse_gradients(collapse: Results) -> Figure:
 def staged(staged: Results) -> Figure:
     """Alignment and reward before training and after each part of it, for every order of the rewards."""
     orders = NAMES["staged_orders"]
-    columns = -(-len(orders) // 2)
-    figure, made = draw.blocks(staged, 2, columns, across=1, height=2.7, sharey=True)
+    rows = -(-len(orders) // 3)
+    figure, made = draw.blocks(staged, rows, -(-len(orders) // rows), across=1, height=0.3 + 1.3 * rows, sharey=True)
     looks = {"alignment": draw.training("dual_reward"), "reward": {"color": INK, "ls": "--"}}
     for _, result, block in made:
         for axis, (order, name) in zip(block.flat, orders.items(), strict=False):

@@ -14,6 +14,7 @@ from experiments.params import load_params
 from experiments.report.figures import draw
 from experiments.report.figures.__main__ import FIGURES
 from experiments.report.figures.draw import PaperFigure
+from experiments.report.names import NAMES
 from experiments.shared.stage import STAGES, result_path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -84,7 +85,7 @@ def test_text_is_readable_whole_and_apart(figure: PaperFigure) -> None:
 def check_legible(drawn: Figure, found: list[tuple[Text, Bbox]]) -> None:
     page = drawn.bbox
     for text, box in found:
-        assert text.get_fontsize() >= SMALLEST, f"{text.get_text()!r} is too small"
+        assert float(text.get_fontsize()) >= SMALLEST, f"{text.get_text()!r} is too small"
         assert page.x0 - 1 <= box.x0, f"{text.get_text()!r} is cut on the left"
         assert box.x1 <= page.x1 + 1, f"{text.get_text()!r} is cut on the right"
         assert page.y0 - 1 <= box.y0, f"{text.get_text()!r} is cut below"
@@ -95,10 +96,10 @@ def check_legible(drawn: Figure, found: list[tuple[Text, Bbox]]) -> None:
 
 
 def test_a_model_and_a_training_look_the_same_everywhere_and_no_two_alike() -> None:
-    names = [*draw.NAMES["looks"]["models"], *(f"other-{i}" for i in range(6))]
+    names = [*NAMES["looks"]["models"], *(f"other-{i}" for i in range(6))]
     looks = [draw.look(name, names) for name in names]
     assert len({look["color"] for look in looks}) == len(names) == 9
-    trainings = [draw.training(name) for name in draw.NAMES["looks"]["trainings"]]
+    trainings = [draw.training(name) for name in NAMES["looks"]["trainings"]]
     assert len({tuple(look.values()) for look in trainings}) == len(trainings)
 
 
