@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PARAMS = "params.tiny.yaml"
 REPORT = ("ledger", "tables.__main__", "figures.__main__", "build", "page.__main__")
 """Modules of the stages of ``ENDING``."""
+SHOWN = ("dvc.yaml", "pyproject.toml", "constraints.txt", "src/classifier_emergence/tasks/prompts.yaml")
+"""What the paper's appendices print as it is."""
 STEPS = 20
 
 
@@ -112,6 +114,9 @@ def run(folder: Path) -> None:
     skip = shutil.ignore_patterns("paper.pdf", "index.html", "tables", "figures")
     shutil.copytree(ROOT / "paper", folder / "paper", ignore=skip)
     shutil.copy(ROOT / PARAMS, folder / "params.yaml")
+    for name in SHOWN:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
     shutil.copy(ROOT / "dvc.yaml", folder)
     build(folder / "models")
     torch.set_num_threads(1)
