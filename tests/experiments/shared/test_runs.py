@@ -135,7 +135,7 @@ def test_a_stage_runs_on_a_model_once_at_a_time(runs: Runs) -> None:
 
 
 def test_an_accuracy_over_seeds_spans_the_seeds_intervals() -> None:
-    seeds = [{"part": {"top": vars(share_of(hits, 0.95))}} for hits in ([1, 1, 0, 1], [1, 0, 0, 0])]
+    seeds = [{"part": {"top": share_of(hits, 0.95)}} for hits in ([1, 1, 0, 1], [1, 0, 0, 0])]
     found = over_seeds(seeds, "part.top")
     assert (found["value"], found["least"], found["largest"], found["n"]) == (0.5, 0.25, 0.75, 4)
     low, high = found["interval"]
