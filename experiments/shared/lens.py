@@ -44,6 +44,8 @@ def p_over_layers(score: np.ndarray, null: np.ndarray) -> float:
     words = np.column_stack([score, null])
     spread = words.std(-1)
     kept = spread > 1e-6 * spread.max()
+    if not kept.any():  # no word differs from another at any layer, so none stands out
+        return 1.0
     largest = ((words[kept] - words[kept].mean(-1, keepdims=True)) / spread[kept, None]).max(0)
     return float(permutation_p(largest[0], largest[1:]))
 
