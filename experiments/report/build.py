@@ -68,8 +68,8 @@ def _remedy(path: Path) -> str:
     match path.parts:
         case ("results", experiment, model):
             stage = f"{experiment}@{Path(model).stem}"
-        case ("results", ledger):
-            stage = Path(ledger).stem
+        case ("results", _):  # both ledgers
+            stage = "claims"
         case ("paper", "tables" | "figures" as stage, _):
             pass
         case _:

@@ -226,7 +226,8 @@ def paper(_: LanguageModel) -> Life:
         (folder / "paper" / "figures").mkdir(parents=True)
         for name in ("paper/lib.typ", "paper/names.yaml", "params.yaml"):
             shutil.copy(ROOT / name, folder / name)
-        write_result(folder / "results" / "claims.json", {"C01": {"headline": "supported"}})
+        for ledger, key in (("claims", "C01"), ("predictions", "P01")):
+            write_result(folder / "results" / f"{ledger}.json", {key: {"headline": "supported"}})
         write_table(folder / "paper" / "tables" / "t", ["model", "n"], [["m", 1]], caption="A table.")
         figure = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><path d="M0 0h9v9z"/></svg>'
         (folder / "paper" / "figures" / "f.svg").write_text(figure)
