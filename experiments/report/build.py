@@ -68,8 +68,10 @@ def _remedy(path: Path) -> str:
     match path.parts:
         case ("results", experiment, model):
             stage = f"{experiment}@{Path(model).stem}"
-        case ("results", _):  # both ledgers
+        case ("results", "predictions.json"):
             stage = "claims"
+        case ("results", ledger):
+            stage = Path(ledger).stem
         case ("paper", "tables" | "figures" as stage, _):
             pass
         case _:
