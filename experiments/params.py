@@ -184,7 +184,9 @@ class Staged(_Section):
     """Dual reward and GRPO one after the other; what is not here is as in dual_reward and collapse."""
 
     dual_steps: Count
-    steps: Count
+    low_rate: Positive
+    high_rate: Positive
+    kept_class_weight: Fraction
 
 
 class MoeRouters(Update):

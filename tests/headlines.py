@@ -70,6 +70,7 @@ HEADLINES = {
         "before.sampled_reward",
         "orders.*.summary.lens.alignment",
         "orders.*.summary.answers.exact|change",
+        "kept_class_weight.alignment|reward",
     ],
     "moe_routers": [
         "base.answers",

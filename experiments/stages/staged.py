@@ -1,114 +1,171 @@
 """Stage staged@model: the originals' advice, which they never followed: dual reward first, then reinforcement learning.
 
-One V/O adapter, trained on one reward after the other in both orders, and on both from the start; several seeds. Does
-the word in the lens survive reinforcement learning, and does the reward of answers still grow?
+V/O adapters, trained on one reward after the other in both orders, and on both from the start; after dual reward at
+three learning rates, and with a small class weight kept; several seeds. Does the word in the lens survive reinforcement
+learning, and does the reward of answers still grow?
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 
 from classifier_emergence.tasks.problems import sample
-from classifier_emergence.training.adapters import adapted
+from classifier_emergence.training.adapters import Start, adapted_together, copy_adapter
 from classifier_emergence.training.rl.rewards import exact, parse_answer
-from classifier_emergence.training.rl.run import train_grpo
+from classifier_emergence.training.rl.together import PolicyMember, train_grpo_together
 from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask
-from classifier_emergence.training.supervised import Objective, Schedule, encode, train
+from classifier_emergence.training.supervised import Member, Objective, Schedule, encode, train_together
 from experiments.params import Params
 from experiments.shared.reinforcement import PolicyStudy
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main
 from experiments.shared.study import adapter_of, schedule_of
-from experiments.shared.summaries import difference, over_seeds, summary_over_seeds
+from experiments.shared.summaries import over, over_seeds, summary_over_seeds
 
-ORDERS = {"dual_then_grpo": ("dual", "grpo"), "grpo_then_dual": ("grpo", "dual"), "together": ("together",)}
-"""Rewards in the order in which an adapter is trained on them."""
+
+@dataclass(frozen=True)
+class Order:
+    """What an adapter is trained on, part by part, GRPO being one of the parts."""
+
+    rewards: tuple[str, ...]
+    learning_rate: float
+    """Of GRPO."""
+    class_weight: float = 0.0
+    """Of the loss on the lens during GRPO."""
 
 
 def run(params: Params, key: str) -> None:
     """Train in every order and write one result."""
+    orders, seeds = all_orders(params), params.grpo.seeds
     with Runs("staged", key, params, PolicyStudy, "dual_reward", "grpo", "collapse", "bank") as runs:
         before = runs.once("base", lambda study, _: measure_model(study))
-        calls = {
-            name: [Run(f"{name}-{seed}", train_in_order, (rewards, seed)) for seed in params.grpo.seeds]
-            for name, rewards in ORDERS.items()
+        # All orders of a seed train together: they have its problems in common, and most of them dual reward as well.
+        calls = [
+            Run(f"seed-{seed}", train_orders, (seed,), tuple(f"{name}-{seed}" for name in orders)) for seed in seeds
+        ]
+        made, study = runs.all(calls), runs.study
+        results = {name: [made[f"{name}-{seed}"] for seed in seeds] for name in orders}
+        found = {
+            name: {"runs": found, "summary": order_summary(study, found, before)} for name, found in results.items()
         }
-        results, study = runs.by_arm(calls), runs.study
         result = {
             "model": key,
             "layers": study.lm.layers,
             "layer": study.lm.layers[study.row],
             "before": before,
-            "orders": {
-                name: {"runs": seeds, "summary": order_summary(seeds, before)} for name, seeds in results.items()
-            },
+            "orders": found,
+            "kept_class_weight": kept_class_weight(study, results),
         }
+        for measured in [before, *(part for found in results.values() for each in found for part in each["stages"])]:
+            del measured["items"]  # what is compared problem by problem has been
         runs.finish(result)
 
 
-def train_in_order(study: PolicyStudy, work: Path, rewards: Sequence[str], seed: int) -> dict[str, Any]:
-    """Train one adapter on one reward after the other and measure after each."""
-    stages = []
-    with adapted(study.lm, adapter_of(study.params.dual_reward, study.layer), seed=seed) as wrapped:
-        for reward in rewards:
-            train_on = train_dual if reward == "dual" else train_reinforced
-            curves = train_on(study, wrapped, reward, seed, work / reward)
-            stages.append({"reward": reward, **curves, **measure_model(study)})
-    return {"stages": stages}
+def all_orders(params: Params) -> dict[str, Order]:
+    """Every order by name; the rate of ``collapse`` lies between the other two."""
+    rate, settings = params.collapse.vo_learning_rate, params.staged
+    dual_first = ("dual", "grpo")
+    return {
+        "dual_then_grpo": Order(dual_first, rate),
+        "dual_then_grpo_low_rate": Order(dual_first, settings.low_rate),
+        "dual_then_grpo_high_rate": Order(dual_first, settings.high_rate),
+        "dual_then_grpo_and_class": Order(("dual", "grpo_and_class"), rate, settings.kept_class_weight),
+        "grpo_then_dual": Order(("grpo", "dual"), rate),
+        "together": Order(("together",), rate, params.collapse.class_weight),
+    }
 
 
-def train_dual(study: PolicyStudy, wrapped: PeftModel, reward: str, seed: int, work: Path) -> dict[str, Any]:
-    """Train on the word in the lens and on the answer, by cross-entropy."""
+def train_orders(
+    study: PolicyStudy, work: Path, wanted: Sequence[str], seed: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Train an adapter in each order, those with a part in common together, and measure after each part."""
+    orders = {f"{name}-{seed}": order for name, order in all_orders(study.params).items()}
+    start = Start(adapter_of(study.params.dual_reward, study.layer), seed)
+    with adapted_together(study.lm, dict.fromkeys(orders, start)) as wrapped:
+
+        def measured(name: str, reward: str, **curves: Any) -> dict[str, Any]:
+            wrapped.set_adapter(name)
+            return {"reward": reward, **curves, **measure_model(study)}
+
+        first, *others = (name for name, order in orders.items() if order.rewards[0] == "dual")
+        losses = train_dual(study, wrapped, first, seed, work / "dual")
+        copy_adapter(wrapped, first, others)
+        dual = measured(first, "dual", losses=losses)
+        steps = train_reinforced(study, wrapped, orders, seed, work / "grpo")
+        for name in wanted:
+            rewards, stages = orders[name].rewards, []
+            for reward in rewards:
+                if reward != "dual":
+                    stages.append(measured(name, reward, steps=steps[name]))
+                elif not stages:
+                    stages.append(dual)
+                else:
+                    losses = train_dual(study, wrapped, name, seed, work / "dual_again")
+                    stages.append(measured(name, reward, losses=losses))
+            yield name, {"stages": stages}
+
+
+def train_dual(study: PolicyStudy, wrapped: PeftModel, name: str, seed: int, work: Path) -> list[dict[str, float]]:
+    """Train an adapter on the word in the lens and on the answer, by cross-entropy."""
     settings, steps, targets = study.params.dual_reward, study.params.staged.dual_steps, study.spaced_targets()
     problems = sample(study.problems.train, steps * settings.batch_size, seed=seed)
     examples = [encode(study.lm.tokenizer, study.prompt(p), f" {p.answer}", targets[p.operation]) for p in problems]
-    trained = train(
-        study.lm, wrapped, examples, Objective(settings.class_weight, study.layer), schedule_of(settings, seed, steps),
-        work=work, description=f"staged training of {study.lm.key}: {reward} reward, seed {seed}",
+    member = Member(examples, Objective(settings.class_weight, study.layer), seed)
+    trained = train_together(
+        study.lm, wrapped, {name: member}, schedule_of(settings, seed, steps), work=work,
+        description=f"staged training of {study.lm.key}: dual reward, seed {seed}",
     )  # fmt: skip
-    return {"losses": trained.losses}
+    return trained[name].losses
 
 
-def train_reinforced(study: PolicyStudy, wrapped: PeftModel, reward: str, seed: int, work: Path) -> dict[str, Any]:
-    """Train on the reward of drawn answers, and on the word in the lens as well if the two go together.
+def train_reinforced(
+    study: PolicyStudy, wrapped: PeftModel, orders: Mapping[str, Order], seed: int, work: Path
+) -> dict[str, list[dict[str, float | None]]]:
+    """Train every adapter on the reward of drawn answers, and on the word in the lens as well where it has a weight.
 
     The divergence is from the model as this training finds it: after dual reward, from the model with the classifier.
     """
     settings, targets = study.params.collapse, study.spaced_targets()
-    weight = settings.class_weight if reward == "together" else 0.0
     # Drawn apart from those of the other reward.
-    problems = sample(study.problems.train, study.params.staged.steps * settings.prompts, seed=1000 + seed)
+    problems = sample(study.problems.train, settings.steps * settings.prompts, seed=1000 + seed)
     tasks = [PolicyTask(study.prompt(p), p.answer, targets[p.operation]) for p in problems]
-    trained = train_grpo(
-        study.lm, wrapped, tasks, exact(parse_answer),
-        PolicyObjective(study.settings.kl_weight, weight, study.layer), study.sampling,
-        Schedule(study.params.staged.steps, settings.prompts, settings.vo_learning_rate, seed, settings.every),
-        work=work, checkpoint_every=settings.checkpoint_every,
-        description=f"staged training of {study.lm.key}: GRPO ({reward}), seed {seed}",
+    members = {
+        name: PolicyMember(
+            tasks, PolicyObjective(study.settings.kl_weight, order.class_weight, study.layer), seed, order.learning_rate
+        )
+        for name, order in orders.items()
+    }
+    trained = train_grpo_together(
+        study.lm, wrapped, members, exact(parse_answer), study.sampling,
+        Schedule(settings.steps, settings.prompts, settings.vo_learning_rate, seed, settings.every), work=work,
+        checkpoint_every=settings.checkpoint_every,
+        description=f"staged training of {study.lm.key}: GRPO in {len(members)} orders, seed {seed}",
     )  # fmt: skip
-    return {"steps": trained.steps}
+    return {name: found.steps for name, found in trained.items()}
 
 
 def measure_model(study: PolicyStudy) -> dict[str, Any]:
     """The lens on held-out problems put as in training, and what ``grpo`` measures of answers and reward."""
-    problems = study.problems.test
-    lens = study.read_problems(problems, [study.prompt(problem) for problem in problems])
+    problems, units = study.problems.test, study.units()
+    lens, found = study.read_problems(problems, [study.prompt(problem) for problem in problems]), study.behaviour()
     return {
-        "lens": {"alignment": study.mean(lens.own_word[0]), "top": study.share(lens.is_top[0])},
-        **study.behaviour(),
+        "lens": {"alignment": study.mean(lens.own_word[0], units), "top": study.share(lens.is_top[0], units)},
+        **found,
+        "items": {**found["items"], "alignment": lens.own_word[0]},
     }
 
 
-def order_summary(runs: Sequence[Mapping[str, Any]], before: Mapping[str, Any]) -> dict[str, Any]:
+def order_summary(study: PolicyStudy, runs: Sequence[Mapping[str, Any]], before: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers at the end over seeds, what all training changed, and what its last part did."""
     last = [run["stages"][-1] for run in runs]
     # Where there is one part, all of it is the last.
     earlier = [run["stages"][-2] if len(run["stages"]) > 1 else before for run in runs]
     paths = ("lens.alignment", "lens.top", "answers.exact", "answers.change", "sampled_reward")
-    in_all = [changes(after, before) for after in last]
-    in_last = [changes(after, start) for after, start in zip(last, earlier, strict=True)]
+    in_all = [changes(study, after, before) for after in last]
+    in_last = [changes(study, after, start) for after, start in zip(last, earlier, strict=True)]
     return {
         "seeds": len(runs),
         **summary_over_seeds(last, paths),
@@ -117,13 +174,16 @@ def order_summary(runs: Sequence[Mapping[str, Any]], before: Mapping[str, Any]) 
     }
 
 
-def changes(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """Differences between two measures, with intervals."""
-    return {
-        "alignment": difference(after["lens"]["alignment"], before["lens"]["alignment"]),
-        "reward": difference(after["sampled_reward"], before["sampled_reward"]),
-        "exact": difference(after["answers"]["exact"], before["answers"]["exact"]),
-    }
+def changes(study: PolicyStudy, after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Differences between two measures, paired by problem."""
+    return {item: study.paired(after, before, item) for item in ("alignment", "reward", "exact")}
+
+
+def kept_class_weight(study: PolicyStudy, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """What GRPO with the class weight kept leaves, minus what GRPO at the same rate leaves without it; by seed."""
+    ends = [[run["stages"][-1] for run in results[f"dual_then_grpo{kept}"]] for kept in ("_and_class", "")]
+    found = [changes(study, kept, without) for kept, without in zip(*ends, strict=True)]
+    return {name: over([each[name] for each in found]) for name in found[0]}
 
 
 if __name__ == "__main__":
