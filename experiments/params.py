@@ -105,6 +105,15 @@ class DualRewardLong(_Section):
     seeds: Seeds
 
 
+class SampleEfficiency(_Section):
+    """Dual reward on few problems; what is not here is as in dual_reward."""
+
+    problems: list[Annotated[int, Field(ge=4, multiple_of=4)]] = Field(min_length=1)  # as many of each operation
+    learning_rates: list[Positive] = Field(min_length=1)
+    steps: Count
+    every: Count
+
+
 class LoraSft(OnProblems):
     """Plain LoRA fine-tuning on answers."""
 
@@ -232,6 +241,7 @@ class Params(_Section):
     trained_models: Keys
     dual_reward: DualReward
     dual_reward_long: DualRewardLong
+    sample_efficiency: SampleEfficiency
     lora_sft: LoraSft
     cot_alignment: CotAlignment
     other_tasks: OtherTasks

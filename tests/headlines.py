@@ -27,6 +27,7 @@ HEADLINES = {
         "main.without_o.top",
         "arms.vo|vo_all_layers|qk|mlp|shuffled_targets|arbitrary_words|answer_only|class_only.symbol.alignment",
         "arms.vo|answer_only|class_only.answers.exact",
+        "contrasts.vo_against_all_linear|head_against_lens",
     ],
     "dual_reward_long": [
         "main.symbol|word|story.alignment",
@@ -34,6 +35,12 @@ HEADLINES = {
         "main.without_o|lone_space.top",
         "main.reading.words|difference",
         "reading_before.words|difference",
+        "main.reading.interchange.followed.difference",
+        "arms.answer_only|qk.symbol.top",
+        "contrasts.answer_only.log_prob",
+    ],
+    "sample_efficiency": [
+        "cells.*.symbol|story.top",
     ],
     "lora_sft": [
         "before|final.answers.exact",

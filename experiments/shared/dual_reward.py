@@ -51,6 +51,8 @@ class DualRewardArm:
     all_layers: bool = False
     targets: str = "words"
     """``words``, ``bare`` (first token of the bare word), ``arbitrary`` (other words) or ``shuffled``."""
+    problems: int | None = None
+    """Train on so few distinct problems, as many of each operation; None: on all that are not tested."""
     read: Literal["prompt", "answer"] = "prompt"
     answer_shifted: bool = True
     head: bool = False
@@ -84,7 +86,7 @@ class DualRewardStudy(ProblemStudy):
 
     def examples(self, arm: DualRewardArm, seed: int) -> list[Example]:
         """Training problems with what the lens (or the head) should say."""
-        problems = sample(self.problems.train, self.settings.samples, seed=seed)
+        problems = sample(self.pool(arm.problems, seed), self.settings.samples, seed=seed)
         classes = np.array([self.operations.index(problem.operation) for problem in problems])
         if arm.targets == "shuffled":
             classes = np.random.default_rng(seed).permutation(classes)
@@ -96,6 +98,16 @@ class DualRewardStudy(ProblemStudy):
             targets = self.spaced_ids(self.words_of(arm))
         pairs = zip(problems, classes.tolist(), strict=True)
         return [encode(self.lm.tokenizer, problem.symbol, f" {problem.answer}", targets[c]) for problem, c in pairs]
+
+    def pool(self, n: int | None, seed: int) -> Mapping[str, list[Problem]]:
+        """Problems to train on: all, or ``n`` that the seed chooses, as many of each operation."""
+        if n is None:
+            return self.problems.train
+        random, share = np.random.default_rng(seed), n // len(self.operations)
+        return {
+            operation: [pool[i] for i in random.permutation(len(pool))[:share]]
+            for operation, pool in self.problems.train.items()
+        }
 
     def member(self, arm: DualRewardArm, seed: int, *, wide: bool = False) -> Member:
         """How one arm trains; the lens on a few test problems is watched, at the classifier layer or (wide) at all."""
@@ -197,6 +209,13 @@ def measure_arm(study: DualRewardStudy, wrapped: PeftModel, layer: int, words: l
 def measure_wide(study: DualRewardStudy, wrapped: PeftModel | None) -> dict[str, Any]:
     """The same at every layer and on stories, too; without an adapter there is no divergence."""
     return _measured(study, wrapped, study.words, dict.fromkeys(STYLES, (None, study.row)), study.row)
+
+
+def measure_held_out(study: DualRewardStudy, style: str) -> dict[str, Any]:
+    """The lens on held-out operands in one style, at the classifier layer."""
+    measured = _held_out(study, style, study.words, [study.row], 0)
+    del measured["hits"]
+    return measured
 
 
 def _measured(

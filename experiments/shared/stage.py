@@ -26,9 +26,10 @@ FLAWED_SETS = ("symbol", "word")
 """The originals' prompts that flawed models read, too."""
 
 TRAINING = {
-    "dual_reward": "trained_models", "dual_reward_long": "trained_models", "lora_sft": "trained_models",
-    "cot_alignment": "trained_models", "other_tasks": "trained_models", "grpo": "grpo_models",
-    "collapse": "grpo_models", "staged": "reinforcement_models", "moe_routers": "moe_models",
+    "dual_reward": "trained_models", "dual_reward_long": "trained_models", "sample_efficiency": "trained_models",
+    "lora_sft": "trained_models", "cot_alignment": "trained_models", "other_tasks": "trained_models",
+    "grpo": "grpo_models", "collapse": "grpo_models", "staged": "reinforcement_models",
+    "moe_routers": "moe_models",
 }  # fmt: skip
 """Stages that train -> the parameter that lists their models."""
 STAGES = {"fetch": "models", "residuals": "models", "probing": "models", "logit_lens": "models", **TRAINING}

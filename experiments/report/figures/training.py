@@ -85,6 +85,25 @@ def dual_reward_arms(dual: Results) -> Figure:
     })  # fmt: skip
 
 
+@draw.figure("sample_efficiency")
+def sample_efficiency(grid: Results) -> Figure:
+    """The word on top, on held-out operands, by how many distinct problems were trained on and how fast."""
+    rows = {style: f"{style}: word on top" for style in ("symbol", "story")}
+    figure, panels = draw.by_model(grid, rows, height=3.2, xlabel="distinct problems", sharey=True)
+    for axis, style, result in panels:
+        cells = list(result["cells"].values())
+        rates = sorted({cell["learning_rate"] for cell in cells})
+        for rate, ls, shade in zip(rates, ("-", "--", ":"), ("0.0", "0.35", "0.6"), strict=False):
+            row = [cell for cell in cells if cell["learning_rate"] == rate]
+            tops = [cell[style]["top"] for cell in row]
+            line(axis, [top["value"] for top in tops], [top["interval"] for top in tops],
+                 x=[cell["problems"] for cell in row], color=shade, ls=ls, label=f"learning rate {rate:g}")  # fmt: skip
+        axis.set(xscale="log", ylim=(-0.03, 1.03), xticks=[cell["problems"] for cell in row])
+        axis.set_xticks([cell["problems"] for cell in row], [str(cell["problems"]) for cell in row])
+        axis.minorticks_off()
+    return draw.legend(figure)
+
+
 @draw.figure("lora_sft", "cot_alignment")
 def fine_tuning_depth(plain: Results, chain: Results) -> Figure:
     """Mean alignment over depth: plain fine-tuning by step, and training with and without a word before the answer."""

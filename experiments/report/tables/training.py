@@ -81,6 +81,14 @@ def interchange(result: Result) -> Rows:
         yield [when, *cells(found["interchange"]["followed"], shown)]
 
 
+@table("sample_efficiency", "Problems | Rate | Symbols | Words | Stories | Alignment")
+def sample_efficiency(result: Result) -> Rows:
+    """Dual reward on few distinct problems, {steps} steps at several learning rates: on held-out operands."""
+    for cell in result["cells"].values():
+        tops = "symbol.top:share | word.top:share | story.top:share | symbol.alignment:percent"
+        yield [cell["problems"], number(cell["learning_rate"]), *cells(cell, tops)]
+
+
 @table("dual_reward", "Flaw | Eight prompts | Symbols | Answer loss in training | Exact answers")
 def dual_reward_flaws(result: Result) -> Rows:
     """Flaws of the originals, switched on one by one."""
