@@ -130,6 +130,38 @@ class CotAlignment(OnProblems):
     depths: list[Fraction]
 
 
+class TunedLens(_Section):
+    """Training of a tuned lens (see ``reading.tuned_lens.Tuning``)."""
+
+    steps: Count
+    positions: Count
+    learning_rate: Positive
+    every: Count
+    top: Count
+    tail: Count
+
+
+class Lenses(_Section):
+    """Lenses other than the logit lens: text that they are fitted on, and what they read."""
+
+    texts: Count
+    new_tokens: Count
+    test_texts: Count
+    validation_texts: Count
+    test_positions: Count
+    skip: Count
+    jacobian_texts: Count
+    jacobian_tokens: Count
+    word_texts: Annotated[int, Field(ge=1, le=6)]
+    word_nulls: Count
+    tuned: TunedLens
+    pairs: int = Field(ge=8, multiple_of=8)
+    control_seeds: Seeds
+    control_texts: Count
+    problems: int = Field(ge=8)
+    seed: Seed
+
+
 class OtherTasks(Supervised):
     """Probes, lens and dual reward on tasks other than arithmetic (see ``tasks.classification``)."""
 
@@ -244,6 +276,7 @@ class Params(_Section):
     sample_efficiency: SampleEfficiency
     lora_sft: LoraSft
     cot_alignment: CotAlignment
+    lenses: Lenses
     other_tasks: OtherTasks
     grpo: Grpo
     grpo_models: Keys

@@ -20,6 +20,10 @@ HEADLINES = {
         "controlled.symbol|word|story.word.choice.accuracy.-1",
         "controlled.symbol|word|story.word.null.p|contrast_p.-1",
     ],
+    "word_lenses": [
+        "styles.symbol|word|story.logit|jacobian.selected",
+        "styles.symbol|word|story.jacobian.minus_logit",
+    ],
     "dual_reward": [
         "main.symbol|word|story.alignment",
         "main.symbol.top",
@@ -52,6 +56,13 @@ HEADLINES = {
         "direct|chain_of_thought.alignment.last|inner_peak",
         "chain_of_thought.writes_word",
         "chain_against_direct.exact",
+    ],
+    "lenses": [
+        "untrained.logit|jacobian|tuned.symbol|word|story.selected|peak.value",
+        "untrained.jacobian|tuned.symbol|word|story.minus_logit",
+        "controls.permuted.outputs|layers.symbol.selected",
+        "controls.random_weights.jacobian.symbol.selected",
+        "trained.dual_reward|cot_alignment.after.logit|jacobian|tuned.symbol.choice|alignment",
     ],
     "other_tasks": [
         "comparison|places.probing.held_out_groups.selected.accuracy|interval|layers",

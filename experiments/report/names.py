@@ -40,3 +40,8 @@ def router_readings(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def upcycled(moe: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The results of models that were made into mixtures here."""
     return {model: result for model, result in moe.items() if result["kind"] == "upcycled"}
+
+
+def lenses_of(read: Mapping[str, Any]) -> dict[str, str]:
+    """The lenses that something was read with -> their names, in order."""
+    return {lens: name for lens, name in NAMES["lenses"].items() if lens in read}

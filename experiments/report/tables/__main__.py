@@ -2,11 +2,11 @@
 
 from classifier_emergence.results import read_result
 from experiments.params import load_params
-from experiments.report.tables import arithmetic, mixtures, reinforcement, training
+from experiments.report.tables import arithmetic, lenses, mixtures, reinforcement, training
 from experiments.report.tables.table import Table
 from experiments.shared.stage import RESULTS, STAGES, exit_on_bad_input, results_of
 
-MODULES = (arithmetic, training, reinforcement, mixtures)
+MODULES = (arithmetic, lenses, training, reinforcement, mixtures)
 TABLES = [each for module in MODULES for each in vars(module).values() if isinstance(each, Table)]
 """All tables with rows by model or claim, as their functions stand in the modules."""
 

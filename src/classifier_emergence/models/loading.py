@@ -62,7 +62,7 @@ def open_model(
     """
     lm = load(name, device=device, dtype=dtype)
     for folder in [adapter] if isinstance(adapter, str | Path) else adapter or ():
-        lm = _adapted(lm, Path(folder).expanduser())
+        lm = with_adapter(lm, Path(folder).expanduser())
     return lm
 
 
@@ -110,6 +110,37 @@ def load(
             raise InputError(f"{key}: the tokenizer has neither a padding nor an end token; set one in {folder}")
         tokenizer.pad_token = tokenizer.eos_token
     return LanguageModel(key, model.eval().requires_grad_(False), tokenizer)
+
+
+def with_adapter(lm: LanguageModel, folder: Path) -> LanguageModel:
+    """The model with an adapter merged into its weights, which are changed in place.
+
+    Raises:
+        InputError: See ``open_model``.
+    """
+    with missing_extras_named():
+        from peft import PeftModel, get_peft_model_state_dict
+
+    for file in _ADAPTER_FILES:
+        if not (folder / file).is_file():  # peft would take a pickle instead, or ask the hub
+            raise InputError(f"adapter {folder}: no {file}; give a folder that PEFT's save_pretrained wrote")
+    try:
+        stored = set(load_file(folder / _ADAPTER_FILES[1]))
+        with warnings.catch_warnings():
+            # Said again below, as an error.
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            wrapped: Any = PeftModel.from_pretrained(lm.model, str(folder))
+        # peft leaves out, without an error, tensors for layers that the model does not have.
+        least, most = (set(get_peft_model_state_dict(wrapped, save_embedding_layers=e)) for e in (False, True))
+        fits = least <= stored <= most and not wrapped.active_peft_config.is_prompt_learning
+        model = wrapped.merge_and_unload() if fits else None
+    except Exception as error:  # a damaged or foreign adapter makes peft stumble in any way
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"adapter {folder}: cannot be put on {lm.key} ({reason}); give one trained on it") from error
+    if model is None:
+        raise InputError(f"adapter {folder}: its tensors do not fit {lm.key}; give a LoRA adapter trained on it")
+    model.requires_grad_(False).eval()
+    return replace(lm, model=model, key=f"{lm.key}+{folder.resolve().name}")
 
 
 def describe(lm: LanguageModel) -> dict[str, Any]:
@@ -195,29 +226,3 @@ def _arguments(placement: Placement) -> dict[str, Any]:
     offload = mkdtemp(prefix="classifier-emergence-")  # what goes to the disk in another precision than it is stored in
     atexit.register(shutil.rmtree, offload, ignore_errors=True)
     return {"dtype": placement.dtype, "device_map": "auto", "offload_folder": offload}
-
-
-def _adapted(lm: LanguageModel, folder: Path) -> LanguageModel:
-    with missing_extras_named():
-        from peft import PeftModel, get_peft_model_state_dict
-
-    for file in _ADAPTER_FILES:
-        if not (folder / file).is_file():  # peft would take a pickle instead, or ask the hub
-            raise InputError(f"adapter {folder}: no {file}; give a folder that PEFT's save_pretrained wrote")
-    try:
-        stored = set(load_file(folder / _ADAPTER_FILES[1]))
-        with warnings.catch_warnings():
-            # Said again below, as an error.
-            warnings.filterwarnings("ignore", message="Found missing adapter keys")
-            wrapped: Any = PeftModel.from_pretrained(lm.model, str(folder))
-        # peft leaves out, without an error, tensors for layers that the model does not have.
-        least, most = (set(get_peft_model_state_dict(wrapped, save_embedding_layers=e)) for e in (False, True))
-        fits = least <= stored <= most and not wrapped.active_peft_config.is_prompt_learning
-        model = wrapped.merge_and_unload() if fits else None
-    except Exception as error:  # a damaged or foreign adapter makes peft stumble in any way
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"adapter {folder}: cannot be put on {lm.key} ({reason}); give one trained on it") from error
-    if model is None:
-        raise InputError(f"adapter {folder}: its tensors do not fit {lm.key}; give a LoRA adapter trained on it")
-    model.requires_grad_(False).eval()
-    return replace(lm, model=model, key=f"{lm.key}+{folder.resolve().name}")
