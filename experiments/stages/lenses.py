@@ -320,41 +320,36 @@ def held_out_divergence(
 
 
 def read_permuted(study: LensStudy, _: Path, maps: LensMaps) -> dict[str, Any]:
-    """The Jacobian lens with the outputs of its maps permuted, and with its maps given to other layers."""
-    saved = load_file(residuals_path(study.lm.key))
-    found: dict[str, Any] = {}
-    for kind, layers in (("outputs", False), ("layers", True)):
-        found[kind] = {}
-        for style, asked in study.bank.items():
-            states = saved[f"bank/{style}"][:, : len(asked.own)]
-            tables = [
+    """The Jacobian lens with the outputs of its maps permuted, and with its maps given to other layers, on symbols."""
+    asked = study.bank["symbol"]
+    states = load_file(residuals_path(study.lm.key))["bank/symbol"][:, : len(asked.own)]
+    return {
+        kind: {
+            "symbol": _over_draws([
                 words_in(study, study.lm, maps.permuted(seed, layers=layers)(states), asked)[0]
                 for seed in study.settings.control_seeds
-            ]
-            found[kind][style] = {
-                "selected": over([t["selected"] for t in tables]),
-                "peak": over([*map(_peak, tables)]),
-            }
-    return found
+            ])
+        }
+        for kind, layers in (("outputs", False), ("layers", True))
+    }  # fmt: skip
 
 
 def read_random(study: LensStudy, _: Path, texts: Sequence[str]) -> dict[str, Any]:
     """The same architecture with random weights: what its Jacobian lens and its logit lens choose."""
-    read: dict[str, dict[str, list[dict[str, Any]]]] = {name: {s: [] for s in STYLES} for name in ("logit", "jacobian")}
+    styles = ("symbol", "story")
+    read: dict[str, dict[str, list[dict[str, Any]]]] = {name: {s: [] for s in styles} for name in ("logit", "jacobian")}
     for seed in study.settings.control_seeds:
         lm = untrained_twin(study.lm, seed)
         maps = study.jacobians(lm, texts[: study.settings.control_texts], f"Jacobian of random weights {seed}")
-        for style in STYLES:
+        for style in styles:
             states, asked = study.states(lm, style), study.asked(lm, style)
             for name, mapped in (("logit", states), ("jacobian", maps(states))):
                 read[name][style].append(words_in(study, lm, mapped, asked)[0])
-    return {
-        name: {
-            style: {"selected": over([t["selected"] for t in tables]), "peak": over([*map(_peak, tables)])}
-            for style, tables in styles.items()
-        }
-        for name, styles in read.items()
-    }
+    return {name: {style: _over_draws(tables) for style, tables in by.items()} for name, by in read.items()}
+
+
+def _over_draws(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"selected": over([table["selected"] for table in tables]), "peak": over([*map(_peak, tables)])}
 
 
 def untrained_twin(lm: LanguageModel, seed: int) -> LanguageModel:

@@ -20,7 +20,8 @@ def lenses_untrained(result: Result) -> Rows:
             kl = max(fit["mean"][row] for fit in result["divergence"][lens])
             choice, peak = cells(found, "selected:share | peak:small")
             yield [style, name, choice, layers, number(p, 3), gain, peak, number(kl, 2)]
-        for kind, read in (*result["controls"]["permuted"].items(), *result["controls"]["random_weights"].items()):
+        controls = {**result["controls"]["permuted"], **result["controls"]["random_weights"]}
+        for kind, read in ((kind, read) for kind, read in controls.items() if style in read):
             choice, peak = cells(read[style], "selected:share | peak:small")
             yield [style, NAMES["lens_controls"][kind], choice, *[NOTHING] * 3, peak, NOTHING]
 
