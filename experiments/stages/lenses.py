@@ -42,6 +42,8 @@ from experiments.shared.summaries import accuracy_curve, mean_of, over, share_of
 
 MAPS = Path("data/lenses")
 """Where the maps of the lenses lie, by model."""
+OPENINGS = [" ".join(sentence.split()[:3]) for sentence in NEUTRAL]
+"""What self-generated texts begin with, in turn."""
 Lens = Callable[[Tensor], Tensor]
 """States (layers, prompts, d) to what the readout is given."""
 
@@ -93,6 +95,16 @@ class LensStudy:
         cut = [replace(fed, ids=fed.ids[:length], read=fed.read[:length]) for fed in every]
         return [replace(fed, read=fed.read[self.settings.skip : -1]) for fed in cut]
 
+    def fed_anew(self, texts: Sequence[str]) -> list[Fed]:
+        """The same, but read at no token of an opening, whose states other texts have, too."""
+        ids = self.lm.tokenizer
+        shared = [max((len(ids(o)["input_ids"]) for o in OPENINGS if text.startswith(o)), default=0) for text in texts]
+        every = [
+            replace(fed, read=tuple(at for at in fed.read if at >= first))
+            for fed, first in zip(self.fed(texts), shared, strict=True)
+        ]
+        return [fed for fed in every if fed.read]
+
     def jacobians(self, lm: LanguageModel, texts: Sequence[str], what: str) -> LensMaps:
         """Their mean over the beginnings of texts."""
         fed = self.fed(texts, self.settings.jacobian_tokens)
@@ -137,9 +149,9 @@ def run(params: Params, key: str) -> None:
 
 def write_texts(study: LensStudy, _: Path) -> dict[str, Any]:
     """Text that the model writes itself, from the beginnings of sentences that are about no numbers."""
-    settings, openings = study.settings, [" ".join(sentence.split()[:3]) for sentence in NEUTRAL]
+    settings = study.settings
     texts = self_generated(
-        study.lm, openings, settings.texts, new_tokens=settings.new_tokens, seed=settings.seed,
+        study.lm, OPENINGS, settings.texts, new_tokens=settings.new_tokens, seed=settings.seed,
         description=f"texts written by {study.lm.key}",
     )  # fmt: skip
     return {"texts": texts}
@@ -162,7 +174,7 @@ def fit_tuned(runs: Runs, texts: Sequence[str], validation: Sequence[str]) -> li
     study, settings = runs.study, runs.params.lenses
 
     def fit(i: int) -> LensMaps:
-        states, held = (read_states(study.lm, study.fed(each)) for each in (texts[i::FITS], validation))
+        states, held = (read_states(study.lm, fed) for fed in (study.fed(texts[i::FITS]), study.fed_anew(validation)))
         text = f"tuned lens of {study.lm.key}, fit {i + 1} of {FITS}"
         tuning = Tuning(**settings.tuned.model_dump())
         return tuned_maps(states, held, study.lm.readout, tuning, seed=settings.seed + i, description=text)
@@ -299,7 +311,7 @@ def held_out_divergence(
     study: LensStudy, _: Path, lenses: Mapping[str, Sequence[Lens]], texts: Sequence[str]
 ) -> dict[str, Any]:
     """How far each lens is from the model's own distribution on text that no lens was fitted on, in nats, by layer."""
-    fed = study.fed(texts)
+    fed = study.fed_anew(texts)
     chosen = np.random.default_rng(study.settings.seed)
     fed = [
         replace(each, read=tuple(sorted(chosen.choice(each.read, study.settings.test_positions, replace=False))))

@@ -96,6 +96,16 @@ def test_the_stage_reads_every_lens_and_goes_on_after_an_interrupt(
     assert LensMaps.load(Path(f"data/lenses/{KEY}/jacobian-1.safetensors")).weight.shape == (layers, 48, 48)
 
 
+def test_a_lens_is_judged_at_no_state_that_it_was_fitted_on(study: LensStudy) -> None:
+    texts = lenses.write_texts(study, Path())["texts"]
+    train, held = texts[:12], texts[12:]  # every opening occurs in both
+    seen = {fed.ids[: at + 1] for fed in study.fed(train) for at in fed.read}
+    anew = [fed.ids[: at + 1] for fed in study.fed_anew(held) for at in fed.read]
+    assert len(anew) > len(held)
+    assert seen.isdisjoint(anew)
+    assert not seen.isdisjoint(fed.ids[: at + 1] for fed in study.fed(held) for at in fed.read)
+
+
 def test_the_logit_lens_is_that_of_its_own_stage(params: Params) -> None:
     study = LensStudy(on_the_whole_bank(params), KEY)
     residuals.run(params, KEY)
