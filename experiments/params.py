@@ -234,7 +234,9 @@ class MoeRouters(Update):
     """Routers of mixtures of experts, and upcycling (see ``mixtures``)."""
 
     top: int = Field(ge=2)
-    null_experts: int = Field(ge=2)
+    null_experts: int = Field(ge=20)
+    planted: list[Fraction] = Field(min_length=1)
+    planted_rows: Count
     draws: int = Field(ge=19)
     shuffles: int = Field(ge=19)
     pairs_per_token: Count

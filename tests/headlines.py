@@ -94,7 +94,10 @@ HEADLINES = {
         "base.answers",
         "summary.experts|largest_cosine|words_smallest_q|reported_found|controlled_found|coherence_found",
         "summary.context_change|decided_by_token",
-        "mixture_minus_base|mixture_minus_twin.symbol|word",
+        "summary.planted.at_30|at_50",
+        "summary.written_found|own_words_smallest_q",
+        "summary.paths.symbol|word.beyond_layer|beyond_token",
+        "mixture_minus_base|mixture_minus_twin|written_minus_twin.symbol|word",
     ],
 }
 """Stage -> dotted keys of its results; ``a|b`` means each of these, ``*`` means all."""

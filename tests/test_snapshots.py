@@ -114,7 +114,7 @@ def test_the_tiny_run_ends_with_a_paper(tiny_run: Path) -> None:
     for name in ("probe_depth", "lens_heatmap", "alignment_null", "dual_reward_steps", "dual_reward_arms",
                  "fine_tuning_depth", "fine_tuning_answers", "other_tasks", "grpo_steps", "grpo_depth",
                  "collapse_map", "collapse_gradients", "staged", "router_maxima", "routing_load", "routing_domains",
-                 "routing_layers", "mixture_lens"):  # fmt: skip
+                 "routing_layers", "mixture_lens", "router_power", "written_words"):  # fmt: skip
         assert (tiny_run / "paper" / "figures" / f"{name}.svg").stat().st_size > 1000
 
 

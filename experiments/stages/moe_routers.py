@@ -1,9 +1,10 @@
 """Stage moe_routers@model: do a mixture's router rows point at words, what do its experts go by, and does it matter?
 
-A mixture of experts is read as it is: rows of routers against the vocabulary (reported: plain cosines; controlled:
-gains folded in, nulls, false discovery rates), then routing in use. A dense Llama is upcycled first: experts trained
-apart on the four operations and on text, joined under a fresh router. Its dense twin sees the same text for the same
-steps, so that what differs between the two is what the mixture does.
+A mixture of experts is read as it is: rows of routers and what experts write against the vocabulary (reported: plain
+cosines; controlled: gains folded in, nulls, false discovery rates, and how often planted words are found), then routing
+in use and paths of experts. A dense Llama is upcycled first: experts trained apart on the four operations and on text,
+joined under a fresh router. Its dense twin sees the same text for the same steps, so that what differs between the two
+is what the mixture does.
 """
 
 import tempfile
@@ -46,7 +47,7 @@ from classifier_emergence.training.modules import MLP
 from classifier_emergence.training.supervised import Schedule
 from experiments.params import Params
 from experiments.shared.lens import own_class
-from experiments.shared.mixtures import DOMAINS, READ, MixtureStudy, in_use, projection
+from experiments.shared.mixtures import DOMAINS, READ, MixtureStudy, in_use, projection, writing
 from experiments.shared.probing import TOLERANCE
 from experiments.shared.runs import ADAPTERS, Runs
 from experiments.shared.stage import main, result_path
@@ -64,14 +65,17 @@ def run(params: Params, key: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     weights = load_routers(checkpoint)
     result: dict[str, Any] = {"model": key, "kind": "mixture", "on_hub": isinstance(source, HubSource)}
-    result["projection"] = projection(weights, tokenizer, params.moe_routers)
-    result["bytes_read"], result["total_bytes"] = weights.bytes_read, weights.total_bytes
+    experts: Tensor | None = None
     # Asked before gigabytes of experts are fetched that could not be loaded.
     if "quantization_config" in checkpoint.json("config.json"):
         result["routing"], result["routing_not_run"] = None, "the experts are quantised"
     else:
         lm = load(key, params.registry)
-        result["routing"] = in_use(MixtureStudy(lm, params, NEUTRAL), lm)
+        study = MixtureStudy(lm, params, NEUTRAL)
+        result["routing"] = in_use(study, lm)
+        result["written"], experts = writing(study, lm, weights.layers)
+    result["projection"] = projection(weights, tokenizer, params, experts)
+    result["bytes_read"], result["total_bytes"] = weights.bytes_read, weights.total_bytes
     result = plain(result)
     result["summary"] = mixtures_summary([result])
     (ADAPTERS / "moe_routers" / key).mkdir(parents=True, exist_ok=True)  # the pipeline wants it of every model
@@ -92,7 +96,7 @@ def upcycle(params: Params, key: str) -> None:
     with Runs("moe_routers", key, params, build) as runs:
         written = runs.once("text", write_texts, params)
         lm, study = runs.study, MixtureStudy(runs.study, params, written["texts"])
-        base = runs.once("base", lambda *_: measure_model(study, lm))
+        base = runs.once("base", lambda *_: measure_model(study, lm) | {"written": writing(study, lm, study.routed)[0]})
         experts = {of: runs.once(f"expert_{of}", branch, study, (of,), runs.adapters) for of in DOMAINS}
         branched = runs.once("expert_all", branch, study, DOMAINS, runs.adapters)
         mixtures = [runs.once(f"mixture_{n}", mixture, study, n, runs.adapters) for n in settings.seeds]
@@ -118,8 +122,9 @@ def upcycle(params: Params, key: str) -> None:
             ],
             "twins": [{**run, "after": _public(run["after"])} for run in twins],
             "over_seeds": {name: {path: over_seeds(runs, path) for path in shown} for name, runs in sets.items()},
-            "mixture_minus_twin": {s: alignment_gap(study, sets["mixture"], sets["twin"], s) for s in READ},
-            "mixture_minus_base": {s: alignment_gap(study, sets["mixture"], [base], s) for s in READ},
+            "mixture_minus_twin": {s: alignment_gap(study, sets["mixture"], sets["twin"], "lens", s) for s in READ},
+            "mixture_minus_base": {s: alignment_gap(study, sets["mixture"], [base], "lens", s) for s in READ},
+            "written_minus_twin": {s: alignment_gap(study, sets["mixture"], sets["twin"], "written", s) for s in READ},
         }
         result["summary"] = mixtures_summary([run["after"] for run in result["mixtures"]])
         runs.finish(result)
@@ -141,11 +146,10 @@ def branch(lm: LanguageModel, _: Path, study: MixtureStudy, domains: Sequence[st
     With n domains there are n times as many steps: the twin sees as much text as all experts together.
     """
     settings, name = study.settings, domains[0] if len(domains) == 1 else "all"
-    blocks = range(settings.sparse_step - 1, lm.n_layers, settings.sparse_step)
     steps, rate = settings.expert_steps * len(domains), settings.expert_learning_rate
     curve = train_expert(
         lm, [study.train[domain] for domain in domains],
-        Adapter(MLP, settings.rank, settings.scale, tuple(blocks)),
+        Adapter(MLP, settings.rank, settings.scale, tuple(study.routed)),
         Schedule(steps, settings.batch_size, rate, settings.seed, settings.every), adapters / name,
         description=f"expert of {lm.key} for {name}",
     )  # fmt: skip
@@ -156,10 +160,12 @@ def branch(lm: LanguageModel, _: Path, study: MixtureStudy, domains: Sequence[st
 def mixture(lm: LanguageModel, _: Path, study: MixtureStudy, seed: int, adapters: Path) -> dict[str, Any]:
     """Join the experts under a fresh router, train it, and measure before and after."""
     model = join_experts(lm, [adapters / domain for domain in DOMAINS], top_k=study.settings.top_k, seed=seed)
-    before = measure_mixture(study, model)
+    before = measure_mixture(study, model, None, {})
     curve = jointly(study, model, seed, f"mixture of {lm.key}: seed {seed}")
     save_file(trained_tensors(model), adapters / f"mixture-{seed}.safetensors")
-    return {"seed": seed, "curve": curve, "before": before, "after": measure_mixture(study, model)}
+    words, experts = writing(study, model, study.routed)
+    after = measure_mixture(study, model, experts, {"written": words})
+    return {"seed": seed, "curve": curve, "before": before, "after": after}
 
 
 def twin(lm: LanguageModel, _: Path, study: MixtureStudy, seed: int, adapters: Path) -> dict[str, Any]:
@@ -167,7 +173,8 @@ def twin(lm: LanguageModel, _: Path, study: MixtureStudy, seed: int, adapters: P
     model = merge_adapter(lm, adapters / "all")
     curve = jointly(study, model, seed, f"dense twin of {lm.key}: seed {seed}")
     save_file(trained_tensors(model), adapters / f"twin-{seed}.safetensors")
-    return {"seed": seed, "curve": curve, "after": measure_model(study, model)}
+    after = measure_model(study, model) | {"written": writing(study, model, study.routed)[0]}
+    return {"seed": seed, "curve": curve, "after": after}
 
 
 def jointly(study: MixtureStudy, lm: LanguageModel, seed: int, text: str) -> list[dict[str, Any]]:
@@ -181,11 +188,17 @@ def jointly(study: MixtureStudy, lm: LanguageModel, seed: int, text: str) -> lis
 # --- Measures ---
 
 
-def measure_mixture(study: MixtureStudy, lm: LanguageModel) -> dict[str, Any]:
-    """All measures of a mixture: as of a dense model, routing in use, and rows of routers against the vocabulary."""
+def measure_mixture(
+    study: MixtureStudy, lm: LanguageModel, experts: Tensor | None, more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All measures of a mixture: as of a dense model, routing in use, and rows of routers against the vocabulary.
+
+    ``experts`` is what each writes, which goes against the vocabulary with the rows; ``more`` are further measures.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        rows = projection(load_routers(save_routers(lm, Path(folder))), lm.tokenizer, study.settings)
-    return {**measure_model(study, lm), "routing": in_use(study, lm, DOMAINS), "projection": rows}
+        weights = load_routers(save_routers(lm, Path(folder)))
+        rows = projection(weights, lm.tokenizer, study.params, experts, DOMAINS)
+    return {**measure_model(study, lm), **more, "routing": in_use(study, lm, DOMAINS), "projection": rows}
 
 
 def measure_model(study: MixtureStudy, lm: LanguageModel) -> dict[str, Any]:
@@ -194,7 +207,7 @@ def measure_model(study: MixtureStudy, lm: LanguageModel) -> dict[str, Any]:
     states = {style: residual_stream(lm, study.prompts(style)) for style in READ}
     return {
         "losses": {domain: study.mean(text_losses(lm, study.test[domain])) for domain in DOMAINS},
-        "answers": study.share(now.exact),
+        "answers": study.share(now.exact, study.units()),
         "lens": {style: lens_of_operations(study, lm, states[style]) for style in READ},
         "probe": {style: probe_of_operations(study, states[style]) for style in READ},
     }
@@ -208,44 +221,55 @@ def lens_of_operations(study: MixtureStudy, lm: LanguageModel, states: Tensor) -
     peak = peak_row(own.mean(-1))
     return {
         "alignment": own.mean(-1),
-        "at_depth": study.mean(own[study.row]),
-        "peak": study.mean(own[peak]),
+        "at_depth": study.mean(own[study.row], study.frames),
+        "peak": study.mean(own[peak], study.frames),
         "peak_layer": lm.layers[peak],
         "rank": scores.rank[..., 0].double().quantile(0.5, dim=-1),
-        "choice": accuracy_curve(scores.log_alignment.argmax(-1) == labels, study.params.confidence),
+        "choice": accuracy_curve(
+            scores.log_alignment.argmax(-1) == labels, study.params.confidence, clusters=study.frames
+        ),
         "by_prompt": own[study.row],
     }
 
 
 def probe_of_operations(study: MixtureStudy, states: Tensor) -> dict[str, Any]:
     """Accuracy of probes on held-out operand pairs at every layer, and at the one chosen beforehand."""
-    y = torch.tensor(study.own)
-    groups = [tuple(sorted(problem.operands)) for problem in study.problems.test]
+    y, frames = torch.tensor(study.own), study.frames
     right = torch.zeros(states.shape[:2], dtype=torch.bool)
-    for part in rotations(groups, study.settings.folds, seed=study.settings.seed):
+    for part in rotations(study.units(), study.settings.folds, seed=study.settings.seed):
         learn = np.concatenate([part.train, part.validation])  # no layer is chosen, so none is needed to choose on
         probes = fit_probes(states[:, learn], y[learn], standardise=True, tol=TOLERANCE)
         right[:, part.test] = probes.predict(states[:, part.test]) == y[part.test]
-    return {**accuracy_curve(right, study.params.confidence), "at_depth": study.share(right[study.row])}
+    curve = accuracy_curve(right, study.params.confidence, clusters=frames)
+    return {**curve, "at_depth": study.share(right[study.row], frames)}
 
 
 def alignment_gap(
-    study: MixtureStudy, these: Sequence[Mapping[str, Any]], those: Sequence[Mapping[str, Any]], style: str
+    study: MixtureStudy, these: Sequence[Mapping[str, Any]], those: Sequence[Mapping[str, Any]], part: str, style: str
 ) -> dict[str, Any]:
-    """Alignment of one set of models minus that of another at the layer chosen beforehand, prompt by prompt.
+    """Alignment of one set of models minus that of another at the layer chosen beforehand, seed by seed.
 
-    Means over seeds; the interval is a bootstrap over operand pairs.
+    Paired by prompt. The intervals are bootstraps over templates, of which the union over seeds is given.
+
+    Args:
+        study: Of both.
+        these: Measures, one a seed.
+        those: As many, or the one of a model that no seed changes.
+        part: Where it is aligned: in the ``lens``, or in what MLPs have ``written``.
+        style: Of the prompts.
     """
-    a, b = (np.mean([run["lens"][style]["by_prompt"] for run in runs], axis=0) for runs in (these, those))
-    return study.mean(a - b, [str(sorted(problem.operands)) for problem in study.problems.test])
+    a, b = (np.array([run[part][style]["by_prompt"] for run in runs]) for runs in (these, those))
+    number = over([study.mean(row, study.frames) for row in a - b])
+    return {"mean": number.pop("value"), **number}
 
 
 def mixtures_summary(mixtures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the claims read: of the mixtures of all seeds, or of one that was not made here.
 
-    Shares of experts that stand out at the false discovery rate, the smallest q of a word and an expert, how much of
-    routing another context changes, and how much the token alone decides (means over layers; None if routing was not
-    run).
+    Shares of experts that stand out at the false discovery rate, the smallest q of a word and an expert, and the share
+    of planted rows, and of words planted in them, that is found, by their cosine (``at_50``: 0.5). Of mixtures that ran
+    also how much of routing another context changes, how much the token alone decides (means over layers), what paths
+    of experts tell, and words in what experts write; None if they did not.
     """
     rows = [mixture["projection"] for mixture in mixtures]
     contexts = [mixture["routing"]["context"] for mixture in mixtures if mixture["routing"]]
@@ -257,6 +281,9 @@ def mixtures_summary(mixtures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             ends = [float(1 - high / others), float(1 - low / others)]
             decided.append({"mean": float(1 - mean / others), "interval": ends, "n": context["tokens"]})
     unknown = dict.fromkeys(("value", "least", "largest", "interval", "n"))
+    ran = [mixture for mixture in mixtures if mixture["routing"]]
+    spoken = [row["written"] for row in rows if "written" in row]
+    own = [np.min(each["own_words"]["q"]) for each in spoken if "own_words" in each]
     return {
         "experts": np.size(rows[0]["reported"]["q"]),
         "largest_cosine": over([row["reported"]["largest"] for row in rows]),
@@ -267,18 +294,43 @@ def mixtures_summary(mixtures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "words_smallest_q": over([min((word["q"] for word in row["words"]), default=1.0) for row in rows]),
         "context_change": over(change) if change else unknown,
         "decided_by_token": over(decided) if decided else unknown,
+        **{
+            name: {
+                f"at_{round(100 * cosine)}": over([_entry(row["power"][test], i) for row in rows])
+                for i, cosine in enumerate(rows[0]["power"]["cosine"])
+            }
+            for name, test in (("planted", "found"), ("planted_words", "word_found"))
+        },
+        "written_found": over([each["controlled"]["share"] for each in spoken]) if spoken else unknown,
+        "own_words_smallest_q": over(own) if own else unknown,
+        "written": {
+            style: {
+                name: over([mixture["written"][style]["at_depth"][name] for mixture in ran]) if ran else unknown
+                for name in ("alignment", "contrast_p")
+            }
+            for style in READ
+        },
+        "paths": {
+            style: {
+                name: over([mixture["routing"]["prompts"][style]["path"][name] for mixture in ran]) if ran else unknown
+                for name in ("layer", "path", "beyond_layer", "beyond_token")
+            }
+            for style in READ
+        },
     }
+
+
+def _entry(curve: Mapping[str, Any], i: int) -> dict[str, Any]:
+    """A number of a curve, with its interval."""
+    return {"accuracy": curve["accuracy"][i], "interval": curve["interval"][i], "n": curve["n"]}
 
 
 def _public(measured: Mapping[str, Any], *, tokens: bool = False) -> dict[str, Any]:
     """A measure without its values by prompt and, unless asked for, without the long lists of top tokens."""
-    lens = {style: {k: v for k, v in of.items() if k != "by_prompt"} for style, of in measured["lens"].items()}
-    shown = {**measured, "lens": lens}
-    if "projection" in measured and not tokens:
-        shown["projection"] = {
-            name: {k: v for k, v in part.items() if not k.startswith("top_")} if isinstance(part, dict) else part
-            for name, part in measured["projection"].items()
-        }
+    shown = {}
+    for key, value in measured.items():
+        if key != "by_prompt" and (tokens or not key.startswith("top_")):
+            shown[key] = _public(value, tokens=tokens) if isinstance(value, dict) else value
     return shown
 
 

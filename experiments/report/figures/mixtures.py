@@ -13,6 +13,8 @@ FLOOR = 1e-16
 """Of alignments on a logarithmic axis."""
 TRAINED, TWIN = "#0072b2", "#e69f00"
 """Colours of trained routers and of the dense twin."""
+REPORTED_SCORES, EXPECTED_SCORE = (0.07, 0.11), 0.5
+"""Cosines in the write-up: what it finds, and what it would expect of a strong alignment."""
 MAXIMA = {
     "reported": "largest cosine", "controlled": "largest z, gains folded in",
     "coherence": "coherence of top tokens",
@@ -31,9 +33,6 @@ def router_maxima(moe: Results) -> Figure:
             null = phases[last][part]
             axis.axhspan(null["null_mean"], null["null_95"], color="0.85", lw=0, label="random rows, mean to 95 %")
             axis.axhline(null["null_largest"], color="0.5", ls=":", lw=0.9, label="largest of the random rows")
-            if part == "reported":
-                expected = phases[last]["expected_max_cosine"]
-                axis.axhline(expected, color="0.3", ls="--", lw=0.9, label="√(2 ln V / d)")
             for name, read in phases.items():
                 values = np.array(read[part]["value"])
                 shift, face, edge = (0.2, color, color) if name == last else (-0.2, "white", color)
@@ -44,6 +43,55 @@ def router_maxima(moe: Results) -> Figure:
             draw.layer_axis(axis, phases[last]["layers"], margin=0.8)
         row[0].set_title(short_name(model), fontweight="bold", color=draw.look(model, list(moe))["color"])
     return draw.legend(figure)
+
+
+@draw.figure("moe_routers")
+def router_power(moe: Results) -> Figure:
+    """How often a word that is planted in a router's row is found, by its cosine with it; bands are 95 % intervals."""
+    figure, grid = draw.panels(1, len(moe), height=2.2, xlabel="cosine of the row with the word", sharey=True)
+    tests = {"found": ("the row stands out for the word", "-"), "word_found": ("the word's rank stands out", "--")}
+    for axis, (model, result) in zip(grid[0], moe.items(), strict=True):
+        runs = result.get("mixtures", [{"after": result}])
+        planted = [run["after"]["projection"]["power"] for run in runs]
+        axis.axvspan(*REPORTED_SCORES, color="0.85", lw=0, label="scores that are reported")
+        axis.axvline(EXPECTED_SCORE, color="0.5", ls=":", lw=0.9, label="score that the write-up would expect")
+        for test, (label, ls) in tests.items():
+            curves, intervals = ([each[test][key] for each in planted] for key in ("accuracy", "interval"))
+            draw.seeds_line(axis, curves, intervals, x=planted[0]["cosine"], color="0.0", ls=ls, label=label)
+        axis.set(ylim=(-0.03, 1.03), xlim=(0, None))
+        axis.set_title(model, loc="left")
+    grid[0, 0].set_ylabel("share of rows found")
+    return draw.legend(figure, ncols=2)
+
+
+@draw.figure("moe_routers")
+def written_words(moe: Results) -> Figure:
+    """The own operation word in what MLPs write, by block: base model, mixture and dense twin."""
+    made = upcycled(moe)
+    figure, grid = draw.panels(len(made), 4, height=0.4 + 1.9 * len(made), xlabel="layer")
+    for axes, (model, result) in zip(grid, made.items(), strict=True):
+        runs = {
+            "base": [result["base"]],
+            "mixture": [run["after"] for run in result["mixtures"]],
+            "dense twin": [run["after"] for run in result["twins"]],
+        }
+        for (aligned, contrast), style in zip((axes[:2], axes[2:]), ("symbol", "word"), strict=True):
+            draw.alignment_axis(aligned, FLOOR)
+            for (name, found), (color, ls) in zip(
+                runs.items(), (("0.6", ":"), ("0.0", "-"), ("0.3", "--")), strict=True
+            ):
+                of = [run["written"][style] for run in found]
+                look: Any = {"ls": ls, "color": color, "label": name}
+                draw.seeds_line(aligned, [each["alignment"]["mean"] for each in of], **look)
+                draw.seeds_line(contrast, [each["log_contrast"] for each in of], **look)
+            chance = np.mean([run["written"][style]["null"]["log_contrast_95"] for run in runs["mixture"]], axis=0)
+            line(contrast, chance, color="0.3", ls="-.", lw=0.7, label="equally frequent tokens, 95 %")
+            aligned.set(ylabel="mean alignment")
+            aligned.set_title(f"{model}: {style} prompts", loc="left")
+            contrast.set_ylabel("contrast, nats")
+            for axis in (aligned, contrast):
+                draw.layer_axis(axis, of[0]["layers"])
+    return draw.legend(figure, grid[0][1], ncols=4)
 
 
 def _fresh_beside_trained(moe: Results, shares: Any, *, height: float, xlabel: str) -> tuple[Figure, list[Any]]:

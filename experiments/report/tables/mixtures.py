@@ -10,7 +10,7 @@ from classifier_emergence.numbers import interval_text, number, percent, small_s
 from classifier_emergence.results import lookup
 from classifier_emergence.tasks.arithmetic import OPERATIONS
 from experiments.report.names import NAMES, router_readings
-from experiments.report.tables.cells import NOTHING, cells, share, value
+from experiments.report.tables.cells import NOTHING, cells, known, share, value
 from experiments.report.tables.table import Result, Rows, table
 
 SHOWN = 5
@@ -43,17 +43,20 @@ def router_found(result: Result) -> Rows:
     "Rows | Layer | Expert | Category | `Top tokens (cosine)` | z | q of z | Coherence | q of coherence",
 )
 def router_rows(result: Result) -> Rows:
-    """Experts with the largest cosines, and those whose top tokens are most alike."""
+    """Experts with the largest cosines, those whose top tokens are most alike, and those whose output stands out."""
     read = _last_reading(result)
-    plain, folded, alike = read["reported"], read["controlled"], read["coherence"]
-    for layer, expert in _largest(plain["value"]):
-        at, where = f"{layer}.{expert}", [read["layers"][layer], _expert_name(result, expert)]
-        scores = [*cells(plain, f"z.{at}:1 | q.{at}:3"), NOTHING, NOTHING]
-        yield ["as stored", *where, plain["category"][layer][expert], _tokens(plain, at), *scores]
-    for layer, expert in _largest(alike["value"]):
-        at, where = f"{layer}.{expert}", [read["layers"][layer], _expert_name(result, expert)]
-        scores = [*cells(folded, f"value.{at}:1 | q.{at}:3"), *cells(alike, f"value.{at}:2 | q.{at}:3")]
-        yield ["gains folded in", *where, NOTHING, _tokens(folded, at), *scores]
+    plain, written = read["reported"], read.get("written")
+    kinds = [("as stored", plain, read["coherence"], plain["value"])]
+    kinds += [("gains folded in", read["controlled"], read["coherence"], read["coherence"]["value"])]
+    if written:
+        kinds += [("what experts write", written["controlled"], written["coherence"], written["controlled"]["value"])]
+    for name, part, alike, order in kinds:
+        for layer, expert in _largest(order):
+            at, where = f"{layer}.{expert}", [read["layers"][layer], _expert_name(result, expert)]
+            stored = part is plain
+            scores = [*cells(part, f"{'z' if stored else 'value'}.{at}:1 | q.{at}:3")]
+            scores += [NOTHING, NOTHING] if stored else cells(alike, f"value.{at}:2 | q.{at}:3")
+            yield [name, *where, plain["category"][layer][expert] if stored else NOTHING, _tokens(part, at), *scores]
 
 
 def _last_reading(result: Result) -> Mapping[str, Any]:
@@ -132,6 +135,53 @@ def routing_use(result: Result) -> Rows:
             for values in (by_seed(when, key) for when in NAMES["routers"])
         ]
         yield [what, *ranges, shown(fmean(by_seed("after", chance))) if chance else NOTHING]
+
+
+@table(
+    "moe_routers",
+    "Prompts | Layer | Base | Mixture | Dense twin | Contrast, mixture | Equally frequent, 95 % | Least p",
+)
+def written_alignment(result: Result) -> Rows:
+    """The own operation word in what MLPs write: alignment, and contrast (nats) against equally frequent tokens.
+
+    Means over seeds.
+    """
+    if result["kind"] != "upcycled":
+        return
+    for style in result["written_minus_twin"]:
+        mixtures, twins = ([run["after"]["written"][style] for run in result[kind]] for kind in ("mixtures", "twins"))
+        for i, layer in enumerate(mixtures[0]["layers"]):
+            sets = ([result["base"]["written"][style]], mixtures, twins)
+            aligned = [small_share(fmean(each["alignment"]["mean"][i] for each in found)) for found in sets]
+            contrast = fmean(each["log_contrast"][i] for each in mixtures)
+            high = fmean(each["null"]["log_contrast_95"][i] for each in mixtures)
+            p = min(each["null"]["contrast_p"][i] for each in mixtures)
+            yield [style, layer, *aligned, number(contrast), number(high), number(p, 3)]
+
+
+PATHS = {
+    "layer": "the best layer", "path": "the path", "token": "the token", "both": "token and path",
+    "beyond_layer": "path beyond the best layer", "beyond_token": "path beyond the token",
+}  # fmt: skip
+"""What tells of the operation -> how it is called."""
+
+
+@table("moe_routers", "Prompts | What | Fresh routers | Trained routers | Interval | Permuted labels, 95 %")
+def router_paths(result: Result) -> Rows:
+    """Bits of the operation that the last token's experts tell, operand pairs held out: means over seeds."""
+    for style in ("symbol", "word"):
+        for key, what in PATHS.items():
+            runs = result.get("mixtures", [{"after": result}])
+            read = {
+                when: [run[when] for run in runs if when in run and run[when]["routing"]] for when in NAMES["routers"]
+            }
+            bits = {when: [each["routing"]["prompts"][style]["path"][key] for each in of] for when, of in read.items()}
+            if not (trained := bits["after"]):
+                return
+            means = [known(fmean(each["mean"] for each in of) if of else None) for of in bits.values()]
+            ends = [min(each["interval"][0] for each in trained), max(each["interval"][1] for each in trained)]
+            yield [style, what, *means, interval_text(ends, 2, scale=1),
+                   number(max(each["shuffled_95"] for each in trained))]  # fmt: skip
 
 
 @table("moe_routers", "What | Base | Fresh routers | Mixture | Dense twin | Mixture − twin")

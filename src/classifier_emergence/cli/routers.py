@@ -65,10 +65,9 @@ def project(
                 for item in reading["words"]
             ],
         )  # fmt: skip
-    null = reading["null"]
     say(
         f"largest cosine of {len(reading['experts'])} experts: {number(reading['largest'], 3)}; of as many random "
-        f"rows {number(null['largest'], 3)}; chance for one isotropic row {number(null['expected_max_cosine'], 3)}"
+        f"rows {number(reading['null']['largest'], 3)}"
     )
     say(f"{reading['bytes_read'] / 1e6:,.1f} MB read of {reading['total_bytes'] / 1e6:,.1f} MB of weights")
     options.write_json(json, reading)

@@ -1,9 +1,9 @@
 """What experts' router rows say in the vocabulary, against chance: maxima, coherence, words, categories.
 
-Any direction has a token that it fits best and a list of top tokens that the eye finds a topic in. Four nulls tell
+Any direction has a token that it fits best and a list of top tokens that the eye finds a topic in. Three nulls tell
 what that is worth:
 
-* *Random directions* (``projection.random_routers``), through the same gains and the same vocabulary: the null
+* *Random directions* (``projection.random_rows``), through the same gains and the same vocabulary: the null
   of a largest score and of the coherence of top tokens. Tokens of one topic have similar rows, so the top tokens of a
   random direction are similar, too.
 * *Permuted tokens*: giving every row of the unembedding to another token changes no score's size, only whose it is.
@@ -11,7 +11,6 @@ what that is worth:
 * *Equal frequency*: the same among tokens about as frequent as the word, or as the tokens at the top. Its proxy is the
   token's number: byte-pair encoding numbers tokens in the order of its merges, the most frequent first. Norms of
   unembedding rows are another proxy, but training shapes them, and they are part of what is being tested.
-* *Experts of other layers*: whether one stands out among all others, whatever makes all of them differ from chance.
 """
 
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import false_discovery_control, gumbel_r
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.mixtures.projection import Directions, RouterProjection, TokenRows, unit
 from classifier_emergence.statistics import Floats, permutation_p
 
+Booleans = NDArray[np.bool_]
 POOL = 4096
 """Tokens that equal-frequency draws are made from."""
 NEAREST = 64
@@ -43,34 +43,40 @@ class Verdict:
     """One-sided."""
     q: Floats
     """Benjamini-Hochberg: the false discovery rate at which an expert is just found, over all experts and layers."""
-    p_other_layers: Floats
-    """Share of the experts of other layers that reach the value (permutation p-value)."""
     null_mean: float
     null_95: float
     null_largest: float
     null_n: int
 
 
-def judge_maxima(observed: ArrayLike, null: ArrayLike) -> Verdict:
-    """Largest scores (or their z-scores) of experts against those of random directions.
+def maxima_p(observed: ArrayLike, null: ArrayLike) -> Floats:
+    """(layers, ...) probability of largest scores (layers, ...) as high as observed, by those of random directions.
 
-    The p-value is the tail of the Gumbel distribution fitted to the null: the limit of a maximum of many scores, which
-    goes further than the ``1 / (1 + N)`` that N random directions can show, as hundreds of experts need.
+    It is the tail of the Gumbel distribution fitted to the null of each layer: the limit of a maximum of many scores,
+    which goes further than the ``1 / (1 + N)`` that N random directions can show, as hundreds of experts need.
 
     Args:
-        observed: (layers, experts).
-        null: (...) the same statistic of random directions.
+        observed: (layers, ...).
+        null: (layers, N) the same statistic of each layer's random directions.
 
     Raises:
         InputError: Fewer than 20 random directions, too few for a fit.
 
-    Source: Gumbel (1958), Statistics of extremes; Benjamini and Hochberg (1995), JRSS B 57.
+    Source: Gumbel (1958), Statistics of extremes.
     """
-    chance = np.asarray(null, dtype=np.float64).ravel()
-    if len(chance) < 20:
-        raise InputError(f"null: {len(chance)} random directions; pass at least 20")
-    value = np.asarray(observed, dtype=np.float64)
-    return _verdict(value, chance, gumbel_r.sf(value, *gumbel_r.fit(chance)))
+    chance = np.asarray(null, dtype=np.float64)
+    if chance.shape[1] < 20:
+        raise InputError(f"null: {chance.shape[1]} random directions a layer; pass at least 20")
+    pairs = zip(np.asarray(observed, dtype=np.float64), chance, strict=True)
+    return np.stack([gumbel_r.sf(values, *gumbel_r.fit(others)) for values, others in pairs])
+
+
+def judge_maxima(observed: ArrayLike, null: ArrayLike) -> Verdict:
+    """Largest scores (or their z-scores) of experts (layers, experts) against those of random directions (layers, N).
+
+    Source: ``maxima_p``; Benjamini and Hochberg (1995), JRSS B 57.
+    """
+    return _verdict(observed, null, maxima_p(observed, null))
 
 
 def judge_coherence(observed: ArrayLike, null: ArrayLike) -> Verdict:
@@ -78,24 +84,17 @@ def judge_coherence(observed: ArrayLike, null: ArrayLike) -> Verdict:
 
     Args:
         observed: (layers, experts).
-        null: (...).
+        null: (layers, N), counted together: in one layer they are too few for a small p.
     """
-    value, chance = np.asarray(observed, dtype=np.float64), np.asarray(null, dtype=np.float64).ravel()
-    return _verdict(value, chance, permutation_p(value, chance))
+    return _verdict(observed, null, permutation_p(observed, np.ravel(null)))
 
 
-def _verdict(value: Floats, chance: Floats, p: Floats) -> Verdict:
-    layers = len(value)
-    others = [np.delete(value, layer, axis=0).ravel() for layer in range(layers)]
-    # With one layer there are no others, and nothing stands out among none.
-    among = [
-        permutation_p(row, other) if other.size else np.ones_like(row) for row, other in zip(value, others, strict=True)
-    ]
+def _verdict(observed: ArrayLike, null: ArrayLike, p: Floats) -> Verdict:
+    value, chance = np.asarray(observed, dtype=np.float64), np.asarray(null, dtype=np.float64)
     return Verdict(
         value=value,
         p=p,
         q=false_discovery(p),
-        p_other_layers=np.stack(among),
         null_mean=float(chance.mean()),
         null_95=float(np.quantile(chance, 0.95)),
         null_largest=float(chance.max()),
@@ -107,6 +106,24 @@ def false_discovery(p: ArrayLike) -> Floats:
     """Benjamini-Hochberg adjusted p-values over all entries, in the shape of ``p``."""
     array = np.asarray(p, dtype=np.float64)
     return np.asarray(false_discovery_control(array.ravel(), method="bh")).reshape(array.shape)
+
+
+def found_if_planted(p: Floats, planted: Floats, experts: Sequence[int], words: Sequence[int], rate: float) -> Booleans:
+    """(cosines, n): would a planted row be found among the others, each in the place of one expert's?
+
+    Args:
+        p: (experts, words) p-values of the rows as they are; one column where no word is asked for.
+        planted: (cosines, n, words) those of the planted rows.
+        experts: (n,) whose row each replaces.
+        words: (n,) the column that must be found.
+        rate: False discovery rate over all entries.
+    """
+    found = np.zeros(planted.shape[:2], dtype=bool)
+    for c, i in np.ndindex(found.shape):
+        replaced = p.copy()
+        replaced[experts[i]] = planted[c, i]
+        found[c, i] = false_discovery(replaced)[experts[i], words[i]] <= rate
+    return found
 
 
 def coherence(rows: Tensor) -> Tensor:
@@ -161,30 +178,6 @@ def equal_frequency(ids: Tensor, pool: Tensor, draws: int, *, seed: int) -> Tens
     return torch.where(pool[drawn] == ids, first + window, drawn)
 
 
-def equal_frequency_coherence(
-    top_ids: Tensor, tokens: TokenRows, pool: Sequence[int], draws: int, *, seed: int
-) -> Tensor:
-    """(draws, ...) coherence of random token sets, each matched in frequency to the top tokens (..., k).
-
-    Args:
-        top_ids: Of a projection.
-        tokens: Of the same projection, with ``pool`` among its ``keep``.
-        pool: From ``token_pool``.
-        draws: Sets for each direction.
-        seed: Of the draws.
-    """
-    ids = torch.tensor(pool)
-    rows = tokens.of(ids, centred=True)
-    gram = rows @ rows.T
-    k = top_ids.shape[-1]
-    at = equal_frequency(top_ids, ids, draws, seed=seed)
-    draws_coherence = []
-    for one in at:  # one draw at a time: pairs of all at once would be draws x directions x k x k
-        pairs = gram[one[..., :, None], one[..., None, :]]
-        draws_coherence.append((pairs.sum((-2, -1)) - pairs.diagonal(dim1=-2, dim2=-1).sum(-1)) / (k * (k - 1)))
-    return torch.stack(draws_coherence)
-
-
 @dataclass(frozen=True)
 class WordEvidence:
     """Words looked up for every expert; arrays (layers, experts, words)."""
@@ -225,7 +218,7 @@ def judge_words(
         seed: Of the draws.
     """
     rank = projection.rank.double().numpy()
-    p = np.stack([rank_p(rank[..., w], len(ids), vocabulary) for w, ids in enumerate(words)], axis=-1)
+    p = word_p(projection, words, vocabulary)
     numbers = torch.tensor(pool)
     scores = unit(directions.rows.float()) @ tokens.of(numbers, centred=False).T  # (layers, experts, pool)
     matched = []
@@ -233,6 +226,12 @@ def judge_words(
         at = equal_frequency(torch.tensor(ids), numbers, draws, seed=seed + w)
         matched.append(permutation_p(projection.score[..., w].numpy(), scores[..., at].amax(-1).numpy()))
     return WordEvidence(projection.score.double().numpy(), rank, p, false_discovery(p), np.stack(matched, axis=-1))
+
+
+def word_p(projection: RouterProjection, words: Sequence[Sequence[int]], vocabulary: int) -> Floats:
+    """(..., words): ``rank_p`` of every word of a projection."""
+    ranks = projection.rank.numpy()
+    return np.stack([rank_p(ranks[..., w], len(ids), vocabulary) for w, ids in enumerate(words)], axis=-1)
 
 
 def rank_p(rank: ArrayLike, tokens: int, vocabulary: int) -> Floats:
@@ -258,51 +257,35 @@ CODE_WORDS = frozenset((
 ))  # fmt: skip
 """Keywords of C, C++, C#, Go, Java, JavaScript, Python, Ruby and Rust that are no everyday English words."""
 _CODE_MARKS = frozenset("_(){}[];=<>/\\#@")
-_CATEGORY = {
-    "whitespace": "WHITESPACE",
-    "digits": "MATH",
-    "math signs": "MATH",
-    "punctuation": "PUNCTUATION",
-    "code": "CODE",
-    "short": "SHORT_TOKENS",
-}
 
 
 def token_class(text: str) -> str:
-    r"""Class of a token by its text.
+    r"""Class of a token by its text, of which the write-up names five.
 
-    ``whitespace`` nothing else; ``digits`` decimal digits only; ``math signs`` signs of ``MATH_SIGNS`` only;
-    ``punctuation`` no letter or digit; ``code`` a word of ``CODE_WORDS``, letters with one of ``_(){}[];=<>/\#@``,
-    or a capital right after a small letter; ``short`` at most two characters; ``other script`` a letter beyond the
-    Latin ones; ``upper``, ``title``, ``lower`` by case; ``mixed`` the rest.
+    ``WHITESPACE`` nothing else; ``MATH`` decimal digits only, or signs of ``MATH_SIGNS`` only; ``PUNCTUATION`` no
+    letter or digit; ``CODE`` a word of ``CODE_WORDS``, letters with one of ``_(){}[];=<>/\#@``, or a capital right
+    after a small letter; ``SHORT_TOKENS`` at most two characters; ``GENERAL`` the rest.
     """
     word = text.strip()
     rules = (
-        ("whitespace", not word),
-        ("digits", word.isdecimal()),
-        ("math signs", set(word) <= MATH_SIGNS),
-        ("punctuation", not any(c.isalnum() for c in word)),
-        ("code", word in CODE_WORDS or bool(set(word) & _CODE_MARKS) or _camel(word)),
-        ("short", len(word) <= 2),
-        ("other script", any(c.isalpha() and ord(c) > 0x24F for c in word)),
-        ("upper", word.isupper()),
-        ("title", word.istitle()),
-        ("lower", word.islower()),
+        ("WHITESPACE", not word),
+        ("MATH", word.isdecimal() or set(word) <= MATH_SIGNS),
+        ("PUNCTUATION", not any(c.isalnum() for c in word)),
+        ("CODE", word in CODE_WORDS or bool(set(word) & _CODE_MARKS) or _camel(word)),
+        ("SHORT_TOKENS", len(word) <= 2),
     )
-    return next((name for name, holds in rules if holds), "mixed")
+    return next((name for name, holds in rules if holds), "GENERAL")
 
 
 def category(texts: Sequence[str]) -> str:
     """Category of an expert by the texts of its top tokens: that of more than half of them, else ``GENERAL``.
-
-    ``MATH`` for digits and math signs, ``CODE``, ``PUNCTUATION``, ``WHITESPACE``, ``SHORT_TOKENS``.
 
     Raises:
         InputError: There are no tokens.
     """
     if not texts:
         raise InputError("texts: no top tokens; keep at least 1")
-    named = [_CATEGORY.get(token_class(text), "GENERAL") for text in texts]
+    named = [token_class(text) for text in texts]
     most = max(sorted(set(named)), key=named.count)
     return most if 2 * named.count(most) > len(named) else "GENERAL"
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 
 from classifier_emergence.errors import InputError
@@ -43,19 +44,52 @@ def controlled(weights: RouterWeights) -> Directions:
     return Directions((rows - rows.mean(1, keepdim=True)) * weights.gain.float()[:, None], gains=True)
 
 
-def random_routers(weights: RouterWeights, experts: int, *, seed: int) -> RouterWeights:
-    """Routers whose rows have random directions (uniform on the sphere), so many a layer: the null of any projection.
+def random_rows(rows: Tensor, n: int, *, seed: int) -> Tensor:
+    """(L, n, d) random rows with the norm and the covariance that the rows (L, E, d) of the other layers have.
 
-    Norms do not matter to cosines; gains, norms of the checkpoint and the vocabulary stay what they are.
+    The null of a projection. Rows are normal, with the covariance of other layers' rows, each less its layer's mean and
+    of length 1: not of the layer's own, so that what is looked for is no part of its null. d is larger than there are
+    rows, so the covariance is shrunk towards that of an isotropic row, as much as Ledoit and Wolf find best: with rows
+    that share nothing nearly all the way, and where a few dimensions dominate they do in the null as well. With one
+    layer it is isotropic.
 
     Raises:
-        InputError: There are fewer than two rows, of which nothing is left when their mean is taken out.
+        InputError: There are fewer than two rows a layer, of which nothing is left when their mean is taken out.
+
+    Source: Ledoit and Wolf (2004), A well-conditioned estimator for large-dimensional covariance matrices, Journal of
+    Multivariate Analysis 88.
     """
-    if experts < 2:
-        raise InputError(f"experts: {experts}: a null needs at least 2 random rows a layer")
-    layers, _, width = weights.weight.shape
-    rows = torch.randn(layers, experts, width, generator=torch.Generator().manual_seed(seed))
-    return replace(weights, weight=rows, bias=None)
+    layers, experts, width = rows.shape
+    if min(n, experts) < 2:
+        raise InputError(f"experts: {min(n, experts)}: a null needs at least 2 rows a layer")
+    generator = torch.Generator().manual_seed(seed)
+    null: Tensor = torch.randn(layers, n, width, generator=generator) / width**0.5
+    seen = unit(rows.float() - rows.float().mean(1, keepdim=True))
+    for layer in range(layers if layers > 1 else 0):
+        others = torch.cat([seen[:layer], seen[layer + 1 :]]).flatten(0, 1)
+        shrunk = float(ledoit_wolf_shrinkage(others.double().numpy(), assume_centered=True))
+        mixed = torch.randn(n, len(others), generator=generator) @ others / len(others) ** 0.5
+        null[layer] = shrunk**0.5 * null[layer] + (1 - shrunk) ** 0.5 * mixed
+    return null
+
+
+def random_routers(weights: RouterWeights, experts: int, *, seed: int) -> RouterWeights:
+    """Routers with so many random rows a layer; gains and the vocabulary stay what they are. See ``random_rows``."""
+    return replace(weights, weight=random_rows(weights.weight, experts, seed=seed), bias=None)
+
+
+def planted(rows: Tensor, tokens: Tensor, cosines: Sequence[float]) -> Directions:
+    """(cosines, n, d): rows (n, d) turned towards the directions of tokens (n, d) until they have these cosines.
+
+    Args:
+        rows: Controlled ones.
+        tokens: ``g_f * W_U[t]`` of a token for each.
+        cosines: Within -1..1.
+    """
+    along = unit(tokens)
+    across = unit(rows - (rows * along).sum(-1, keepdim=True) * along)
+    weight = torch.tensor(cosines)[:, None, None]
+    return Directions(weight * along + (1 - weight.square()).sqrt() * across, gains=True)
 
 
 @dataclass(frozen=True)

@@ -276,10 +276,6 @@ class ContextDependence:
     """The same where the context is repeated: 0 but for rounding, as routing is a function of the context."""
     other_tokens: Floats
     """The same between different tokens: what chance gives with these loads."""
-    decided_by_token: Floats
-    """``1 - change / other_tokens``: 1 if the token alone decides, 0 if it says nothing."""
-    decided_interval: Floats
-    """(L, 2) of it, with ``other_tokens`` taken as known."""
     overall: float
     """Mean of the change over layers: the one number of the claim."""
     overall_interval: tuple[float, float]
@@ -344,14 +340,11 @@ def context_dependence(
         raise InputError("texts: hold one kind of token only; give texts with several")
     others = _change(routing.experts[:, a[differ]], routing.experts[:, b[differ]]).mean(-1)
     again = _change(routing.experts[:, places], repeated.experts[:, places]).mean(-1)
-    scale = np.where(others > 0, others, 1.0)
     return ContextDependence(
         change=change,
         interval=np.stack([low, high], -1),
         repeated=again,
         other_tokens=others,
-        decided_by_token=1 - change / scale,
-        decided_interval=np.stack([1 - high / scale, 1 - low / scale], -1),
         overall=float(change.mean()),
         overall_interval=(float(ends[0][-1]), float(ends[1][-1])),
         tokens=len(counts),

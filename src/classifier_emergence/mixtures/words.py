@@ -11,7 +11,6 @@ from classifier_emergence.mixtures.routers import load_routers
 from classifier_emergence.models.registry import HubSource, ModelSource
 from classifier_emergence.models.sources import checkpoint_of
 from classifier_emergence.reading.vocabulary import token_text, word_tokens
-from classifier_emergence.statistics import expected_max_cosine
 
 
 def project_checkpoint(
@@ -37,7 +36,7 @@ def project_checkpoint(
     Returns:
         ``experts``: for each its ``layer``, ``expert``, ``top_tokens``, ``top_scores`` and largest ``z`` (standard
         deviations above the mean over the vocabulary). ``words``: for each the best rank over all experts, and over as
-        many random rows. ``largest`` and, under ``null``, the largest cosine of random rows and what chance gives.
+        many random rows. ``largest`` and, under ``null``, the largest cosine of random rows of the same covariance.
         ``bytes_read`` of ``total_bytes`` of weights.
 
     Raises:
@@ -90,10 +89,7 @@ def project_checkpoint(
         "experts": experts,
         "words": found_words,
         "largest": float(seen.top_scores.max()),
-        "null": {
-            "largest": float(null.top_scores.max()),
-            "expected_max_cosine": expected_max_cosine(weights.vocabulary, weights.weight.shape[-1]),
-        },
+        "null": {"largest": float(null.top_scores.max())},
         "bytes_read": weights.bytes_read,
         "total_bytes": weights.total_bytes,
     }

@@ -1,5 +1,6 @@
 """Stage moe_routers on tiny models: upcycling that is cut short and goes on, and a mixture that is read as it is."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,31 @@ def test_a_run_that_was_cut_short_goes_on_and_every_measure_is_there(
     summary = result["summary"]
     assert summary["context_change"]["value"] == mixture["after"]["routing"]["context"]["overall"]
     assert summary["largest_cosine"]["value"] == mixture["after"]["projection"]["reported"]["largest"]
+    written, twin = (run["after"]["written"]["word"] for run in (mixture, result["twins"][0]))
+    gap = np.subtract(*(each["at_depth"]["alignment"]["mean"] for each in (written, twin)))
+    assert result["written_minus_twin"]["word"]["mean"] == pytest.approx(gap)
+    assert written["layers"] == ["L1", "L3"]
+    assert written["at_depth"]["layer"] == "L1"  # the last with experts before 55 % of four
+    assert summary["written"]["word"]["alignment"]["value"] == written["at_depth"]["alignment"]["mean"]
+    spoken = mixture["after"]["projection"]["written"]
+    assert np.shape(spoken["own_words"]["rank"]) == (2, len(OPERATIONS))
+    assert summary["own_words_smallest_q"]["least"] == np.min(spoken["own_words"]["q"])
+    assert summary["written_found"]["n"] == 2 * len(DOMAINS)
+    found = mixture["after"]["projection"]["power"]["found"]
+    assert (found["n"], summary["planted"]["at_30"]["value"]) == (12, found["accuracy"][1])
+    path = mixture["after"]["routing"]["prompts"]["word"]["path"]
+    assert path["beyond_layer"]["mean"] == pytest.approx(path["path"]["mean"] - path["layer"]["mean"])
+    assert path["token"]["clusters"] <= 8
+    for table in (tables.router_found, tables.router_rows, tables.written_alignment, tables.router_paths):
+        table.write({"tiny-llama": result})
+    for figure in (figures.router_power, figures.written_words):
+        assert figure.draw({"tiny-llama": result}).axes
     assert mixture["before"]["projection"] != mixture["after"]["projection"]
     assert mixture["before"]["routing"] != mixture["after"]["routing"]
     for measured in (result["base"], mixture["before"], mixture["after"], result["twins"][0]["after"]):
         assert set(measured["losses"]) == set(DOMAINS)
         assert len(measured["lens"]["word"]["alignment"]) == len(result["layers"]) == 5
-        assert "by_prompt" not in measured["lens"]["word"]
+        assert "by_prompt" not in json.dumps(measured)
         assert measured["probe"]["word"]["n"] == 4 * params.moe_routers.test_problems
     projection = mixture["after"]["projection"]
     assert projection["layers"] == mixture["after"]["routing"]["layers"] == ["L1", "L3"]  # every second block
@@ -113,15 +133,19 @@ def test_a_mixture_is_read_as_it_is(lm: LanguageModel, params: Params, tmp_path:
     assert result["summary"]["experts"] == 8
     assert result["summary"]["controlled_found"]["value"] == 0
     assert Path("data/adapters/moe_routers/moe").is_dir()
+    assert result["summary"]["planted"]["at_50"]["n"] == 12
+    assert result["summary"]["own_words_smallest_q"]["value"] is None  # nobody knows what its experts are for
+    assert result["summary"]["paths"]["word"]["beyond_layer"]["value"] is not None
     # It goes through the tables and figures that show published mixtures beside those that are made here.
     read = {"moe": result}
-    for table in (tables.router_found, tables.router_rows, tables.router_words):
+    for table in (tables.router_found, tables.router_rows, tables.router_words, tables.router_paths):
         table.write(read)
     found, rows = (Path(f"paper/tables/router_{name}.csv").read_text().splitlines() for name in ("found", "rows"))
     assert found[1].startswith("moe,as published,–,8,")
-    assert len(rows) == 1 + 2 * tables.SHOWN
+    assert len(rows) == 1 + 3 * tables.SHOWN
     assert upcycled(read) == {}
     assert figures.router_maxima.draw(read).axes
+    assert figures.router_power.draw(read).axes
 
 
 @ONE_MODEL
@@ -130,7 +154,7 @@ def test_no_operand_pair_is_trained_and_tested(lm: LanguageModel, params: Params
     tested = {problem.operands for problem in data.problems.test}
     trained = {problem.operands for problems in data.problems.train.values() for problem in problems}
     assert tested.isdisjoint(trained)
-    assert {domain: len(data.test[domain]) for domain in DOMAINS} == dict.fromkeys(DOMAINS, 8)
+    assert {domain: len(data.test[domain]) for domain in DOMAINS} == {**dict.fromkeys(OPERATIONS, 12), "text": 8}
     assert not any(text in data.train["text"] for text in data.test["text"])
     for style in ("symbol", "word"):
         assert len(data.prompts(style)) == len(data.own) == 4 * params.moe_routers.test_problems
