@@ -1,7 +1,7 @@
 """What the stage of mixtures reads: rows of routers and outputs of experts in words, and routing on five domains."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from classifier_emergence.mixtures.nulls import (
+    Verdict,
     WordEvidence,
     category,
     coherence,
@@ -35,6 +36,7 @@ from classifier_emergence.mixtures.projection import (
     random_routers,
     random_rows,
     reported,
+    token_directions,
 )
 from classifier_emergence.mixtures.routers import RouterWeights
 from classifier_emergence.mixtures.routing import Routing, context_dependence, information, trace, usage
@@ -82,8 +84,7 @@ def projection(
     vocabulary = Vocabulary(tokenizer, words, token_pool(weights.vocabulary), weights.vocabulary, layers, params)
     rows, null = controlled(weights), random_routers(weights, settings.null_experts, seed=settings.seed)
     at, word = planted_in(rows, words, settings)
-    tokens = torch.cat([weights.checkpoint.read(weights.unembedding, slice(i, i + 1)) for i in _said(words, word)])
-    planting = planted(rows.rows.flatten(0, 1)[at], tokens.float() * weights.final_gain.float(), settings.planted)
+    planting = planted(rows.rows.flatten(0, 1)[at], token_directions(weights, _said(words, word)), settings.planted)
     sets = [reported(weights), reported(null), planting, rows, controlled(null)]
     if written is not None:
         sets.append(Directions(written - written.mean(1, keepdim=True), gains=True))
@@ -149,6 +150,13 @@ class Vocabulary:
         """How many stand out at the false discovery rate."""
         return int((q <= self.settings.discovery_rate).sum())
 
+    def stated(self, verdict: Verdict) -> dict[str, Any]:
+        """A verdict with how many, and what share, of the experts stand out; layers are the clusters."""
+        hits = verdict.q <= self.settings.discovery_rate
+        layer = np.repeat(np.arange(len(hits)), hits.shape[1])
+        share = share_of(hits.ravel(), self.params.confidence, clusters=layer)
+        return {**vars(verdict), "found": int(hits.sum()), "share": share}
+
     def texts(self, projection: RouterProjection) -> np.ndarray:
         """(..., k) top tokens as text."""
         ids = projection.top_ids
@@ -168,22 +176,15 @@ class Vocabulary:
         """
         seen, null = folded
         z = judge_maxima(seen.z.numpy(), null.z.numpy())
-        alike = judge_coherence(
-            *(coherence(kept.of(each.top_ids, centred=True)).double().numpy() for each in (seen, null))
-        )
+        alike = judge_coherence(*(coherence(kept.of(each.top_ids)).double().numpy() for each in (seen, null)))
         evidence = judge_words(
             seen, directions, self.ids, kept, self.pool,
             vocabulary=self.size, draws=self.settings.draws, seed=self.settings.seed,
         )  # fmt: skip
-        layer = np.repeat(np.arange(len(z.q)), z.q.shape[1])
+        largest = judge_maxima(*(each.top_scores[..., 0].numpy() for each in (seen, null)))
         result: dict[str, Any] = {
-            "controlled": {
-                **vars(z),
-                "found": self.found(z.q),
-                "share": share_of(z.q.ravel() <= self.settings.discovery_rate, self.params.confidence, clusters=layer),
-                "top_tokens": self.texts(seen),
-                "top_scores": seen.top_scores,
-            },
+            "controlled": {**self.stated(z), "top_tokens": self.texts(seen), "top_scores": seen.top_scores},
+            "largest": self.stated(largest),
             "coherence": {**vars(alike), "found": self.found(alike.q)},
             "words": [word_row(word, at, evidence, self.layers) for at, word in enumerate(self.words)],
         }
@@ -215,8 +216,9 @@ def power(
 ) -> dict[str, Any]:
     """How often the controlled tests find a word that is planted in one row, by its cosine with it.
 
-    ``found``: the row stands out, by its z-score among all rows, for the planted word. ``word_found``: the word does,
-    by its rank, among all rows and words. The null is that of the rows as they are. Intervals hold rows as clusters.
+    ``found``: the row stands out for the planted word, by its z-score among all rows; ``largest_found``: by its largest
+    cosine. ``word_found``: the word stands out, by its rank among all rows and words. The null is that of the rows as
+    they are. Intervals hold rows as clusters.
 
     Args:
         seen: Projection of the planted rows, (cosines, n).
@@ -228,14 +230,21 @@ def power(
     whole, null = folded
     rate, confidence, n = vocabulary.settings.discovery_rate, vocabulary.params.confidence, len(at)
     layer = np.array(at) // whole.rank.shape[1]
-    z = maxima_p(whole.z.numpy(), null.z.numpy()), maxima_p(seen.z.T.numpy(), null.z[layer].numpy()).T
     top = seen.rank[:, range(n), word].numpy() == 1
-    found = top & found_if_planted(z[0].reshape(-1, 1), z[1][..., None], at, [0] * n, rate)
-    p = [word_p(each, vocabulary.ids, vocabulary.size) for each in (whole, seen)]
-    word_found = found_if_planted(p[0].reshape(-1, len(vocabulary.words)), p[1], at, word, rate)
+
+    def stands_out(of: Callable[[RouterProjection], Tensor]) -> dict[str, Any]:
+        p, planted_p = (
+            maxima_p(of(whole).numpy(), of(null).numpy()), maxima_p(of(seen).T.numpy(), of(null)[layer].numpy()).T
+        )  # fmt: skip
+        found = found_if_planted(p.reshape(-1, 1), planted_p[..., None], at, [0] * n, rate)
+        return accuracy_curve(top & found, confidence, clusters=at)
+
+    p, planted_p = (word_p(each, vocabulary.ids, vocabulary.size) for each in (whole, seen))
+    word_found = found_if_planted(p.reshape(-1, len(vocabulary.words)), planted_p, at, word, rate)
     return {
         "cosine": list(vocabulary.settings.planted),
-        "found": accuracy_curve(found, confidence, clusters=at),
+        "found": stands_out(lambda each: each.z),
+        "largest_found": stands_out(lambda each: each.top_scores[..., 0]),
         "word_found": accuracy_curve(word_found, confidence, clusters=at),
     }
 

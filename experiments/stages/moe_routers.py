@@ -53,6 +53,9 @@ from experiments.shared.runs import ADAPTERS, Runs
 from experiments.shared.stage import main, result_path
 from experiments.shared.summaries import accuracy_curve, over, over_seeds
 
+PLANTED = {"planted": "found", "planted_largest": "largest_found", "planted_words": "word_found"}
+"""Name in the summary -> test of planted rows."""
+
 
 def run(params: Params, key: str) -> None:
     """Read the routers of a mixture of experts, or make one and then read them; write one result."""
@@ -299,8 +302,9 @@ def mixtures_summary(mixtures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 f"at_{round(100 * cosine)}": over([_entry(row["power"][test], i) for row in rows])
                 for i, cosine in enumerate(rows[0]["power"]["cosine"])
             }
-            for name, test in (("planted", "found"), ("planted_words", "word_found"))
+            for name, test in PLANTED.items()
         },
+        "largest_found": over([row["largest"]["share"] for row in rows]),
         "written_found": over([each["controlled"]["share"] for each in spoken]) if spoken else unknown,
         "own_words_smallest_q": over(own) if own else unknown,
         "written": {

@@ -32,6 +32,7 @@ from classifier_emergence.mixtures.projection import (
     project_routers,
     random_routers,
     random_rows,
+    token_directions,
     unit,
 )
 from classifier_emergence.mixtures.routers import RouterWeights, load_routers
@@ -177,8 +178,7 @@ def test_power_grows_with_the_cosine(tmp_path: Path) -> None:
     weights = checkpoint(tmp_path, planted=False)
     rows, null = controlled(weights), controlled(random_routers(weights, 60, seed=3))
     words, at = [[40, 41], [11]] * 4, list(range(8))
-    gained = weights.checkpoint.read(weights.unembedding, slice(0, VOCABULARY)).float() * weights.final_gain
-    directions = planted(rows.rows.flatten(0, 1), gained[[word[0] for word in words]], [0.05, 0.9])
+    directions = planted(rows.rows.flatten(0, 1), token_directions(weights, [word[0] for word in words]), [0.05, 0.9])
     (seen, chance, turned), _ = project_routers(weights, [rows, null, directions], words=words)
     among = chance.z.numpy()
     p = maxima_p(seen.z.numpy(), among), maxima_p(turned.z.T.numpy(), among[np.array(at) // E]).T
@@ -223,12 +223,12 @@ def test_an_expert_that_reads_a_topic_is_found_and_random_experts_are_not(plante
     sets = [controlled(weights), controlled(random_routers(weights, 60, seed=3))]
     (found, null), tokens = project_routers(weights, sets, words=words, keep=pool)
     z = judge_maxima(found.z.numpy(), null.z.numpy())
-    own, chance = (coherence(tokens.of(each.top_ids, centred=True)).numpy() for each in (found, null))
+    own, chance = (coherence(tokens.of(each.top_ids)).numpy() for each in (found, null))
     together = judge_coherence(own, chance)
     evidence = judge_words(found, sets[0], words, tokens, pool, vocabulary=VOCABULARY, draws=199, seed=0)
     # Top tokens of a random direction are more alike than random tokens: that is no topic yet.
     drawn = torch.tensor(pool)[torch.randint(len(pool), (50, 10), generator=torch.Generator().manual_seed(0))]
-    random_sets = coherence(tokens.of(drawn, centred=True))
+    random_sets = coherence(tokens.of(drawn))
     assert chance.mean() > 3 * random_sets.abs().mean() > 0
     if planted:
         assert set(found.top_ids[1, 2].tolist()) == set(topic)

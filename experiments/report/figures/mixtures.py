@@ -49,7 +49,11 @@ def router_maxima(moe: Results) -> Figure:
 def router_power(moe: Results) -> Figure:
     """How often a word that is planted in a router's row is found, by its cosine with it; bands are 95 % intervals."""
     figure, grid = draw.panels(1, len(moe), height=2.2, xlabel="cosine of the row with the word", sharey=True)
-    tests = {"found": ("the row stands out for the word", "-"), "word_found": ("the word's rank stands out", "--")}
+    tests = {
+        "found": ("by z-score", "-"),
+        "largest_found": ("by largest cosine", "-."),
+        "word_found": ("by the word's rank", "--"),
+    }
     for axis, (model, result) in zip(grid[0], moe.items(), strict=True):
         runs = result.get("mixtures", [{"after": result}])
         planted = [run["after"]["projection"]["power"] for run in runs]

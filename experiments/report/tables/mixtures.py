@@ -21,7 +21,7 @@ TOKENS = 3
 @table(
     "moe_routers",
     "Routers | Seed | Experts | Largest cosine | Random rows, 95 % | Random rows, largest "
-    "| Cosine | z | Coherence | Words, smallest q",
+    "| Cosine | z | Cosine, gains folded in | Coherence | Words, smallest q",
 )
 def router_found(result: Result) -> Rows:
     """Experts that stand out from random rows."""
@@ -33,7 +33,7 @@ def router_found(result: Result) -> Rows:
     for name, seed, routers in read:
         part = routers["projection"]
         cosines = cells(part["reported"], "largest:3 | null_95:3 | null_largest:3")
-        counts = cells(part, "reported.found | controlled.found | coherence.found")
+        counts = cells(part, "reported.found | controlled.found | largest.found | coherence.found")
         smallest = min((word["q"] for word in part["words"]), default=None)
         yield [name, seed, np.size(part["reported"]["q"]), *cosines, *counts, number(smallest, 3)]
 

@@ -129,7 +129,7 @@ def found_if_planted(p: Floats, planted: Floats, experts: Sequence[int], words: 
 def coherence(rows: Tensor) -> Tensor:
     """Mean cosine of all pairs among (..., k, d) unit rows; (...). 1 if all point one way, about 0 if unrelated.
 
-    Given the centred rows of tokens it measures what topic coherence measures on word vectors.
+    Given the directions of tokens it measures what topic coherence measures on word vectors.
 
     Raises:
         InputError: There are fewer than two rows.
@@ -220,7 +220,7 @@ def judge_words(
     rank = projection.rank.double().numpy()
     p = word_p(projection, words, vocabulary)
     numbers = torch.tensor(pool)
-    scores = unit(directions.rows.float()) @ tokens.of(numbers, centred=False).T  # (layers, experts, pool)
+    scores = unit(directions.rows.float()) @ tokens.of(numbers).T  # (layers, experts, pool)
     matched = []
     for w, ids in enumerate(words):
         at = equal_frequency(torch.tensor(ids), numbers, draws, seed=seed + w)

@@ -2,6 +2,8 @@
 
 What raises an expert's score is its row times the gain of the norm in front of the router; what raises a token is its
 unembedding row times the final norm's gain. The cosine of the two asks whether an expert reads a token's direction.
+What all experts share, or all tokens, decides nothing and is taken out of either: rows of rare tokens lie near their
+mean, and with it in them a row that reads such a token is like half of the vocabulary and stands out for none.
 """
 
 from collections.abc import Sequence
@@ -17,6 +19,8 @@ from classifier_emergence.progress import progress
 
 BLOCK_ROWS = 2048
 """Rows of the unembedding that are held, and scored, at once: their scores stay in cache between the passes."""
+RUN = 256
+"""Rows of each run that ``mean_row`` reads."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Directions:
 
     rows: Tensor
     gains: bool
-    """Whether a token's direction is ``g_f * W_U[t]``, what raises it before the final norm's gain, or ``W_U[t]``."""
+    """Whether a token's direction is ``g_f * (W_U[t] - mean W_U)``, what raises it above others, or ``W_U[t]``."""
 
 
 def reported(weights: RouterWeights) -> Directions:
@@ -34,14 +38,31 @@ def reported(weights: RouterWeights) -> Directions:
 
 
 def controlled(weights: RouterWeights) -> Directions:
-    """What really decides: (L, E, d) rows ``g_l * (R[e] - mean_e R)``, against ``g_f * W_U[t]``.
+    """What really decides: (L, E, d) rows ``g_l * (R[e] - mean_e R)``, against ``g_f * (W_U[t] - mean W_U)``.
 
     The gains are those of the norms through which router and unembedding read the residual stream. What all experts of
     a layer share changes neither who is chosen nor with what weight (a softmax, and an order, do not see it), so it
-    says nothing about an expert and is taken out.
+    says nothing about an expert and is taken out; so is what all tokens share.
     """
     rows = weights.weight.float()
     return Directions((rows - rows.mean(1, keepdim=True)) * weights.gain.float()[:, None], gains=True)
+
+
+def mean_row(weights: RouterWeights) -> Tensor:
+    """(d,) float32 mean row of the unembedding: of all, or of a large vocabulary of sixteen evenly spaced runs."""
+    vocabulary = weights.vocabulary
+    starts = range(0, vocabulary, max(RUN, -(-vocabulary // 16)))
+    total, n = torch.zeros(weights.final_gain.shape[0], dtype=torch.float64), 0
+    for start in starts:
+        rows = weights.checkpoint.read(weights.unembedding, slice(start, min(start + RUN, vocabulary)))
+        total, n = total + rows.float().sum(0), n + len(rows)
+    return (total / n).float()
+
+
+def token_directions(weights: RouterWeights, ids: Sequence[int]) -> Tensor:
+    """(n, d) directions of tokens as controlled rows are compared with them: ``g_f * (W_U[t] - mean W_U)``."""
+    rows = [weights.checkpoint.read(weights.unembedding, slice(i, i + 1)).float() for i in ids]
+    return (torch.cat(rows) - mean_row(weights)) * weights.final_gain.float()
 
 
 def random_rows(rows: Tensor, n: int, *, seed: int) -> Tensor:
@@ -83,7 +104,7 @@ def planted(rows: Tensor, tokens: Tensor, cosines: Sequence[float]) -> Direction
 
     Args:
         rows: Controlled ones.
-        tokens: ``g_f * W_U[t]`` of a token for each.
+        tokens: Of ``token_directions``, one for each.
         cosines: Within -1..1.
     """
     along = unit(tokens)
@@ -124,16 +145,12 @@ class TokenRows:
     rows: Tensor
     """(m, d) in the stored dtype."""
     mean: Tensor
-    """(d,) float32 mean row of the whole vocabulary."""
+    """(d,) ``mean_row``."""
     final_gain: Tensor
     """(d,)."""
 
-    def of(self, ids: Tensor, *, centred: bool) -> Tensor:
-        """(..., d) float32 rows ``g_f * W_U[t]`` of unit length, as a controlled projection scores them.
-
-        Args:
-            ids: (...) of tokens that were kept.
-            centred: Take out the mean row first: a softmax does not see it, and every pair of tokens shares it.
+    def of(self, ids: Tensor) -> Tensor:
+        """(..., d) float32 directions of unit length, as a controlled projection scores tokens (...) that were kept.
 
         Raises:
             InputError: A token was not kept.
@@ -141,8 +158,7 @@ class TokenRows:
         at = torch.searchsorted(self.ids, ids).clamp(max=len(self.ids) - 1)
         if not torch.equal(self.ids[at], ids):
             raise InputError(f"ids: {int(ids[self.ids[at] != ids][0])} was not kept; name it in keep")
-        rows = self.rows[at].float()
-        return unit((rows - self.mean if centred else rows) * self.final_gain.float())
+        return unit((self.rows[at].float() - self.mean) * self.final_gain.float())
 
 
 @torch.no_grad()
@@ -184,31 +200,32 @@ def project_routers(
     width = weights.final_gain.shape[0]
     read = [checkpoint.read(weights.unembedding, slice(i, i + 1)) for i in wanted]
     rows = torch.cat(read) if read else torch.empty(0, width)
-    gain = weights.final_gain.float()
-    sweeps = [_Sweep(each, rows.float() * gain if each.gains else rows.float(), wanted, words, top) for each in sets]
+    gain, mean = weights.final_gain.float(), mean_row(weights)
+    folded = {True: (rows.float() - mean) * gain, False: rows.float()}
+    sweeps = [_Sweep(each, folded[each.gains], wanted, words, top) for each in sets]
     asked = torch.tensor(sorted({*wanted, *keep}), dtype=torch.int64)
     kept = _Kept(width)
-    mean = torch.zeros(width, dtype=torch.float64)
+    finite = True
     with progress(description, total=vocabulary) as advance:
         for start in range(0, vocabulary, block_rows):
             stored = checkpoint.read(weights.unembedding, slice(start, min(start + block_rows, vocabulary)))
             block = stored.float()
-            mean += block.sum(0)
+            finite &= bool(block.isfinite().all())
             tokens: dict[bool, Tensor] = {}
             if any(not each.gains for each in sets):
                 tokens[False] = unit(block)
             if any(each.gains for each in sets):
-                tokens[True] = unit(block * gain)
+                tokens[True] = unit((block - mean) * gain)
             for each, sweep in zip(sets, sweeps, strict=True):
                 sweep.add(tokens[each.gains], start)
             tops = [sweep.top_ids.flatten() for each, sweep in zip(sets, sweeps, strict=True) if each.gains]
             needed = torch.cat([asked, *tops]).unique()
             kept.add(stored, start, needed)
             advance(len(block))
-    if not mean.isfinite().all():
+    if not finite:
         raise InputError(f"{checkpoint.root}: {weights.unembedding} holds NaN or infinity; download it again")
     projections = [sweep.finish(each.rows.shape[:-1], vocabulary) for each, sweep in zip(sets, sweeps, strict=True)]
-    return projections, TokenRows(*kept.of(needed), (mean / vocabulary).float(), weights.final_gain)
+    return projections, TokenRows(*kept.of(needed), mean, weights.final_gain)
 
 
 class _Kept:
