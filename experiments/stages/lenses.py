@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -36,7 +35,7 @@ from experiments.params import Params
 from experiments.shared.lens import OPERATION_WORDS, against_null, contrast, null_words, own_class
 from experiments.shared.lens_fits import FITS, kept_maps, selected
 from experiments.shared.runs import ADAPTERS, Runs
-from experiments.shared.stage import main, residuals_path
+from experiments.shared.stage import main, read_residuals
 from experiments.shared.study import ProblemStudy
 from experiments.shared.summaries import accuracy_curve, mean_of, over, share_of
 
@@ -196,7 +195,7 @@ def _identity(states: Tensor) -> Tensor:
 def read_untrained(study: LensStudy, _: Path, lenses: Mapping[str, Sequence[Lens]]) -> dict[str, Any]:
     """Every fit of every lens on the bank, and each lens against the logit lens, prompt by prompt."""
     found: dict[str, Any] = {name: {} for name in lenses}
-    saved = load_file(residuals_path(study.lm.key))
+    saved = read_residuals(study.lm.key)
     for style, asked in study.bank.items():
         states = saved[f"bank/{style}"][:, : len(asked.own)]
         plain: Sequence[np.ndarray] = []
@@ -284,7 +283,7 @@ def agreement(study: LensStudy, _: Path, fits: Mapping[str, Sequence[LensMaps]])
     prompts of which both choose the same word.
     """
     asked = study.bank["symbol"]
-    states = load_file(residuals_path(study.lm.key))["bank/symbol"][:, : len(asked.own)]
+    states = read_residuals(study.lm.key)["bank/symbol"][:, : len(asked.own)]
     found = {}
     for name, fits_of in fits.items():
         made = [fit(states) for fit in fits_of]
@@ -334,7 +333,7 @@ def held_out_divergence(
 def read_permuted(study: LensStudy, _: Path, maps: LensMaps) -> dict[str, Any]:
     """The Jacobian lens with the outputs of its maps permuted, and with its maps given to other layers, on symbols."""
     asked = study.bank["symbol"]
-    states = load_file(residuals_path(study.lm.key))["bank/symbol"][:, : len(asked.own)]
+    states = read_residuals(study.lm.key)["bank/symbol"][:, : len(asked.own)]
     return {
         kind: {
             "symbol": _over_draws([

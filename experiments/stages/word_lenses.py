@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from classifier_emergence.models.loading import load
@@ -25,7 +24,7 @@ from experiments.params import Params
 from experiments.shared.lens import OPERATION_WORDS, null_words
 from experiments.shared.lens_fits import FITS, kept_maps, selected
 from experiments.shared.runs import Runs
-from experiments.shared.stage import main, residuals_path
+from experiments.shared.stage import main, read_residuals
 from experiments.shared.summaries import accuracy_curve, mean_of, over, share_of
 
 
@@ -79,7 +78,7 @@ def read(
     prompts = prompt_bank(style, params.bank)
     own = torch.tensor([OPERATIONS.index(prompt.operation) for prompt in prompts])
     clusters = [str(prompt.template) for prompt in prompts]
-    states = load_file(residuals_path(lm.key))[f"bank/{style}"]
+    states = read_residuals(lm.key)[f"bank/{style}"]
     found: dict[str, Any] = {}
     plain: list[np.ndarray] = []
     for name, fits in lenses.items():
