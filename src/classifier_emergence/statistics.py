@@ -123,7 +123,12 @@ class Proportion:
 def bootstrap_mean(
     values: ArrayLike, *, confidence: float, resamples: int, seed: int, clusters: ArrayLike | None = None
 ) -> tuple[Floats, Floats]:
-    """Percentile bootstrap interval of the mean over the last axis.
+    """Expanded percentile bootstrap interval of the mean over the last axis.
+
+    The percentiles of resampled means alone are too narrow for few groups (of eight they hold the mean in 89 % of
+    cases, not 95). With G groups the tails are therefore not ``(1 - confidence) / 2`` but
+    ``Phi(-sqrt(G / (G - 1)) t)``, where t is that quantile of Student's distribution with G - 1 degrees of freedom:
+    this gives back about the coverage of Student's interval (95 % there).
 
     Every row is resampled with the same draws, so intervals of rows (layers, words) are comparable. A
     resample is a vector of counts that is multinomial over the groups; its mean is
@@ -142,8 +147,9 @@ def bootstrap_mean(
     Raises:
         InputError: No values, NaN or infinity among them, no resamples, or ``clusters`` of another length.
 
-    Source: Efron and Tibshirani (1993), An introduction to the bootstrap, chapter 13; for clusters Davison
-    and Hinkley (1997), Bootstrap methods and their application, section 3.8.
+    Source: Hesterberg (2015), What teachers should know about the bootstrap, The American Statistician 69, section
+    3.2 (expanded percentiles); for clusters Davison and Hinkley (1997), Bootstrap methods and their application,
+    section 3.8.
     """
     _check_confidence(confidence)
     array = np.asarray(values, dtype=np.float64)
@@ -161,11 +167,22 @@ def bootstrap_mean(
     random = np.random.default_rng(seed)
     counts = random.multinomial(groups, np.full(groups, 1 / groups), size=resamples).astype(np.float64)
     weights = counts / (counts @ sizes)[:, None]
-    ends = ((1 - confidence) / 2, (1 + confidence) / 2)
+    tail = _expanded_tail(groups, confidence)
+    ends = (tail, 1 - tail)
     step = max(1, _CELLS // resamples)
     parts = [np.quantile(rows[i : i + step] @ weights.T, ends, axis=1) for i in range(0, len(rows), step)]
     low, high = np.concatenate(parts, axis=1).reshape(2, *array.shape[:-1])
     return low, high
+
+
+def _expanded_tail(groups: int, confidence: float) -> float:
+    """Of one side; of a single group, whose resamples are all alike, any would do."""
+    tail = (1 - confidence) / 2
+    if groups == 1:
+        return tail
+    from scipy.special import stdtrit
+
+    return NormalDist().cdf(math.sqrt(groups / (groups - 1)) * float(stdtrit(groups - 1, tail)))
 
 
 def permutation_p(observed: ArrayLike, null: ArrayLike) -> Floats:

@@ -31,7 +31,7 @@ def lenses_choice(lenses: Results) -> Figure:
         line(axis, null, color="0.6", lw=0.7, label="matched words, 95 % (Jacobian lens)")
         axis.axhline(0.25, color="0.7", lw=0.6, zorder=0)
         axis.set_ylim(0, 1.04)
-    return draw.legend(figure, ncols=4)
+    return draw.legend(figure)
 
 
 @draw.figure("lenses")
@@ -47,4 +47,4 @@ def lenses_trained_word(lenses: Results) -> Figure:
             seeds_line(axis, alignment, interval, label=name, **LOOKS[lens])
         axis.axvline(result["layers"].index(found["layer"]), color="0.8", lw=0.6, zorder=0)
         axis.set_ylim(0, 1.04)
-    return draw.legend(figure, ncols=4)
+    return draw.legend(figure)

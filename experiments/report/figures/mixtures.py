@@ -65,7 +65,7 @@ def router_power(moe: Results) -> Figure:
         axis.set(ylim=(-0.03, 1.03), xlim=(0, None))
         axis.set_title(model, loc="left")
     grid[0, 0].set_ylabel("share of rows found")
-    return draw.legend(figure, ncols=2)
+    return draw.legend(figure)
 
 
 @draw.figure("moe_routers")
@@ -95,7 +95,7 @@ def written_words(moe: Results) -> Figure:
             contrast.set_ylabel("contrast, nats")
             for axis in (aligned, contrast):
                 draw.layer_axis(axis, of[0]["layers"])
-    return draw.legend(figure, grid[0][1], ncols=4)
+    return draw.legend(figure, grid[0][1])
 
 
 def _fresh_beside_trained(moe: Results, shares: Any, *, height: float, xlabel: str) -> tuple[Figure, list[Any]]:
