@@ -1,9 +1,9 @@
 """The schema of params.yaml: one class a section, every mistake reported by its dotted name."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from classifier_emergence.models.registry import ModelSource, read_parameters, source_of
 from classifier_emergence.tasks.arithmetic import Bank
@@ -21,6 +21,10 @@ Resamples = Annotated[int, Field(ge=100)]
 RELABELLINGS = 24**3 - 1
 """Ways to relabel four folds of four prompts, one of each class, that are more than other names for the classes."""
 Ranges = dict[str, Annotated[list[int], Field(min_length=2, max_length=2)]]
+
+
+AT_SIZE = ("dual_reward", "lora_sft", "cot_alignment")
+"""Sections that may differ by model: those of the stages that run on supervised_models."""
 
 
 class _Section(BaseModel):
@@ -97,6 +101,7 @@ class DualReward(OnProblems):
     curve_problems: int = Field(ge=4)
     random_removals: Count
     threshold: Fraction
+    arms: Literal["all"] | Annotated[list[str], Field(min_length=1)]
 
 
 class DualRewardLong(_Section):
@@ -272,7 +277,9 @@ class Params(_Section):
     bank: Bank
     probing: Probing
     logit_lens: LogitLens
+    supervised_models: Keys
     trained_models: Keys
+    at_size: dict[str, dict[str, dict[str, Any]]]
     dual_reward: DualReward
     dual_reward_long: DualRewardLong
     sample_efficiency: SampleEfficiency
@@ -293,14 +300,40 @@ class Params(_Section):
     def _models_are_registered(self) -> "Params":
         for key in self.models:
             source_of(key, self.registry, parameter="models")
-        of = {"trained_models": "models", "grpo_models": "models", "reinforcement_models": "grpo_models"}
+        of = {
+            "supervised_models": "models", "trained_models": "supervised_models", "grpo_models": "models",
+            "reinforcement_models": "grpo_models",
+        }  # fmt: skip
         for name, larger in of.items():
             for key in getattr(self, name):
                 if key not in getattr(self, larger):
                     raise ValueError(f"{name}: {key!r} is not among {larger}, whose results it is compared with")
         for key in self.moe_models:
             source_of(key, self.registry, parameter="moe_models")
+        if {*self.at_size} != {*self.supervised_models}:
+            raise ValueError("at_size: give one entry for each of supervised_models, {} if nothing differs")
+        for key in self.at_size:
+            self.of_model(key)
         return self
+
+    def of_model(self, key: str) -> "Params":
+        """With what differs on the model (``at_size``) in its place.
+
+        Raises:
+            ValueError: A section or parameter that does not exist, or a value of the wrong type or range; names it.
+        """
+        changed = {}
+        for section, values in self.at_size.get(key, {}).items():
+            if section not in AT_SIZE:
+                raise ValueError(f"at_size.{key}.{section}: no such section; known: {', '.join(AT_SIZE)}")
+            now = getattr(self, section)
+            try:
+                changed[section] = type(now).model_validate({**now.model_dump(), **values})
+            except ValidationError as error:
+                problem = error.errors()[0]
+                where = ".".join(map(str, ("at_size", key, section, *problem["loc"])))
+                raise ValueError(f"{where}: {problem['msg']}") from error
+        return self.model_copy(update=changed)
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:

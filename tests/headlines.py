@@ -122,7 +122,9 @@ def _at(tree: Any, parts: Sequence[str], path: tuple[str, ...]) -> Iterator[tupl
     if not parts:
         yield path, {k: v for k, v in tree.items() if k not in SPREAD} if isinstance(tree, dict) else tree
         return
-    for name in tree if parts[0] == "*" else parts[0].split("|"):
+    names = list(tree) if parts[0] == "*" else parts[0].split("|")
+    # Of several, a model that is trained in fewer ways has some; a key alone is there or an error.
+    for name in [name for name in names if name in tree] if isinstance(tree, dict) and len(names) > 1 else names:
         yield from _at(tree[int(name)] if isinstance(tree, list) else tree[name], parts[1:], (*path, name))
 
 

@@ -110,8 +110,8 @@ class Claim(_Strict):
     @model_validator(mode="after")
     def _one_primary(self) -> "Claim":
         primary = [atom.model for atom in self.atoms if atom.primary]
-        if self.atoms and (not primary or len(primary) > max(1, len({*primary} - {None}))):
-            raise ValueError("mark exactly one atom as primary, or one for each model that the atoms name")
+        if self.atoms and (not primary or len(primary) > len({*primary})):
+            raise ValueError("mark exactly one atom as primary, and at most one more for each model that atoms name")
         if self.models and not self.needs:
             raise ValueError("models: only of a claim that needs some")
         return self

@@ -110,8 +110,9 @@ class Runs:
     def all(self, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
         """The results of runs that do not need one another, by name; two at a time where there are processors for it.
 
-        Steps on short texts keep one processor busy and hardly two. So two workers make a run each, on half of the
-        threads. Of an odd number the last run is made by this process, on all of them.
+        Steps of a small model on short texts keep one processor busy and hardly two. So two workers make a run each, on
+        half of the threads. Of an odd number the last run is made by this process, on all of them, and so are all runs
+        of a model of a billion parameters, which fill the processors and the memory alone.
 
         Raises:
             InputError: A run raised it, or a worker died. What was done by then is kept.
@@ -120,7 +121,7 @@ class Runs:
 
         pairs = [run for run in runs[: len(runs) // 2 * 2] if self._wanted(run)]
         threads = torch.get_num_threads()
-        if len(pairs) > 1 and threads > 1 and not torch.cuda.is_available():
+        if len(pairs) > 1 and threads > 1 and not torch.cuda.is_available() and self._small():
             self._side_by_side(pairs, threads // 2)
         return {name: result for run in runs for name, result in self._made(run).items()}
 
@@ -136,6 +137,10 @@ class Runs:
             shutil.copytree(self.adapters, self.kept)
         write_result(self.result, result)
         shutil.rmtree(self.folder)
+
+    def _small(self) -> bool:
+        fetched = result_path("fetch", self.key)
+        return not fetched.exists() or read_result(fetched)["parameters"] < 1e9
 
     def _made(self, run: Run) -> dict[str, dict[str, Any]]:
         if wanted := self._wanted(run):

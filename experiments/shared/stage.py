@@ -26,8 +26,8 @@ FLAWED_SETS = ("symbol", "word")
 """The originals' prompts that flawed models read, too."""
 
 TRAINING = {
-    "dual_reward": "trained_models", "dual_reward_long": "trained_models", "sample_efficiency": "trained_models",
-    "lora_sft": "trained_models", "cot_alignment": "trained_models", "lenses": "trained_models",
+    "dual_reward": "supervised_models", "dual_reward_long": "trained_models", "sample_efficiency": "trained_models",
+    "lora_sft": "supervised_models", "cot_alignment": "supervised_models", "lenses": "trained_models",
     "other_tasks": "trained_models",
     "grpo": "grpo_models", "collapse": "grpo_models", "staged": "reinforcement_models",
     "moe_routers": "moe_models",
@@ -96,7 +96,7 @@ def main(run: Callable[[Params, str], None], doc: str | None) -> None:
 
 
 def _run(run: Callable[[Params, str], None], model: str, file: Path) -> None:
-    params = load_params(file)
+    params = load_params(file).of_model(model)
     check_alone("a stage of the paper, which makes its runs side by side by itself,")
     source_of(model, params.registry)
     import torch  # late: the commands of the pipeline, which import this module, need none of it

@@ -5,6 +5,7 @@ trained on, in symbols, words and stories; controls that tell learning from cons
 after. Flaws of the originals are arms of their own. How an arm is trained and measured is in ``shared.dual_reward``.
 """
 
+from classifier_emergence.errors import InputError
 from classifier_emergence.training.modules import MLP, QK, QKVO
 from experiments.params import Params
 from experiments.shared.dual_reward import (
@@ -19,6 +20,8 @@ from experiments.shared.dual_reward import (
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main
 
+COMPARED = ("vo", "all_linear", "head", "answer_only")
+"""Arms that are compared pair by pair."""
 GROUPS = 3  # of arms that train together: beside the main arm they keep two workers busy
 
 
@@ -27,9 +30,11 @@ def run(params: Params, key: str) -> None:
     settings = params.dual_reward
     with Runs("dual_reward", key, params, DualRewardStudy) as runs:
         before = runs.once("base", lambda study, _: measure_wide(study, None))
-        first = settings.seeds[0]
-        arms = all_arms(params)
-        seeds = {name: settings.seeds if arm.several_seeds else settings.seeds[:1] for name, arm in arms.items()}
+        first, arms = settings.seeds[0], arms_of(params)
+        every = settings.arms != "all"
+        seeds = {
+            name: settings.seeds if every or arm.several_seeds else settings.seeds[:1] for name, arm in arms.items()
+        }
         members = [(f"{name}-{seed}", (arm, seed)) for name, arm in arms.items() for seed in seeds[name]]
         groups = [dict(members[i::GROUPS]) for i in range(GROUPS)]
         calls = [Run("main", train_main, (first, runs.adapters / f"seed-{first}"))]
@@ -52,9 +57,30 @@ def run(params: Params, key: str) -> None:
             "contrasts": {
                 "vo_against_all_linear": against(study, by_arm["vo"], by_arm["all_linear"], "top"),
                 "head_against_lens": against(study, by_arm["head"], by_arm["vo"], "head", "top"),
+                **(
+                    {"vo_against_answer_only": against(study, by_arm["vo"], by_arm["answer_only"], "log_prob")}
+                    if every
+                    else {}
+                ),
             },
         }
         runs.finish(result)
+
+
+def arms_of(params: Params) -> dict[str, DualRewardArm]:
+    """The arms that the parameters ask for.
+
+    Raises:
+        InputError: One of them does not exist, or one that others are compared with is not among them.
+    """
+    arms, asked = all_arms(params), params.dual_reward.arms
+    if asked == "all":
+        return arms
+    if unknown := [name for name in asked if name not in arms]:
+        raise InputError(f"dual_reward.arms: {unknown[0]!r} is no arm; known: {', '.join(arms)}")
+    if missing := [name for name in COMPARED if name not in asked]:
+        raise InputError(f"dual_reward.arms: {missing[0]!r} is missing, which others are compared with")
+    return {name: arms[name] for name in asked}
 
 
 def all_arms(params: Params) -> dict[str, DualRewardArm]:

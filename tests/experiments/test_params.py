@@ -53,7 +53,7 @@ def test_the_shipped_parameters_are_valid(name: str) -> None:
         ),
         (
             lambda raw: raw["trained_models"].append("olmoe-1b-7b"),
-            "trained_models: 'olmoe-1b-7b' is not among models",
+            "trained_models: 'olmoe-1b-7b' is not among supervised_models",
         ),
         (
             lambda raw: raw["reinforcement_models"].append("olmoe-1b-7b"),
@@ -66,6 +66,15 @@ def test_the_shipped_parameters_are_valid(name: str) -> None:
         (
             lambda raw: raw["moe_routers"].update(batch_size=12),
             "moe_routers.batch_size: input should be a multiple of 5 (found 12)",
+        ),
+        (lambda raw: raw["at_size"].pop("gemma-3-270m"), "at_size: give one entry for each of supervised_models"),
+        (
+            lambda raw: raw["at_size"]["gemma-3-270m"].update(lora_sft={"stepps": 3}),
+            "at_size.gemma-3-270m.lora_sft.stepps: Extra inputs are not permitted",
+        ),
+        (
+            lambda raw: raw["at_size"]["gemma-3-270m"].update(grpo={"steps": 3}),
+            "at_size.gemma-3-270m.grpo: no such section; known: dual_reward, lora_sft, cot_alignment",
         ),
         (
             lambda raw: raw["dual_reward"].update(clas_weight=0.3),

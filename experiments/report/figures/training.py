@@ -62,16 +62,17 @@ def dual_reward_steps(dual: Results) -> Figure:
 def dual_reward_arms(dual: Results) -> Figure:
     """What each arm makes (top token on held-out symbols and on words) and costs (exact answers)."""
     arm_names = NAMES["dual_reward_arms"]
-    names = {key: arm_names[key] for key in arm_names if all(key in result["arms"] for result in dual.values())}
+    names = {key: arm_names[key] for key in arm_names if any(key in result["arms"] for result in dual.values())}
     y = np.arange(len(names))[::-1]
     figure, made = draw.blocks(dual, 1, 2, across=2, height=0.5 + 0.16 * len(names), sharey=True)
     for i, (model, result, ((lens, answers),)) in enumerate(made):
-        arms, color = [result["arms"][key] for key in names], draw.look(model, list(dual))["color"]
+        arms = [result["arms"][key] for key in names if key in result["arms"]]
+        at, color = y[[key in result["arms"] for key in names]], draw.look(model, list(dual))["color"]
         keys = ("symbol.top", "word.top", "answers.exact")
         symbols, words, exact = ([lookup(arm, key) for arm in arms] for key in keys)
-        dots(lens, symbols, y + 0.15, marker="o", face=color, edge=color)
-        dots(lens, words, y - 0.15, marker="s", face="white", edge=color)
-        dots(answers, exact, y, marker="D", face=color, edge=color)
+        dots(lens, symbols, at + 0.15, marker="o", face=color, edge=color)
+        dots(lens, words, at - 0.15, marker="s", face="white", edge=color)
+        dots(answers, exact, at, marker="D", face=color, edge=color)
         answers.axvline(result["before"]["answers"]["exact"]["accuracy"], **draw.training("before"), lw=1.1)
         lens.set_xlabel("lens says the word")
         answers.set_xlabel("exact answers")

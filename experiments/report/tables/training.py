@@ -26,8 +26,12 @@ def dual_reward_arms(result: Result) -> Rows:
     main, steps, arms = result["main"], result["steps"], NAMES["dual_reward_arms"]
     half = _first_steps([main["first_step_above_threshold"]])
     yield [arm_name("vo"), steps["main"], *cells(main, f"parameters | {MADE} | {COST}"), half]
-    for key in (*arms, *(key for key in result["arms"] if key not in arms | NAMES["dual_reward_flaws"])):
-        arm = result["arms"][key]
+    made = result["arms"]
+    for key in (
+        *(key for key in arms if key in made),
+        *(k for k in made if k not in arms | NAMES["dual_reward_flaws"]),
+    ):
+        arm = made[key]
         half = _first_steps(arm["first_step_above_threshold"])
         yield [
             arm_name(key),
@@ -93,7 +97,8 @@ def sample_efficiency(result: Result) -> Rows:
 def dual_reward_flaws(result: Result) -> Rows:
     """Flaws of the originals, switched on one by one."""
     shown = "reported.top:percent | symbol.top:share | final_losses.0.answer_loss:4 | answers.exact:share"
-    for key, name in {"vo": "none", **NAMES["dual_reward_flaws"]}.items():
+    switched = {"vo": "none", **NAMES["dual_reward_flaws"]}
+    for key, name in ((key, name) for key, name in switched.items() if key in result["arms"]):
         yield [name, *cells(result["arms"][key], shown)]
     for key, name in (("lone_space", "read at a lone space"), ("without_o", "reloaded without O")):
         yield [f"{name} (main)", percent(value(result["main"][key]["top"])), *[NOTHING] * 3]

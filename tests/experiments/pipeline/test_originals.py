@@ -52,8 +52,15 @@ def place(tmp_path: Path) -> Path:
     base = yaml.safe_load((ROOT / tiny.PARAMS).read_text())
     base |= {
         key: ["llama-3.2-1b"]
-        for key in ("models", "trained_models", "grpo_models", "reinforcement_models", "moe_models")
-    }
+        for key in (
+            "models",
+            "supervised_models",
+            "trained_models",
+            "grpo_models",
+            "reinforcement_models",
+            "moe_models",
+        )
+    } | {"at_size": {"llama-3.2-1b": {}}}
     base["registry"] = {
         key: {"source": "hub", "repo": repo, "revision": COMMIT, "licence": "MIT"}
         for key, (repo, *_) in MODELS.items() if key != "granite-3.1-2b"

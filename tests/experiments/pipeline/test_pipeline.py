@@ -17,6 +17,7 @@ import yaml
 from classifier_emergence.cli.app import run
 from classifier_emergence.errors import InputError
 from classifier_emergence.results import read_result, write_result
+from experiments.params import AT_SIZE
 from experiments.pipeline.__main__ import NAME, app
 from experiments.pipeline.dependencies import differing
 from experiments.pipeline.graph import reasons, select, stale
@@ -25,15 +26,19 @@ from experiments.shared import stage
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # in DVC
 
 ROOT = Path(__file__).resolve().parents[3]
-STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES: dict[str, Any] = PIPELINE["stages"]
+SIZED: dict[str, str] = next(entry["sized"] for entry in PIPELINE["vars"] if "sized" in entry)
 
 
 PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
 def models_of(name: str) -> list[str]:
-    """The models of a stage; those of fetch are written out in dvc.yaml."""
+    """The models of a stage; some are written out in dvc.yaml."""
     each = STAGES[name].get("foreach", "${models}")
+    if each == "${sized}":
+        each = SIZED
     return list(each) if isinstance(each, dict) else PARAMS[each.strip("${}")]
 
 
@@ -58,6 +63,15 @@ def test_fetch_depends_on_its_own_entry_of_the_registry() -> None:
     assert body("fetch")["params"] == ["${item}"]
 
 
+def test_a_stage_that_runs_at_several_sizes_depends_on_its_own_entry_alone() -> None:
+    for key, parameter in SIZED.items():
+        assert parameter == f"at_size.{key.replace('.', '?')}"
+        assert dpath.get(PARAMS, parameter, separator=".") == PARAMS["at_size"][key]
+    sized = {name for name, models in stage.STAGES.items() if models == "supervised_models"}
+    assert sized == {name for name in STAGES if STAGES[name].get("foreach") == "${sized}"} == set(AT_SIZE)
+    assert all("${item}" in body(name)["params"] for name in sized)
+
+
 def test_the_table_of_stages_says_which_train() -> None:
     trains = {name for name in stage.STAGES if "${src}/training/supervised.py" in body(name)["deps"]}
     assert trains == set(stage.TRAINING)
@@ -68,7 +82,9 @@ def test_the_table_of_stages_says_which_train() -> None:
 def test_a_command_names_a_module_that_takes_its_options(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    python, flag, module, *options = body(name)["cmd"].replace("${item}", "tiny-llama").split()
+    python, flag, module, *options = (
+        body(name)["cmd"].replace("${item}", "tiny-llama").replace("${key}", "tiny-llama").split()
+    )
     assert (python, flag) == ("python", "-m")
     monkeypatch.chdir(tmp_path)  # where there are neither parameters nor a paper: that, and no option, is refused
     monkeypatch.setattr(sys, "argv", [module, *options])
