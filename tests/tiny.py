@@ -126,6 +126,6 @@ def run(folder: Path) -> None:
             for model in getattr(params, models):
                 torch.manual_seed(0)
                 gc.freeze()  # every training collects garbage, which would go through all that the libraries hold
-                import_module(f"experiments.stages.{stage}").run(params, model)
+                import_module(f"experiments.stages.{stage}").run(params.of_model(model), model)
         for name in REPORT:
             import_module(f"experiments.report.{name}").run()
