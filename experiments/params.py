@@ -279,6 +279,7 @@ class Params(_Section):
     logit_lens: LogitLens
     supervised_models: Keys
     trained_models: Keys
+    lens_models: Keys
     at_size: dict[str, dict[str, dict[str, Any]]]
     dual_reward: DualReward
     dual_reward_long: DualRewardLong
@@ -301,7 +302,8 @@ class Params(_Section):
         for key in self.models:
             source_of(key, self.registry, parameter="models")
         of = {
-            "supervised_models": "models", "trained_models": "supervised_models", "grpo_models": "models",
+            "supervised_models": "models", "trained_models": "supervised_models", "lens_models": "trained_models",
+            "grpo_models": "models",
             "reinforcement_models": "grpo_models",
         }  # fmt: skip
         for name, larger in of.items():
