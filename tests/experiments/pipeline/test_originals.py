@@ -56,6 +56,7 @@ def place(tmp_path: Path) -> Path:
             "models",
             "supervised_models",
             "trained_models",
+            "lens_models",
             "grpo_models",
             "reinforcement_models",
             "moe_models",
