@@ -12,6 +12,8 @@ from experiments.report.names import NAMES
 
 FLOOR = 1e-9
 """Of alignments on a logarithmic axis."""
+RATES = ("#86b6d9", "#2a7fb8", "#003a5c")
+"""Colours of learning rates, from low to high."""
 
 
 @draw.figure("dual_reward", "lora_sft", "cot_alignment")
@@ -94,7 +96,7 @@ def sample_efficiency(grid: Results) -> Figure:
     for axis, style, result in panels:
         cells = list(result["cells"].values())
         rates = sorted({cell["learning_rate"] for cell in cells})
-        for rate, ls, shade in zip(rates, ("-", "--", ":"), ("0.0", "0.35", "0.6"), strict=False):
+        for rate, ls, shade in zip(rates, (":", "-", "--"), RATES, strict=False):
             row = [cell for cell in cells if cell["learning_rate"] == rate]
             tops = [cell[style]["top"] for cell in row]
             line(axis, [top["value"] for top in tops], [top["interval"] for top in tops],
