@@ -125,10 +125,14 @@ def evaluate(claim: Claim, pieces: Sequence[Piece], confidence: float, facts: Fa
 
 
 def repetitions(claim: Claim, pieces: Sequence[Piece], confidence: float, facts: Facts) -> list[Headline]:
-    """Headlines where every trained number is drawn anew within its interval, which goes with it: ``DRAWS`` of them."""
+    """Headlines where every trained number is drawn anew within its interval over seeds: ``DRAWS`` of them.
+
+    Another machine rounds otherwise, so that each of its runs comes out as one of another seed might; prompts are the
+    same. The number's own interval, over prompts, goes with it.
+    """
     draw = random.Random(claim.claim)
     deciding = [piece for piece in pieces if piece.atom.primary or piece.atom.protocol == "reported"]
-    trained = {id(p): p.number.shown(confidence) for p in deciding if p.atom.stage in TRAINING}
+    trained = {id(p): p.number.over_seeds(confidence) for p in deciding if p.atom.stage in TRAINING}
     if not any(trained.values()):
         return [judge(claim, deciding, confidence, facts)[0]] * DRAWS
     found = []

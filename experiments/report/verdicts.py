@@ -42,6 +42,10 @@ class Number:
             return self.interval
         return student_interval(self.by_seed, confidence=confidence)
 
+    def over_seeds(self, confidence: float) -> tuple[float, float] | None:
+        """Student's interval over seeds, in which a repetition on the same prompts lies; of one seed that of examples."""
+        return replace(self, interval=None).shown(confidence) or self.interval
+
     def moved(self, by: float) -> "Number":
         """The same a little elsewhere, as a repetition might find it."""
         interval = self.interval and (self.interval[0] + by, self.interval[1] + by)

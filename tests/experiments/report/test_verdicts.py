@@ -153,20 +153,11 @@ def test_the_order_of_models_changes_no_claim(paper: dict) -> None:
         assert judge(claim, pieces[::-1], *rest)[0] == judge(claim, pieces, *rest)[0]
 
 
-NEAR = {"C24", "C30"}
-"""Claims whose primary number lies so near its bound that a repetition may be open where ours is not, or ours open."""
-
-
 def test_a_repetition_elsewhere_within_the_intervals_gives_the_same_headlines(paper: dict) -> None:
     said = {key: judge(*judged)[0] for key, judged in paper.items()}
     repeated = {key: repetitions(*judged) for key, judged in paper.items()}
-    flipped = sum(any(repeated[key][i] != said[key] for key in said.keys() - NEAR) for i in range(DRAWS))
+    flipped = sum(any(repeated[key][i] != said[key] for key in said) for i in range(DRAWS))
     assert flipped / DRAWS <= 0.02
-    for key in NEAR:
-        others = [headline for headline in repeated[key] if headline != said[key]]
-        assert len(others) / DRAWS <= 0.15
-        # A headline may become open, or an open one decided; none becomes its contrary.
-        assert "inconclusive" in {said[key]} or {*others} <= {"inconclusive"}
 
 
 def test_the_repetitions_would_show_a_headline_that_hangs_on_a_number(paper: dict) -> None:
