@@ -43,7 +43,7 @@ class Number:
         return student_interval(self.by_seed, confidence=confidence)
 
     def over_seeds(self, confidence: float) -> tuple[float, float] | None:
-        """Student's interval over seeds, in which a repetition on the same prompts lies; of one seed that of examples."""
+        """Student's over seeds, in which a repetition on the same prompts lies; of one seed that over examples."""
         return replace(self, interval=None).shown(confidence) or self.interval
 
     def moved(self, by: float) -> "Number":
