@@ -9,7 +9,8 @@ Lists of top tokens may differ in their order and in a fifth. Keys and lengths o
 1.0 and true differ. NaN and infinity differ, also from themselves.
 
 The ledger of claims is compared by what it says: headlines are the same, and what was met is not violated or the other
-way round. Its numbers stand in the results that they come from, and a state that opens is no contradiction.
+way round. Its numbers stand in the results that they come from, and a state that opens is no contradiction. Neither is
+a headline that becomes inconclusive, or is no longer so, where the ledger says of it that other seeds might do that.
 """
 
 import math
@@ -21,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from classifier_emergence.results import read_result
+
+STEADY = 0.98
+"""Share of repetitions within intervals over seeds from which on a headline must come out the same."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +141,14 @@ def _over_seeds(tree: Any, prefix: str = "") -> Iterator[tuple[str, list[float]]
 def _claims(expected: dict[str, Any], actual: dict[str, Any]) -> Iterator[Difference]:
     """One item a headline and a state."""
     left, right = _said(expected), _said(actual)
+    unsteady = {key for claims in (expected, actual) for key, claim in claims.items() if claim["steady"] < STEADY}
     for path in sorted({*left, *right}):
         one, other = left.get(path), right.get(path)
-        contrary = one != other if path.endswith(".headline") else {one, other} in ({"met", "violated"}, {one, None})
+        if path.endswith(".headline"):
+            opened = path.removesuffix(".headline") in unsteady and "inconclusive" in (one, other)
+            contrary = one != other and (None in (one, other) or not opened)
+        else:
+            contrary = {one, other} in ({"met", "violated"}, {one, None})
         reason = "missing" if other is None else "new" if one is None else "verdict"
         yield Difference(path, one, other, reason, used=math.inf if contrary else 0.0)
 

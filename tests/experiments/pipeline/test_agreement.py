@@ -99,6 +99,15 @@ def test_claims_agree_by_headlines_and_states(regenerated: dict[Path, Any]) -> N
         decided["state"] = state
         assert agree(regenerated) is agrees
     decided["state"] = "met"
+    said = claims["C09"]["headline"]
+    for steady, headline, agrees in (
+        (0.97, "inconclusive", True),
+        (1, "inconclusive", False),
+        (0.97, "untested", False),
+    ):
+        claims["C09"] |= {"steady": steady, "headline": headline}  # as other seeds might have it, or not
+        assert agree(regenerated) is agrees
+    claims["C09"]["headline"] = said
     claims["C11"]["headline"] = "inconclusive"
     assert not agree(regenerated)
     del claims["C11"]

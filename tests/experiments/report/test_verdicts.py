@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from classifier_emergence.results import read_result
 from classifier_emergence.statistics import wilson
 from experiments.params import load_params
+from experiments.pipeline.compare import STEADY
 from experiments.report import verdicts
 from experiments.report.claims import LEDGER, load_claims
 from experiments.report.ledger import DRAWS, Piece, judge, measure, repetitions
@@ -153,11 +154,19 @@ def test_the_order_of_models_changes_no_claim(paper: dict) -> None:
         assert judge(claim, pieces[::-1], *rest)[0] == judge(claim, pieces, *rest)[0]
 
 
+UNSTEADY = {"C23"}
+"""At this rate GRPO takes between a fifth and all of what dual reward made: three seeds do not settle it."""
+
+
 def test_a_repetition_elsewhere_within_the_intervals_gives_the_same_headlines(paper: dict) -> None:
     said = {key: judge(*judged)[0] for key, judged in paper.items()}
     repeated = {key: repetitions(*judged) for key, judged in paper.items()}
-    flipped = sum(any(repeated[key][i] != said[key] for key in said) for i in range(DRAWS))
-    assert flipped / DRAWS <= 0.02
+    unsteady = {key for key in said if repeated[key].count(said[key]) < STEADY * DRAWS}
+    assert unsteady == UNSTEADY
+    flipped = sum(any(repeated[key][i] != said[key] for key in said.keys() - UNSTEADY) for i in range(DRAWS))
+    assert flipped / DRAWS <= 1 - STEADY
+    for key in UNSTEADY:  # a repetition may leave it open, and nothing worse
+        assert {*repeated[key]} == {said[key], "inconclusive"}
 
 
 def test_the_repetitions_would_show_a_headline_that_hangs_on_a_number(paper: dict) -> None:
