@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from classifier_emergence.errors import InputError, first_line, one_line
+from classifier_emergence.interrupts import raised
 from classifier_emergence.models.registry import source_of
 from classifier_emergence.processes import check_alone
 from classifier_emergence.progress import notice
@@ -114,7 +115,8 @@ def exit_on_bad_input(run: Callable[[], None]) -> None:
     """Run; turn whatever goes wrong into one line on standard error and exit code 2, after its story with --debug."""
     logging.captureWarnings(True)
     try:
-        run()
+        with raised():
+            run()
     except Exception as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
