@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_asked = False
+"""Whether there was one within ``raised``."""
+
 
 def end_program() -> None:
     """From now on an interrupt ends the program, unless it was started to ignore them; for its first import."""
@@ -22,8 +25,12 @@ def raised() -> Iterator[None]:
     ours = signal.getsignal(signal.SIGINT) is _end
     try:
         if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, _raise)
         yield
+    except Exception as error:
+        if ours and _asked:  # transformers takes an import that was interrupted for one of what is not there
+            raise KeyboardInterrupt from error
+        raise
     finally:
         if ours:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -32,3 +39,9 @@ def raised() -> Iterator[None]:
 def _end(number: int, frame: FrameType | None) -> None:
     os.write(2, b"interrupted; no result was written\n")
     os._exit(130)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    global _asked
+    _asked = True
+    raise KeyboardInterrupt

@@ -25,8 +25,8 @@ def main(seed: str, share: str, program: str, *arguments: str) -> None:
         nonlocal started
         if event != "import" or os.getpid() != parent:
             return
-        # What comes before a package's first line is Python's own.
-        started = started or args[0].startswith(("experiments.", "classifier_emergence.cli."))
+        # What comes before a package's first lines is Python's own.
+        started = started or hasattr(sys.modules.get("classifier_emergence.interrupts"), "_raise")
         if not started or chance.random() > float(share):
             return
         ending = chance.choice([signal.SIGINT, signal.SIGINT, signal.SIGTERM])
