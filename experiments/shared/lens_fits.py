@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from safetensors import SafetensorError
 
+from classifier_emergence.manifest import file_damage, seal_file
 from classifier_emergence.progress import notice
 from classifier_emergence.reading.lens_maps import LensMaps
 from experiments.shared.runs import Runs
@@ -17,13 +18,16 @@ def kept_maps(runs: Runs, name: str, make: Callable[[], LensMaps]) -> LensMaps:
     """Maps that were made before by this code on these parameters and weights, else made and kept."""
     file = runs.folder / "maps" / f"{name}-{runs.state[:16]}.safetensors"
     try:
-        return LensMaps.load(file)
+        if file_damage(file) is None:
+            return LensMaps.load(file)
+        notice(f"{file}: another sha256; made again")
     except FileNotFoundError:
         pass
     except (SafetensorError, TypeError, OSError):
         notice(f"{file}: damaged; made again")
     maps = make()
     maps.save(file)
+    seal_file(file, file)
     return maps
 
 
