@@ -197,7 +197,7 @@ class Runs:
 
 
 def kept_adapter(stage: str, key: str, name: str) -> Path:
-    """The folder of an adapter that a stage left. Without a manifest, as earlier versions left it, it is taken as it is.
+    """The folder of an adapter that a stage left; without a manifest, as earlier versions left it, it is taken so.
 
     Raises:
         InputError: What the stage left is not as it was written.
