@@ -1,5 +1,6 @@
 """What stages that fit lenses share: maps that are kept until a stage is done, and layers chosen on other prompts."""
 
+import shutil
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -25,6 +26,8 @@ def kept_maps(runs: Runs, name: str, make: Callable[[], LensMaps]) -> LensMaps:
         pass
     except (SafetensorError, TypeError, OSError):
         notice(f"{file}: damaged; made again")
+        for path in file.parent.glob(f"{file.name}*"):
+            shutil.rmtree(path, ignore_errors=True)  # should it be a folder
     maps = make()
     maps.save(file)
     seal_file(file, file)

@@ -166,7 +166,7 @@ def lines(draw: st.DrawFn) -> list[str]:
     return words + (["--steps", "1", "--rank", "1"] if any(name == "--steps" for name, _ in flags) else [])
 
 
-@cases(40, 1500)
+@cases(40, 2500)
 @given(words=lines())
 def test_any_command_line(words: list[str], tiny_models: Path) -> None:
     with empty_folder() as folder:
