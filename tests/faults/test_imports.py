@@ -12,8 +12,8 @@ import pytest
 from tests.faults.damage import SEED, WHOLE, tried
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARE = 0.02 if WHOLE else 0.005
-"""Of a program's imports, of which there are up to ten thousand."""
+SHARE = 0.04 if WHOLE else 0.01
+"""Of a program's imports, of which there are a thousand to some thousands."""
 ALL = [
     ("classifier-emergence", "lens", "-m", "none", "x"),
     ("classifier_emergence", "models", "show", "none"),
