@@ -8,7 +8,9 @@ import networkx as nx
 from experiments.pipeline.dependencies import ROOT, imports
 
 LIBRARY, EXPERIMENTS = ROOT / "src" / "classifier_emergence", ROOT / "experiments"
-BASE = ("errors", "extras", "manifest", "numbers", "processes", "progress", "results", "statistics", "trace")
+BASE = (
+    "errors", "extras", "interrupts", "manifest", "numbers", "processes", "progress", "results", "statistics", "trace",
+)  # fmt: skip
 FLOORS = [
     BASE,
     ("reading",),

@@ -1,10 +1,12 @@
 """What stages that fit lenses share: maps that are kept until a stage is done, and layers chosen on other prompts."""
 
+import shutil
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from safetensors import SafetensorError
 
+from classifier_emergence.manifest import file_damage, seal_file
 from classifier_emergence.progress import notice
 from classifier_emergence.reading.lens_maps import LensMaps
 from experiments.shared.runs import Runs
@@ -17,13 +19,18 @@ def kept_maps(runs: Runs, name: str, make: Callable[[], LensMaps]) -> LensMaps:
     """Maps that were made before by this code on these parameters and weights, else made and kept."""
     file = runs.folder / "maps" / f"{name}-{runs.state[:16]}.safetensors"
     try:
-        return LensMaps.load(file)
+        if file_damage(file) is None:
+            return LensMaps.load(file)
+        notice(f"{file}: another sha256; made again")
     except FileNotFoundError:
         pass
     except (SafetensorError, TypeError, OSError):
         notice(f"{file}: damaged; made again")
+        for path in file.parent.glob(f"{file.name}*"):
+            shutil.rmtree(path, ignore_errors=True)  # should it be a folder
     maps = make()
     maps.save(file)
+    seal_file(file, file)
     return maps
 
 

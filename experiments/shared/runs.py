@@ -20,10 +20,11 @@ from filelock import FileLock, Timeout
 from joblib.externals.loky import ProcessPoolExecutor  # type: ignore[import-untyped]
 
 from classifier_emergence.errors import InputError
+from classifier_emergence.manifest import MANIFEST, damage, seal
 from classifier_emergence.progress import notice, progress
 from classifier_emergence.results import digest, plain, read_result, write_result
 from experiments.params import Params
-from experiments.shared.stage import result_path
+from experiments.shared.stage import again, result_path
 
 RUNS = Path("data/runs")
 ADAPTERS = Path("data/adapters")
@@ -135,6 +136,7 @@ class Runs:
         shutil.rmtree(self.kept, ignore_errors=True)
         if self.adapters.exists():
             shutil.copytree(self.adapters, self.kept)
+            seal(self.kept)
         write_result(self.result, result)
         shutil.rmtree(self.folder)
 
@@ -197,6 +199,18 @@ class Runs:
             ) from error
         finally:
             workers.shutdown(kill_workers=True)
+
+
+def kept_adapter(stage: str, key: str, name: str) -> Path:
+    """The folder of an adapter that a stage left; without a manifest, as earlier versions left it, it is taken so.
+
+    Raises:
+        InputError: What the stage left is not as it was written.
+    """
+    folder = ADAPTERS / stage / key
+    if (folder / MANIFEST).exists() and (found := damage(folder)):
+        raise InputError(f"{folder}: damaged ({found}); {again(stage, key)}")
+    return folder / name
 
 
 _STUDIES: dict[tuple[str, str, str], Any] = {}

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from classifier_emergence.errors import InputError, first_line, one_line
-from classifier_emergence.models.registry import source_of
+from classifier_emergence.interrupts import raised
+from classifier_emergence.manifest import file_damage, sha256
+from classifier_emergence.models.registry import ModelSource, PathSource, source_of
 from classifier_emergence.processes import check_alone
 from classifier_emergence.progress import notice
 from classifier_emergence.results import read_result
@@ -62,19 +64,27 @@ def residuals_path(model: str) -> Path:
 
 
 def read_residuals(model: str) -> "dict[str, Tensor]":
-    """What stage residuals wrote.
+    """What stage residuals wrote. Without a hash beside it, as earlier versions left it, it is taken as it is.
 
     Raises:
-        InputError: The file is missing or damaged; names it.
+        InputError: The file is missing, damaged, or not as it was written; names it.
     """
     from safetensors.torch import load_file  # late: it brings torch
 
     path = residuals_path(model)
     try:
-        return load_file(path)
+        found = file_damage(path)
+        states = load_file(path)
     except Exception as error:  # of any type: safetensors has its own, and raises those of files
-        again = f"run the stage that writes it: dvc repro --force --single-item residuals@{model}"
-        raise InputError(f"{path}: cannot be read ({first_line(error)}); {again}") from error
+        raise InputError(f"{path}: cannot be read ({first_line(error)}); {again('residuals', model)}") from error
+    if found:
+        raise InputError(f"{path}: {found}; {again('residuals', model)}")
+    return states
+
+
+def again(stage: str, model: str) -> str:
+    """What to do about a file that a stage left."""
+    return f"run the stage that writes it: dvc repro --force --single-item {stage}@{model}"
 
 
 def main(run: Callable[[Params, str], None], doc: str | None) -> None:
@@ -98,23 +108,43 @@ def main(run: Callable[[Params, str], None], doc: str | None) -> None:
 def _run(run: Callable[[Params, str], None], model: str, file: Path) -> None:
     params = load_params(file).of_model(model)
     check_alone("a stage of the paper, which makes its runs side by side by itself,")
-    source_of(model, params.registry)
+    source = source_of(model, params.registry)
+    spec = sys.modules["__main__"].__spec__
+    assert spec is not None
+    if not spec.name.endswith(".fetch"):
+        check_weights(model, source)
     import torch  # late: the commands of the pipeline, which import this module, need none of it
     import transformers
 
     torch.manual_seed(0)  # nothing draws from the global generator; if something did, it would repeat
     transformers.utils.logging.disable_progress_bar()
-    spec = sys.modules["__main__"].__spec__
-    assert spec is not None
     # Not as __main__, but under its own name: there other processes find what they are to call.
     getattr(importlib.import_module(spec.name), run.__name__)(params, model)
+
+
+def check_weights(model: str, source: ModelSource) -> None:
+    """Refuse a local folder whose weights are others than stage fetch has seen; pins see to those from elsewhere.
+
+    Raises:
+        InputError: They are; or the result of stage fetch cannot be read.
+    """
+    fetched = result_path("fetch", model)
+    if not isinstance(source, PathSource) or not fetched.exists():
+        return
+    seen = read_result(fetched).get("source", {}).get("sha256")
+    files = Path(source.path).expanduser().glob("*.safetensors")
+    if seen is not None and seen != {file.name: sha256(file) for file in files}:
+        raise InputError(
+            f"registry.{model}: the weights in {source.path} are not those of {fetched}; {again('fetch', model)}"
+        )
 
 
 def exit_on_bad_input(run: Callable[[], None]) -> None:
     """Run; turn whatever goes wrong into one line on standard error and exit code 2, after its story with --debug."""
     logging.captureWarnings(True)
     try:
-        run()
+        with raised():
+            run()
     except Exception as error:
         if "--debug" in sys.argv:
             traceback.print_exc()

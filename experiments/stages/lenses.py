@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from classifier_emergence.manifest import seal
 from classifier_emergence.mixtures.upcycling import self_generated
 from classifier_emergence.models.loading import load, with_adapter
 from classifier_emergence.reading.jacobian_lens import jacobian
@@ -34,7 +35,7 @@ from classifier_emergence.tasks.problems import COT_REPORTED, NEUTRAL, Problem
 from experiments.params import Params
 from experiments.shared.lens import OPERATION_WORDS, against_null, contrast, null_words, own_class
 from experiments.shared.lens_fits import FITS, kept_maps, selected
-from experiments.shared.runs import ADAPTERS, Runs
+from experiments.shared.runs import Runs, kept_adapter
 from experiments.shared.stage import main, read_residuals
 from experiments.shared.study import ProblemStudy
 from experiments.shared.summaries import accuracy_curve, mean_of, over, share_of
@@ -140,6 +141,7 @@ def run(params: Params, key: str) -> None:
         for name, parts in fits.items():
             for i, maps in enumerate(parts):
                 maps.save(MAPS / key / f"{name}-{i}.safetensors")
+        seal(MAPS / key)
         runs.finish(result)
 
 
@@ -415,9 +417,9 @@ def adapters_of(study: LensStudy, name: str) -> list[Path]:
     """The folders of a training stage's adapters, one a seed."""
     params, key = study.params, study.lm.key
     if name == "cot_alignment":
-        return [ADAPTERS / name / key / f"chain_of_thought-{seed}" for seed in params.cot_alignment.seeds]
-    long = [ADAPTERS / "dual_reward_long" / key / f"seed-{seed}" for seed in params.dual_reward_long.seeds]
-    return [ADAPTERS / name / key / f"seed-{params.dual_reward.seeds[0]}", *long]
+        return [kept_adapter(name, key, f"chain_of_thought-{seed}") for seed in params.cot_alignment.seeds]
+    long = [kept_adapter("dual_reward_long", key, f"seed-{seed}") for seed in params.dual_reward_long.seeds]
+    return [kept_adapter(name, key, f"seed-{params.dual_reward.seeds[0]}"), *long]
 
 
 @contextmanager

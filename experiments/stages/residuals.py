@@ -7,6 +7,7 @@ Writes the residual streams at the last prompt token, (n_layers + 1, prompts, d)
 from safetensors.torch import save_file
 from torch import Tensor
 
+from classifier_emergence.manifest import seal_file
 from classifier_emergence.models.loading import load
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.tasks.arithmetic import HELD_OUT, LENS, REPORTED, STYLES, labelled, prompt_bank
@@ -46,7 +47,7 @@ def run(params: Params, key: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file({name: tensor.contiguous() for name, tensor in states.items()}, partial)
-    partial.replace(path)
+    seal_file(partial, path)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Folders whose files are known by their hashes: whether one is as it was written.
+"""Folders and files that are known by their hashes: whether one is as it was written.
 
 The manifest is written last. So a folder without one was not written to its end, and one whose files differ from it is
-damaged, whatever damaged it.
+damaged, whatever damaged it. A file alone has its hash beside it, in the format of sha256sum.
 """
 
 import hashlib
@@ -51,6 +51,34 @@ def damage(folder: Path, *, verify: bool = True) -> str | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
     return None
+
+
+def seal_file(partial: Path, file: Path) -> None:
+    """Move what was written to its place, and write its hash beside it.
+
+    Raises:
+        OSError: Either cannot be written.
+    """
+    text = f"{sha256(partial)}  {file.name}\n"
+    _beside(file).unlink(missing_ok=True)  # a run that ends here leaves a file without a hash, not with another's
+    partial.replace(file)
+    write_text_atomic(_beside(file), text)
+
+
+def file_damage(file: Path) -> str | None:
+    """What is wrong with a file that was sealed; None if nothing is, or if it has no hash beside it.
+
+    Raises:
+        OSError: It or its hash cannot be read.
+    """
+    beside = _beside(file)
+    if not beside.exists() or beside.read_bytes() == f"{sha256(file)}  {file.name}\n".encode():
+        return None
+    return f"it has another sha256 than {beside.name} says"
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
 
 
 def sha256(file: Path) -> str:

@@ -496,13 +496,6 @@ def test_whatever_fails_is_one_line_and_debug_shows_where(
     assert "in fails" in err
 
 
-def test_an_interrupt_before_anything_runs_is_one_line() -> None:
-    code = "import classifier_emergence.cli; raise KeyboardInterrupt"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr == "interrupted; no result was written\n"
-    assert done.returncode in (-2, 130)  # by the signal, which a shell calls 130
-
-
 def test_what_is_wrong_with_a_run_is_said_at_its_end(ce: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finetune, "LARGE", -1.0)
     code, out, _ = ce("dual-reward", "-m", MODEL, "--json", "a.json", "--steps", "2")

@@ -5,9 +5,11 @@ A few cases of each kind, or with ``FAULTS=whole`` ten thousand in all.
 
 import contextlib
 import copy
+import csv
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import unicodedata
@@ -27,8 +29,10 @@ from safetensors import safe_open
 from classifier_emergence.cli.app import app, run
 from classifier_emergence.errors import InputError
 from classifier_emergence.models.registry import read_registry
+from classifier_emergence.results import ResultError, read_result, write_result
 from classifier_emergence.tasks.files import load_prompts, load_task
 from experiments.params import load_params
+from experiments.report.typeset import write_table
 from tests.faults.damage import WHOLE, files_of, tried
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,6 +124,10 @@ def parsed(file: Path) -> None:
     elif file.suffix == ".html":
         assert file.read_text(encoding="utf-8").rstrip().endswith("</html>")
         assert "<script>alert(1)" not in file.read_text(encoding="utf-8")
+    elif file.suffix == ".csv":
+        with file.open(encoding="utf-8", newline="") as text:
+            cells = [cell for row in csv.reader(text, strict=True) for cell in row]
+        assert not [c for c in cells if c[:1] in tuple("=+-@\t\r") and not re.fullmatch(r"[+-]?\d+(\.\d+)?", c)]
     elif file.suffix == ".svg":
         ElementTree.parse(file)
     elif file.suffix == ".png":
@@ -158,14 +166,14 @@ def lines(draw: st.DrawFn) -> list[str]:
     return words + (["--steps", "1", "--rank", "1"] if any(name == "--steps" for name, _ in flags) else [])
 
 
-@cases(40, 3000)
+@cases(40, 2500)
 @given(words=lines())
 def test_any_command_line(words: list[str], tiny_models: Path) -> None:
     with empty_folder() as folder:
         told([str(tiny_models / "tiny-llama") if word == "MODEL" else word for word in words], folder, "flags")
 
 
-@cases(12, 300)
+@cases(12, 200)
 @given(
     prompts=st.lists(some, max_size=2),
     words=st.lists(some, max_size=2),
@@ -179,28 +187,28 @@ def test_any_prompt_and_word(prompts: list[str], words: list[str], ending: str, 
             assert files_of(folder) == sorted(["o.json", f"o.{ending}"])
 
 
-@cases(10, 300)
-@given(names=st.lists(some, min_size=2, max_size=2, unique=True), prompts=st.lists(some, min_size=2, max_size=4))
-def test_any_label(names: list[str], prompts: list[str], tiny_models: Path) -> None:
-    rows = [{"label": name, "prompt": f"{name} {i} {prompt}"} for name in names for i, prompt in enumerate(prompts)]
+@cases(10, 200)
+@given(
+    names=st.lists(some, min_size=2, max_size=2, unique=True),
+    prompts=st.lists(some, min_size=2, max_size=4),
+    asked=st.sampled_from([["probe", "--shuffles", "1"], ["dual-reward", "--steps", "1", "--rank", "1"]]),
+)
+def test_any_label(names: list[str], prompts: list[str], asked: list[str], tiny_models: Path) -> None:
+    rows = [
+        {"label": name, "prompt": f"{name} {i} {prompt}", "answer": prompt}
+        for name in names for i, prompt in enumerate(prompts)
+    ]  # fmt: skip
     with empty_folder() as folder:
         (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        asked = [
-            "probe",
-            "-m",
-            str(tiny_models / "tiny-llama"),
-            "--file",
-            "rows.jsonl",
-            "--shuffles",
-            "1",
-        ]
-        told([*asked, "--json", "o.json", "--output", "kept"], folder, "labels")
+        model = ["-m", str(tiny_models / "tiny-llama")]
+        code = told([*asked, *model, "--file", "rows.jsonl", "--json", "o.json", "--output", "kept"], folder, "labels")
+        assert (code == 0) == (folder / "o.json").exists() == (folder / "kept").exists(), (names, prompts)
 
 
 # --- Files ---
 
 
-@cases(60, 4500)
+@cases(60, 5500)
 @given(
     content=st.binary(max_size=40) | st.lists(trees, max_size=3).map(lambda rows: json.dumps(rows).encode())
     | st.lists(st.dictionaries(st.sampled_from(["prompt", "label", "word", "group"]), trees), max_size=4).map(
@@ -241,7 +249,7 @@ PARAMS = yaml.safe_load((ROOT / "params.tiny.yaml").read_text())
 REGISTRY = {"registry": yaml.safe_load((ROOT / "params.yaml").read_text())["registry"]}
 
 
-@cases(40, 1500)
+@cases(40, 1800)
 @given(
     content=changed(REGISTRY).map(lambda tree: json.dumps(tree).encode())
     | st.binary(max_size=30)
@@ -255,12 +263,53 @@ def test_any_registry(content: bytes) -> None:
         refused(lambda: read_registry(folder / "registry.yaml"), "registries")
 
 
-@cases(8, 500)
+@cases(8, 600)
 @given(tree=changed(PARAMS))
 def test_any_parameter(tree: Any) -> None:
     with empty_folder() as folder:
         (folder / "params.yaml").write_text(json.dumps(tree))
         refused(lambda: load_params("params.yaml"), "parameters")
+
+
+# --- What is written of any text and number ---
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[list[str], list[list[Any]]]:
+    columns = draw(st.lists(texts, min_size=1, max_size=3))
+    row = st.lists(some | st.none() | st.integers(), min_size=len(columns), max_size=len(columns))
+    return columns, draw(st.lists(row, max_size=3))
+
+
+@cases(20, 600)
+@given(table=tables(), caption=texts)
+def test_any_table(table: tuple[list[str], list[list[Any]]], caption: str) -> None:
+    columns, rows = table
+    with empty_folder() as folder:
+        refused(lambda: write_table(folder / "t", columns, rows, caption=caption, tokens=columns[:1]), "tables")
+        assert files_of(folder) == ["t.csv", "t.md", "t.tex"]
+        parsed(folder / "t.csv")
+        _, _, *lines, end = (folder / "t.md").read_text(encoding="utf-8").split("\n")
+        parts = [re.sub(r"\\.", "", line).count("|") for line in lines]
+        assert (parts, end) == ([len(columns) + 1] * (len(rows) + 2), "")
+        tex = re.sub(r"\\[{}&\\]", "", (folder / "t.tex").read_text(encoding="utf-8"))
+        assert tex.count("{") == tex.count("}")
+        assert tex.count("&") == (len(columns) - 1) * (len(rows) + 1)
+
+
+@cases(20, 600)
+@given(tree=trees)
+def test_any_result(tree: Any) -> None:
+    with empty_folder() as folder:
+        try:
+            write_result(folder / "r.json", {"x": tree})
+        except ResultError:
+            assert files_of(folder) == []
+            tried["results", "bad input", "one line"] += 1
+        else:
+            parsed(folder / "r.json")
+            assert list(read_result(folder / "r.json")) == ["x"]
+            tried["results", "bad input", "taken"] += 1
 
 
 # --- Adapters and kept probes ---
@@ -289,7 +338,7 @@ def made(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@cases(16, 300)
+@cases(16, 200)
 @given(data=st.data(), what=st.sampled_from([("adapter", "adapter_config.json"), ("kept", "card.json")]))
 def test_any_adapter_and_probe(data: st.DataObject, what: tuple[str, str], made: Path, tiny_models: Path) -> None:
     name, file = what

@@ -1,14 +1,9 @@
-"""The command line. What imports it ends in one line when it is interrupted, also before it runs."""
+"""The command line."""
 
 import sys
-from types import TracebackType
+from pathlib import Path
 
+from classifier_emergence.interrupts import end_program
 
-def _told(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        sys.stderr.write("interrupted; no result was written\n")
-    else:
-        sys.__excepthook__(kind, error, where)
-
-
-sys.excepthook = _told
+if Path(sys.argv[0]).stem == "classifier-emergence":
+    end_program()

@@ -20,6 +20,7 @@ from classifier_emergence.cli.options import Device, Dtype, JsonFile, example, w
 from classifier_emergence.cli.terminal import complain, say, table
 from classifier_emergence.errors import one_line
 from classifier_emergence.extras import missing_extras_named
+from classifier_emergence.interrupts import raised
 
 app = typer.Typer(
     name="classifier-emergence",
@@ -56,8 +57,8 @@ def run(arguments: Sequence[str], commands: typer.Typer = app, name: str = "clas
     if debug := "--debug" in words:
         words.remove("--debug")
     try:
-        command = typer.main.get_command(commands)
-        with missing_extras_named():
+        with raised(), missing_extras_named():
+            command = typer.main.get_command(commands)
             code = command.main(args=words, prog_name=name, standalone_mode=False)
     except TyperException as error:
         message = error.format_message()

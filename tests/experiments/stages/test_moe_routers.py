@@ -106,7 +106,7 @@ def test_a_run_that_was_cut_short_goes_on_and_every_measure_is_there(
     own = [result["branches"][operation]["test_losses"][operation] for operation in OPERATIONS]
     assert np.mean(own) < np.mean([result["base"]["losses"][operation]["mean"] for operation in OPERATIONS])
     kept = {path.name for path in Path("data/adapters/moe_routers/tiny-llama").iterdir()}
-    assert kept == {*DOMAINS, "all", "mixture-0.safetensors", "twin-0.safetensors"}
+    assert kept == {*DOMAINS, "all", "mixture-0.safetensors", "twin-0.safetensors", "manifest.json"}
     assert not Path("data/runs/moe_routers/tiny-llama").exists()
 
 
