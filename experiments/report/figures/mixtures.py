@@ -48,23 +48,24 @@ def router_maxima(moe: Results) -> Figure:
 @draw.figure("moe_routers")
 def router_power(moe: Results) -> Figure:
     """How often a word that is planted in a router's row is found, by its cosine with it; bands are 95 % intervals."""
-    figure, grid = draw.panels(1, len(moe), height=2.2, xlabel="cosine of the row with the word", sharey=True)
+    figure, made = draw.blocks(moe, height=1.9, xlabel="cosine of the row with the word", sharey=True)
     tests = {
         "found": ("by z-score", "-"),
         "largest_found": ("by largest cosine", "-."),
         "word_found": ("by the word's rank", "--"),
     }
-    for axis, (model, result) in zip(grid[0], moe.items(), strict=True):
+    for i, (model, result, block) in enumerate(made):
+        axis, color = block[0, 0], draw.look(model, list(moe))["color"]
         runs = result.get("mixtures", [{"after": result}])
         planted = [run["after"]["projection"]["power"] for run in runs]
         axis.axvspan(*REPORTED_SCORES, color="0.85", lw=0, label="scores that are reported")
         axis.axvline(EXPECTED_SCORE, color="0.5", ls=":", lw=0.9, label="score that the write-up would expect")
         for test, (label, ls) in tests.items():
             curves, intervals = ([each[test][key] for each in planted] for key in ("accuracy", "interval"))
-            draw.seeds_line(axis, curves, intervals, x=planted[0]["cosine"], color="0.0", ls=ls, label=label)
+            draw.seeds_line(axis, curves, intervals, x=planted[0]["cosine"], color=color, ls=ls, label=label)
         axis.set(ylim=(-0.03, 1.03), xlim=(0, None))
-        axis.set_title(model, loc="left")
-    grid[0, 0].set_ylabel("share of rows found")
+        if i % draw.ACROSS == 0:
+            axis.set_ylabel("share of rows found")
     return draw.legend(figure)
 
 
@@ -73,6 +74,7 @@ def written_words(moe: Results) -> Figure:
     """The own operation word in what MLPs write, by block: base model, mixture and dense twin."""
     made = upcycled(moe)
     figure, grid = draw.panels(len(made), 4, height=0.4 + 1.9 * len(made), xlabel="layer")
+    looks = (("0.46", ":"), (TRAINED, "-"), (TWIN, "--"))
     for axes, (model, result) in zip(grid, made.items(), strict=True):
         runs = {
             "base": [result["base"]],
@@ -81,9 +83,7 @@ def written_words(moe: Results) -> Figure:
         }
         for (aligned, contrast), style in zip((axes[:2], axes[2:]), ("symbol", "word"), strict=True):
             draw.alignment_axis(aligned, FLOOR)
-            for (name, found), (color, ls) in zip(
-                runs.items(), (("0.6", ":"), ("0.0", "-"), ("0.3", "--")), strict=True
-            ):
+            for (name, found), (color, ls) in zip(runs.items(), looks, strict=True):
                 of = [run["written"][style] for run in found]
                 look: Any = {"ls": ls, "color": color, "label": name}
                 draw.seeds_line(aligned, [each["alignment"]["mean"] for each in of], **look)
@@ -91,7 +91,7 @@ def written_words(moe: Results) -> Figure:
             chance = np.mean([run["written"][style]["null"]["log_contrast_95"] for run in runs["mixture"]], axis=0)
             line(contrast, chance, color="0.3", ls="-.", lw=0.7, label="equally frequent tokens, 95 %")
             aligned.set(ylabel="mean alignment")
-            aligned.set_title(f"{model}: {style} prompts", loc="left")
+            aligned.set_title(f"{short_name(model)}: {style} prompts")
             contrast.set_ylabel("contrast, nats")
             for axis in (aligned, contrast):
                 draw.layer_axis(axis, of[0]["layers"])
