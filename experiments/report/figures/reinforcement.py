@@ -55,7 +55,7 @@ def grpo_depth(grpo: Results) -> Figure:
 
 @draw.figure("collapse")
 def collapse_arms(collapse: Results) -> Figure:
-    """One word on top of all prompts, and reward, after every run with a class loss: controlled, by flaw, as reported."""
+    """One word on top of all prompts, and reward, after every run: controlled, by flaw, and as reported."""
     groups = _collapse_groups()
     rows = {key: name for title, arms in groups.items() for key, name in {title: title, **arms}.items()}
     y = np.arange(len(rows))[::-1]

@@ -13,7 +13,11 @@ from experiments.report.names import NAMES
 
 FLOOR = 1e-9
 """Of alignments on a logarithmic axis."""
-COST = ("exact answers", "removed: change of the\nanswer's log-probability", "interchanged: answers\nof the other operation")
+COST = (
+    "exact answers",
+    "removed: change of the\nanswer's log-probability",
+    "interchanged: answers\nof the other operation",
+)
 """What each panel of ``cost`` shows."""
 
 
@@ -130,13 +134,13 @@ def sample_efficiency(grid: Results) -> Figure:
     rows = {style: f"{style}: word on top" for style in ("symbol", "story")}
     figure, panels = draw.by_model(grid, rows, height=3.2, xlabel="distinct problems", sharey=True)
     for axis, style, result in panels:
-        cells = list(result["cells"].values())
+        cells, color = list(result["cells"].values()), draw.look(result["model"], list(grid))["color"]
         rates = dict(zip(sorted({cell["learning_rate"] for cell in cells}), ("-", "--", ":"), strict=False))
         for rate, ls in rates.items():
             row = [cell for cell in cells if cell["learning_rate"] == rate]
             tops = [cell[style]["top"] for cell in row]
             line(axis, [top["value"] for top in tops], [top["interval"] for top in tops],
-                 x=[cell["problems"] for cell in row], color=draw.look(result["model"], list(grid))["color"], ls=ls)  # fmt: skip
+                 x=[cell["problems"] for cell in row], color=color, ls=ls)  # fmt: skip
         axis.set(xscale="log", ylim=(-0.03, 1.03), xticks=[cell["problems"] for cell in row])
         axis.set_xticks([cell["problems"] for cell in row], [str(cell["problems"]) for cell in row])
         axis.minorticks_off()
