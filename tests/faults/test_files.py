@@ -265,11 +265,15 @@ def paper(_: LanguageModel) -> Life:
         for ledger, key in (("claims", "C01"), ("predictions", "P01")):
             write_result(folder / "results" / f"{ledger}.json", {key: {"headline": "supported"}})
         write_table(folder / "paper" / "tables" / "t", ["model", "n"], [["m", 1]], caption="A table.")
-        figure = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><path d="M0 0h9v9z"/></svg>'
+        figure = (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:dc="http://purl.org/dc/elements/1.1/" width="9" height="9">'
+            "<metadata><dc:identifier>f.py</dc:identifier><dc:source>probing</dc:source></metadata>"
+            '<path d="M0 0h9v9z"/></svg>'
+        )
         (folder / "paper" / "figures" / "f.svg").write_text(figure)
         (folder / "paper" / "main.typ").write_text(
             '#import "/paper/lib.typ": *\n#set document(title: "t", date: none)\n#headline("C01")\n'
-            '#data-table("t", "T")\n#data-figure("f", "probing", "F", alt: "a")\n'
+            '#data-table("t", "T")\n#data-figure("f", "F", alt: "a")\n'
         )
         go_on(folder)
 

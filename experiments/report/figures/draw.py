@@ -2,6 +2,7 @@
 
 Same results, same bytes. A model, and a training, has one colour, line and marker everywhere (``paper/names.yaml``).
 The colours are ones that colour-blind readers tell apart, and the lines tell apart what is printed in grey.
+An SVG says in its metadata which function drew it from which stages; the paper's index of figures reads that.
 """
 
 import io
@@ -68,9 +69,17 @@ class PaperFigure:
         """Of its files."""
         return self.draw.__name__
 
+    @property
+    def script(self) -> str:
+        """File of the function that draws it, from the repository's root."""
+        return self.draw.__module__.replace(".", "/") + ".py"
+
     def write(self, *results: Results, folder: Path = FOLDER) -> None:
         """Draw in the paper's style and write SVG and PNG atomically, without dates or versions in them."""
-        metadata: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+        metadata: dict[str, dict[str, Any]] = {
+            "svg": {"Date": None, "Creator": None, "Identifier": self.script, "Source": " ".join(self.stages)},
+            "png": {"Software": None},
+        }
         with mpl.rc_context(STYLE):
             drawn = self.draw(*results)
             for ending, entries in metadata.items():
@@ -104,6 +113,12 @@ def look(model: str, models: Sequence[str] = ()) -> dict[str, Any]:
 def training(key: str) -> dict[str, Any]:
     """Colour and line of a training."""
     color, ls, _ = NAMES["looks"]["trainings"][key]
+    return {"color": color, "ls": ls}
+
+
+def lens(key: str) -> dict[str, Any]:
+    """Colour and line of a lens."""
+    color, ls = NAMES["looks"]["lenses"][key]
     return {"color": color, "ls": ls}
 
 
@@ -230,8 +245,8 @@ def heat_map(axis: Axes, values: Any, *, vmin: float = 0, vmax: float = 1, **opt
 def dots(
     axis: Axes, items: Sequence[Result], y: Any, *, marker: str, face: str, label: str = "", edge: str = INK
 ) -> None:
-    """Shares with whiskers, one in a row; of one run (``accuracy``) or over seeds (``value``)."""
-    values = np.array([item["value"] if "value" in item else item["accuracy"] for item in items])
+    """Shares with whiskers, one in a row; of one run (``accuracy``, ``mean``) or over seeds (``value``)."""
+    values = np.array([next(item[name] for name in ("value", "accuracy", "mean") if name in item) for item in items])
     low, high = np.array([item["interval"] for item in items]).T
     bars = np.clip([values - low, high - values], 0, None)
     axis.errorbar(

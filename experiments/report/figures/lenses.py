@@ -1,21 +1,11 @@
 """Figures of the lenses beside the logit lens."""
 
-from typing import Any
-
 from matplotlib.figure import Figure
 
 from classifier_emergence.tasks.arithmetic import STYLES
 from experiments.report.figures import draw
-from experiments.report.figures.draw import INK, PALE, Results, line, seeds_line
+from experiments.report.figures.draw import PALE, Results, line, seeds_line
 from experiments.report.names import NAMES, lenses_of
-
-LOOKS: dict[str, dict[str, Any]] = {
-    "logit": {"color": INK, "ls": "-"},
-    "jacobian": {"color": "#332288", "ls": "--"},
-    "tuned": {"color": "#117733", "ls": ":"},
-    "jacobian_after": {"color": "#aa4499", "ls": "-."},
-}
-"""Colour and line of a lens."""
 
 
 @draw.figure("lenses")
@@ -27,7 +17,7 @@ def lenses_choice(lenses: Results) -> Figure:
         for lens, name in lenses_of(result["untrained"]).items():
             curves = [fit["choice"] for fit in result["untrained"][lens][style]["fits"]]
             accuracy, interval = [c["accuracy"] for c in curves], [c["interval"] for c in curves]
-            seeds_line(axis, accuracy, interval, label=f"{name} lens", **LOOKS[lens])
+            seeds_line(axis, accuracy, interval, label=f"{name} lens", **draw.lens(lens))
         null = result["untrained"]["jacobian"][style]["fits"][0]["choice"]["null_95"]
         line(axis, null, color="0.6", lw=0.7, label="matched words, 95 % (Jacobian lens)")
         axis.axhline(0.25, color=PALE, lw=0.6, zorder=0)
@@ -45,7 +35,7 @@ def lenses_trained_word(lenses: Results) -> Figure:
         for lens, name in lenses_of(found["after"]).items():
             curves = [seed[lens]["symbol"]["by_layer"] for seed in found["seeds"] if lens in seed]
             alignment, interval = [c["alignment"] for c in curves], [c["interval"] for c in curves]
-            seeds_line(axis, alignment, interval, label=name, **LOOKS[lens])
+            seeds_line(axis, alignment, interval, label=name, **draw.lens(lens))
         axis.axvline(result["layers"].index(found["layer"]), color=PALE, lw=0.6, zorder=0)
         axis.set_ylim(0, 1.04)
     return draw.legend(figure)

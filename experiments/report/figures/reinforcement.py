@@ -1,6 +1,7 @@
 """Figures of reinforcement learning: GRPO alone, with a loss on the lens, and after or before the dual reward."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,49 @@ def grpo_depth(grpo: Results) -> Figure:
         seeds_line(axis, curves, intervals, **draw.training("grpo"), label="after GRPO")
         axis.axvline(result["layers"].index(result["layer"]), color=PALE, lw=0.7, zorder=0)
     return draw.legend(figure)
+
+
+@draw.figure("collapse")
+def collapse_arms(collapse: Results) -> Figure:
+    """One word on top of all prompts, and reward, after every run: controlled, by flaw, and as reported."""
+    groups = _collapse_groups()
+    rows = {key: name for title, arms in groups.items() for key, name in {title: title, **arms}.items()}
+    y = np.arange(len(rows))[::-1]
+    figure, made = draw.blocks(collapse, 1, 2, across=2, height=0.4 + 0.15 * len(rows), sharey=True)
+    for i, (model, result, ((one_word, reward),)) in enumerate(made):
+        color, arms = draw.look(model, list(collapse))["color"], result["arms"]
+        for place, key in zip(y, rows, strict=True):
+            if key in arms:
+                found = arms[key]["summary"]
+                face = color if found["collapsed"] else "white"
+                draw.dots(one_word, [found["classes"]["one_word"]], [place], marker="o", face=face, edge=color)
+                draw.dots(reward, [found["sampled_reward"]], [place], marker="D", face=face, edge=color)
+            elif key not in groups:
+                one_word.text(0, place, "not run", color="0.4", va="center")
+        one_word.axvline(1 / len(result["classes"]), color=PALE, lw=0.6, zorder=0)
+        reward.axvline(result["before"]["sampled_reward"]["mean"], **draw.training("before"), lw=1.1)
+        one_word.set_xlabel("one word on top")
+        reward.set_xlabel("reward")
+        one_word.set_ylim(-0.8, len(rows) - 0.2)
+        if i % 2 == 0:
+            one_word.set_yticks(y, rows.values())
+            for label, key in zip(one_word.get_yticklabels(), rows, strict=True):
+                label.set_fontweight("bold" if key in groups else "normal")
+    return draw.key(figure, {
+        "no seed collapsed": {"color": INK, "ls": "", "marker": "o", "mfc": "white"},
+        "a seed collapsed": {"color": INK, "ls": "", "marker": "o"},
+        "one in three": {"color": PALE, "lw": 0.6}, "reward before training": draw.training("before"),
+    })  # fmt: skip
+
+
+def _collapse_groups() -> dict[str, dict[str, str]]:
+    """Title of a group -> arm -> its name."""
+    crossed = [zip(*level, strict=True) for level in product(*(x.items() for x in NAMES["collapse_levels"].values()))]
+    return {
+        "controlled": {key: ", ".join(words) for key, words in NAMES["collapse_factorial"].items()},
+        "flaws, crossed": {"_".join(keys): ", ".join(words) for keys, words in crossed},
+        "as reported": NAMES["collapse_attempts"],
+    }
 
 
 @draw.figure("collapse")

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator, ScalarFormatter
 
 from classifier_emergence.results import lookup
 from experiments.report.figures import draw
@@ -14,11 +15,17 @@ FLOOR = 1e-9
 """Of alignments on a logarithmic axis."""
 RATES = ("#86b6d9", "#2a7fb8", "#003a5c")
 """Colours of learning rates, from low to high."""
+COST = (
+    "exact answers",
+    "removed: change of the\nanswer's log-probability",
+    "interchanged: answers\nof the other operation",
+)
+"""What each panel of ``cost`` shows."""
 
 
-@draw.figure("dual_reward", "lora_sft", "cot_alignment")
-def training_depth(dual: Results, plain: Results, chain: Results) -> Figure:
-    """Mean alignment over depth on symbol prompts, before training and after each kind of supervised training."""
+@draw.figure("dual_reward", "lora_sft", "cot_alignment", "grpo")
+def training_depth(dual: Results, plain: Results, chain: Results, grpo: Results) -> Figure:
+    """Mean alignment over depth on symbol prompts, before training and after each kind of training."""
     figure, panels = draw.by_model(dual, {"": "mean alignment"}, height=2.1, sharey=True)
     for (axis, _, result), model in zip(panels, dual, strict=True):
         draw.alignment_axis(axis, FLOOR)
@@ -28,10 +35,14 @@ def training_depth(dual: Results, plain: Results, chain: Results) -> Figure:
         runs = [run["alignment"]["by_layer"] for run in chain[model]["chain_of_thought"]["by_seed"]]
         intervals = [run["interval"] for run in runs]
         seeds_line(axis, [run["mean"] for run in runs], intervals, **draw.training("chain_of_thought"))
+        if model in grpo:
+            lenses = [run["alignment"] for run in grpo[model]["arms"]["controlled"]["runs"]]
+            means, ends = ([lens[part] for lens in lenses] for part in ("alignment", "interval"))
+            seeds_line(axis, means, ends, **draw.training("grpo"))
         main = result["main"]["symbol"]["by_layer"]
         line(axis, main["mean"], main["interval"], **draw.training("dual_reward"))
         axis.axvline(result["layers"].index(result["layer"]), color=PALE, lw=0.6, zorder=0)
-    shown = ("before", "answers", "chain_of_thought", "dual_reward")
+    shown = ("before", "answers", "chain_of_thought", "grpo", "dual_reward")
     return draw.key(figure, {NAMES["trainings"][key]: draw.training(key) for key in shown})
 
 
@@ -88,6 +99,38 @@ def dual_reward_arms(dual: Results) -> Figure:
     })  # fmt: skip
 
 
+@draw.figure("dual_reward", "dual_reward_long")
+def cost(dual: Results, long: Results) -> Figure:
+    """What training costs the answers, and whether they rest on the word: a row for each training, models down."""
+    names = {key: NAMES["trainings"][key] for key in ("before", "dual_reward", "answers")}
+    figure, made = draw.blocks(long, 1, 3, across=1, height=0.55 + 0.17 * len(names), sharey=True)
+    y = np.arange(len(names))[::-1]
+    for model, result, ((exact, removed, followed),) in made:
+        color = draw.look(model, list(long))["color"]
+        after = (result["main"], result["arms"]["answer_only"])
+        answers = [dual[model]["before"]["answers"]["exact"], *(arm["answers"]["exact"] for arm in after)]
+        dots(exact, answers, y, marker="D", face=color, edge=color)
+        reading = [result["reading_before"], result["main"]["reading"]]
+        interchanged = [read["interchange"]["followed"] for read in reading]
+        for part, marker, face, shift in (("words", "o", color, 0.15), ("random", "s", "white", -0.15)):
+            for axis, found in ((removed, reading), (followed, interchanged)):
+                dots(axis, [read[part] for read in found], y[:2] + shift, marker=marker, face=face, edge=color)
+        for axis in (removed, followed):
+            axis.text(0.02, y[2], "not read", color="0.4", va="center", transform=axis.get_yaxis_transform())
+        removed.axvline(0, color=PALE, lw=0.6, zorder=0)
+        removed.autoscale(axis="x")
+        removed.xaxis.set_major_locator(AutoLocator())
+        removed.xaxis.set_major_formatter(ScalarFormatter())
+        exact.set_yticks(y, names.values())
+        exact.set_ylim(-0.6, len(names) - 0.4)
+    for axis, label in zip(made[-1][2][0], COST, strict=True):
+        axis.set_xlabel(label)
+    return draw.key(figure, {
+        "the operation words' directions": {"color": INK, "ls": "", "marker": "o"},
+        "random directions": {"color": INK, "ls": "", "marker": "s", "mfc": "white"},
+    })  # fmt: skip
+
+
 @draw.figure("sample_efficiency")
 def sample_efficiency(grid: Results) -> Figure:
     """The word on top, on held-out operands, by how many distinct problems were trained on and how fast."""
@@ -100,11 +143,11 @@ def sample_efficiency(grid: Results) -> Figure:
             row = [cell for cell in cells if cell["learning_rate"] == rate]
             tops = [cell[style]["top"] for cell in row]
             line(axis, [top["value"] for top in tops], [top["interval"] for top in tops],
-                 x=[cell["problems"] for cell in row], color=shade, ls=ls, label=f"learning rate {rate:g}")  # fmt: skip
+                 x=[cell["problems"] for cell in row], color=color, ls=ls)  # fmt: skip
         axis.set(xscale="log", ylim=(-0.03, 1.03), xticks=[cell["problems"] for cell in row])
         axis.set_xticks([cell["problems"] for cell in row], [str(cell["problems"]) for cell in row])
         axis.minorticks_off()
-    return draw.legend(figure)
+    return draw.key(figure, {f"learning rate {rate:g}": {"color": INK, "ls": ls} for rate, ls in rates.items()})
 
 
 @draw.figure("lora_sft", "cot_alignment")

@@ -186,19 +186,33 @@ def test_a_renamed_column_is_refused(tree: Path) -> None:
     assert "table t has no column top token; it has: model, token" in message
 
 
-SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="100" height="40"><text x="5" y="20">{}</text></svg>'
+SVG = (
+    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:dc="http://purl.org/dc/elements/1.1/" width="100" height="40">'
+    "<metadata><dc:identifier>a/script.py</dc:identifier><dc:source>probing logit_lens</dc:source></metadata>"
+    '<text x="5" y="20">{}</text></svg>'
+)
 
 
-def test_a_figure_names_its_stage(tree: Path) -> None:
+def test_a_figure_leads_to_what_it_was_drawn_from(tree: Path) -> None:
     (tree / "paper/figures/f.svg").write_text(SVG.format("a"))
-    text = printed(tree, 'See @fig-f.\n#data-figure("f", "probing", [Caption.], alt: "A letter.")')
+    body = '#data-figure("f", [Caption.], alt: "A letter.")\n#box[here]#label("drawn-f")\n\nSee @fig-f.'
+    found = '#context for x in query(<drawn>) [#x.value.name|#x.value.stages.join("&")|#x.value.script]'
+    text = printed(tree, f"{body}\n\n{found}")
     assert "See Figure 1." in text
-    assert "Figure 1: Caption. (Stage probing.)" in text
+    assert "Figure 1: Caption. (Drawn from probing and logit_lens.)" in text
+    assert "f|probing&logit_lens|a/script.py" in text
+    assert len(links(tree)) >= 2
+
+
+def test_a_figure_that_does_not_say_what_it_was_drawn_from_is_refused(tree: Path) -> None:
+    (tree / "paper/figures/f.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
+    message = refusal(tree, '#data-figure("f", [Caption.], alt: "A letter.")')
+    assert "figure f: the file does not say its source; draw it with the stage figures" in message
 
 
 def test_what_cannot_be_read_out_is_refused(tree: Path) -> None:
     (tree / "paper/figures/f.svg").write_text(SVG.format("a"))
-    assert "figure f: say in alt" in refusal(tree, '#data-figure("f", "probing", [Caption.])')
+    assert "figure f: say in alt" in refusal(tree, '#data-figure("f", [Caption.])')
     assert "missing alt text" in refusal(tree, "$x$")
     compiled(tree, '#eq("x", $x$) and #eq("x is one", $ x = 1 $) <eq-x>')
 
@@ -282,7 +296,7 @@ def test_two_builds_give_the_same_bytes(tree: Path) -> None:
         ('#result("probing", "m")', "results/probing/m.json", "dvc repro probing@m"),
         ('#json("/results/other.json")', "results/other.json", "dvc repro other"),
         ('#data-table("t", [])', "paper/tables/t.csv", "dvc repro tables"),
-        ('#data-figure("f", "probing", [], alt: "a")', "paper/figures/f.svg", "dvc repro figures"),
+        ('#data-figure("f", [], alt: "a")', "paper/figures/f.svg", "dvc repro figures"),
     ],
 )
 def test_a_missing_input_names_the_stage_that_makes_it(tree: Path, body: str, missing: str, stage: str) -> None:
@@ -334,7 +348,7 @@ def test_a_character_that_no_font_has_is_an_error(tree: Path, body: str, charact
 
 def test_a_character_that_no_font_has_is_an_error_in_figures_too(tree: Path) -> None:
     (tree / "paper/figures/f.svg").write_text(SVG.format("漢"), encoding="utf-8")
-    assert "漢" in refusal(tree, '#data-figure("f", "probing", [Caption.], alt: "A letter.")')
+    assert "漢" in refusal(tree, '#data-figure("f", [Caption.], alt: "A letter.")')
 
 
 def test_characters_that_the_fonts_have_are_printed(tree: Path) -> None:
@@ -362,7 +376,7 @@ def test_the_bibliography_is_what_is_cited() -> None:
 
 
 def test_every_figure_is_shown_and_every_shown_figure_is_there() -> None:
-    shown = re.findall(r'#data-figure\(\s*"([^"]+)"', prose()) + re.findall(r"/paper/figures/(\w+)\.svg", prose())
+    shown = re.findall(r'\bdata-figure\(\s*"([^"]+)"', prose())
     assert sorted(shown) == sorted(path.stem for path in (PAPER / "figures").glob("*.svg"))
 
 

@@ -62,7 +62,7 @@ def visible(drawn: Figure) -> list[tuple[Text, Bbox]]:
 
 
 # Of all figures, to keep it short, those that wrap in different ways.
-WRAPPING = ("summary", "probe_depth", "lens_heatmap", "dual_reward_arms")
+WRAPPING = ("summary", "probe_depth", "lens_heatmap", "dual_reward_arms", "cost", "collapse_arms")
 
 
 @pytest.mark.parametrize("models", [1, 4, 9])
