@@ -13,8 +13,6 @@ from experiments.report.names import NAMES
 
 FLOOR = 1e-9
 """Of alignments on a logarithmic axis."""
-RATES = ("#86b6d9", "#2a7fb8", "#003a5c")
-"""Colours of learning rates, from low to high."""
 COST = (
     "exact answers",
     "removed: change of the\nanswer's log-probability",
@@ -137,9 +135,9 @@ def sample_efficiency(grid: Results) -> Figure:
     rows = {style: f"{style}: word on top" for style in ("symbol", "story")}
     figure, panels = draw.by_model(grid, rows, height=3.2, xlabel="distinct problems", sharey=True)
     for axis, style, result in panels:
-        cells = list(result["cells"].values())
-        rates = sorted({cell["learning_rate"] for cell in cells})
-        for rate, ls, shade in zip(rates, (":", "-", "--"), RATES, strict=False):
+        cells, color = list(result["cells"].values()), draw.look(result["model"], list(grid))["color"]
+        rates = dict(zip(sorted({cell["learning_rate"] for cell in cells}), ("-", "--", ":"), strict=False))
+        for rate, ls in rates.items():
             row = [cell for cell in cells if cell["learning_rate"] == rate]
             tops = [cell[style]["top"] for cell in row]
             line(axis, [top["value"] for top in tops], [top["interval"] for top in tops],
