@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from architectures import build
 from filelock import FileLock
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, normalizers
+from tokenizers.models import Unigram
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments import finetune as finetuning
@@ -274,6 +278,22 @@ def test_the_lens_is_trained_and_read_at_another_token(outspoken: Path) -> None:
     for refused in (dual_reward, grpo):
         with pytest.raises(InputError, match="position: beside answers the lens is trained at the last token"):
             refused(lm, arithmetic(), steps=1, class_weight=0.5, **at)
+
+
+def test_words_of_a_sentencepiece_vocabulary_are_trained_on() -> None:
+    pieces = ["<unk>", "<s>", "</s>", "▁", "▁multiply", "▁add", *"0123456789*+="]
+    unigram = Tokenizer(Unigram([(piece, -float(len(piece) < 3)) for piece in pieces], unk_id=0))
+    unigram.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    unigram.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    unigram.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=unigram, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    lm = LanguageModel("mine", build("llama"), tokenizer)
+    assert [word.forms[f" {word.word}"] for word in finetuning.prepare(lm, arithmetic()).words] == [4, 5]
+    tuned = dual_reward(lm, arithmetic(), steps=1, layer="L1")
+    assert tuned.before.answers is not None
+    assert tuned.fed[0].tokens[:2] == ("<s>", " ")
 
 
 def test_a_tokenizer_that_ends_every_text_is_kept_from_it(llama: LanguageModel) -> None:

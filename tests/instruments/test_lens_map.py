@@ -118,7 +118,7 @@ DRIVER = """
 <script type="module">
 const wait = condition => new Promise(done => { const ask = () => condition() ? done() : setTimeout(ask, 20); ask(); });
 await wait(() => document.documentElement.dataset.ready);
-const $ = id => document.getElementById(id), told = {};
+const $ = id => document.getElementById(id), told = { asked: [$("metric").value, $("target").value] };
 const change = (id, value) => { $(id).value = value; $(id).dispatchEvent(new Event("change")); };
 const key = name => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
 const shades = () => [...document.querySelectorAll("td")].map(cell => cell.style.background);
@@ -138,13 +138,13 @@ const cell = document.querySelectorAll("tbody tr")[1].querySelectorAll("td")[1];
 cell.dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
 told.hovered = chosen();
 const before = shades();
-told.coloured = ["entropy", "target", "rank"].map(metric => {
+told.coloured = ["entropy", "probability", "rank"].map(metric => {
   change("metric", metric);
   return shades().join() !== before.join();
 });
 change("metric", "target");
 const first = shades();
-change("target", 1);
+change("target", 0);
 told.targets = shades().join() !== first.join();
 change("from", 2);
 told.fewer = document.querySelectorAll("tbody tr").length;
@@ -158,11 +158,12 @@ document.body.append(out);
 def test_the_page_works_in_a_browser(llama: LanguageModel, tmp_path: Path) -> None:
     seen = lens_map(llama, PROMPT, ["multiply", "add"])
     page = tmp_path / "map.html"
-    page.write_text(seen.page().replace("</body>", f"{DRIVER}</body>"), encoding="utf-8")
+    page.write_text(seen.page(colour="add").replace("</body>", f"{DRIVER}</body>"), encoding="utf-8")
     done = browse(page, tmp_path, "--window-size=390,844", "--dump-dom")
     assert complaints(done) == []
     told = answer(done)
     n, tokens = len(seen.read), seen.tokens
+    assert told["asked"] == ["target", "1"]
     assert (told["cells"], told["tabs"], told["best"], told["chart"]) == (5 * n, 1, 10, True)
     assert told["start"].startswith(f"L3 after token {n - 1}")
     assert told["walked"].startswith(f"L2 after token {n - 2}")

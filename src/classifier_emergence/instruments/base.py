@@ -55,11 +55,11 @@ class Reading(ABC):
     def plot(self) -> "Figure":
         """A figure of the reading."""
 
-    def page(self) -> str:
-        """The figure and its numbers as one HTML file that needs nothing else."""
+    def page(self, **how: Any) -> str:
+        """The figure, drawn as ``plot`` is told, and its numbers as one HTML file that needs nothing else."""
         from classifier_emergence.instruments.pages import figure_page
 
-        return figure_page(self.plot(), plain(self.rows()), f"{type(self).__name__} of {self.model}")
+        return figure_page(self.plot(**how), plain(self.rows()), f"{type(self).__name__} of {self.model}")
 
     def save(self, file: str | Path, **how: Any) -> None:
         """Draw it in the format that the file's ending names, atomically; ``how`` goes to ``plot``.
@@ -72,7 +72,7 @@ class Reading(ABC):
         file = Path(file)
         check_ending(file)
         kind = file.suffix[1:].lower()
-        write_bytes_atomic(file, self.page().encode() if kind == "html" else rendered(self.plot(**how), kind))
+        write_bytes_atomic(file, self.page(**how).encode() if kind == "html" else rendered(self.plot(**how), kind))
 
     def _repr_html_(self) -> str | None:
         """What a notebook shows; its text where there is nothing to draw with."""

@@ -103,9 +103,9 @@ class MapComparison(Reading):
         digits = [[signed(value, colour) for value in row] for row in change.tolist()]
         return token_map([*pair, Cells("after less before", digits, change, what, signed=True)], *self.before.axes())
 
-    def page(self) -> str:
+    def page(self, **how: Any) -> str:
         """The page of a map, with a choice of before, after and the difference."""
-        return page_of([self.before, self.after])
+        return page_of([self.before, self.after], **how)
 
 
 def signed(value: float, colour: str) -> str:

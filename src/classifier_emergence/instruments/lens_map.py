@@ -83,10 +83,18 @@ class LensMap(Reading):
         if colour == PROBABILITY:
             top: NDArray[np.float64] = self.probability[..., 0]
             return top
-        named = [target for target in self.targets if colour in (target, target.partition(" (")[0])]
-        check_colour(colour, [*self.targets, *[colour for _ in named]])
-        of_target: NDArray[np.float64] = self.alignment[self.targets.index(named[0])]
+        of_target: NDArray[np.float64] = self.alignment[self.target_number(colour)]
         return of_target
+
+    def target_number(self, colour: str) -> int:
+        """Which target a colour names, with or without what is said of its pieces.
+
+        Raises:
+            InputError: None.
+        """
+        named = [t for t, target in enumerate(self.targets) if colour in (target, target.partition(" (")[0])]
+        check_colour(colour, [*self.targets, *[colour for _ in named]])
+        return named[0]
 
     def plot(self, colour: str = PROBABILITY) -> "Figure":
         """A cell for every layer and token, with the top token; at most ``drawing.COLUMNS`` tokens in a panel."""
@@ -103,13 +111,18 @@ class LensMap(Reading):
         """Whether the model wrote the token at a position."""
         return len(self.tokens) - self.written <= position < len(self.tokens)
 
-    def page(self) -> str:
+    def page(self, **how: Any) -> str:
         """One interactive HTML file: choose metric, target and layers, and look into every cell."""
-        return page_of([self])
+        return page_of([self], **how)
 
 
-def page_of(maps: Sequence[LensMap]) -> str:
-    """The page of a map, or of two of one text: before, after and the difference, to choose from."""
+def page_of(maps: Sequence[LensMap], colour: str = PROBABILITY) -> str:
+    """The page of a map, or of two of one text: before, after and the difference, to choose from.
+
+    Args:
+        maps: One, or two.
+        colour: What they are coloured by at first, see ``LensMap.shade``.
+    """
     from classifier_emergence.instruments.pages import map_page, short_numbers
 
     parts = []
@@ -128,7 +141,9 @@ def page_of(maps: Sequence[LensMap]) -> str:
             }
         )
     shared = ("tokens", "written", "read", "notices", "layers", "targets")
-    return map_page({name: getattr(maps[0], name) for name in shared} | {"maps": parts})
+    metric, target = (colour, 0) if colour in (PROBABILITY, ENTROPY) else ("target", maps[0].target_number(colour))
+    first = {"maps": parts, "metric": metric, "target": target}
+    return map_page({name: getattr(maps[0], name) for name in shared} | first)
 
 
 def colour_name(colour: str) -> str:
