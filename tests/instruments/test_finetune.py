@@ -293,7 +293,7 @@ def test_words_of_a_sentencepiece_vocabulary_are_trained_on() -> None:
     assert [word.forms[f" {word.word}"] for word in finetuning.prepare(lm, arithmetic()).words] == [4, 5]
     tuned = dual_reward(lm, arithmetic(), steps=1, layer="L1")
     assert tuned.before.answers is not None
-    assert tuned.fed[0].tokens[:2] == ("<s>", " ")
+    assert tuned.fed[0].tokens[:2] == ("<s>", "▁")
 
 
 def test_a_tokenizer_that_ends_every_text_is_kept_from_it(llama: LanguageModel) -> None:
