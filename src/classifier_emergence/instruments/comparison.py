@@ -101,7 +101,8 @@ class MapComparison(Reading):
             for title, seen in ((self.model, self.before), (self.other, self.after))
         ]
         digits = [[signed(value, colour) for value in row] for row in change.tolist()]
-        return token_map([*pair, Cells("after less before", digits, change, what, signed=True)], *self.before.axes())
+        title = f"after less before, {'nats' if colour == ENTROPY else 'points'}"
+        return token_map([*pair, Cells(title, digits, change, what, signed=True)], *self.before.axes())
 
     def page(self, **how: Any) -> str:
         """The page of a map, with a choice of before, after and the difference."""
