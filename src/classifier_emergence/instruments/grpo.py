@@ -103,7 +103,7 @@ def grpo(
         raise InputError(f"prompt {missing.prompt!r}: no answer to reward; give an answer column")
     prepared = prepare(lm, task, position=position, chat=chat, system=system, shots=shots)
     for fed in prepared.fed:
-        check_reads_end(fed, class_weight)
+        check_reads_end(fed, class_weight, otherwise=0)
     if reward is None:
         _check_answers(prepared.lm, [*prepared.train, *prepared.test], new_tokens)
     targets = [word.forms[f" {word.word}"] for word in prepared.words]
