@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.instruments.comparison import MapComparison, compare
+from classifier_emergence.instruments.comparison import MapComparison, changes, compare
 from classifier_emergence.instruments.lens import lens
 from classifier_emergence.instruments.lens_map import lens_map
 from classifier_emergence.instruments.probe import probe
@@ -64,6 +64,7 @@ def test_maps_compared_are_before_after_and_the_difference(colour: str, lm: Lang
     assert len(maps) == 3
     digits = [text.get_text() for text in maps[2].texts]
     assert {"entropy": "-1.00", "add": "+25"}.get(colour, digits[0]) == digits[0]
+    assert changes(np.array([[0.5, -1e-5, -0.25]]), colour)[0][1] == "·"
     low, high = maps[2].images[0].get_clim()
     assert low == -high
     assert [axis.images[0].get_clim() for axis in maps[:2]] == [maps[0].images[0].get_clim()] * 2

@@ -281,17 +281,18 @@ def _compare(before: "Reading", after: "Reading", json: Path | None, plot: Path 
 
 
 def _compare_maps(before: "LensMap", after: "LensMap", colour: str, json: Path | None, plot: Path | None) -> None:
-    from classifier_emergence.instruments.comparison import MapComparison, compare, signed
+    from classifier_emergence.instruments.comparison import MapComparison, changes, compare
 
     both = compare(before, after)
     assert isinstance(both, MapComparison)
     change = both.difference(colour)
+    digits = changes(change, colour)
     largest = max(float(abs(change).max()), 1e-12)
     shown = range(len(both.layers))[::-1]
     shaded(
         [before.tokens[i] for i in before.read],
         [both.layers[i] for i in shown],
-        [[signed(value, colour) for value in change[i].tolist()] for i in shown],
+        [digits[i] for i in shown],
         [[cell[0] for cell in after.top_tokens[i]] for i in shown],
         [(abs(change[i]) / largest).tolist() for i in shown],
         title=f"{printable(both.other)} less {printable(both.model)}: {printable(colour)}, "

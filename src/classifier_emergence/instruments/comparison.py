@@ -100,7 +100,7 @@ class MapComparison(Reading):
             Cells(title, [[cell[0] for cell in row] for row in seen.top_tokens], seen.shade(colour), what)
             for title, seen in ((self.model, self.before), (self.other, self.after))
         ]
-        digits = [[signed(value, colour) for value in row] for row in change.tolist()]
+        digits = changes(change, colour)
         title = f"after less before, {'nats' if colour == ENTROPY else 'points'}"
         return token_map([*pair, Cells(title, digits, change, what, signed=True)], *self.before.axes())
 
@@ -109,9 +109,11 @@ class MapComparison(Reading):
         return page_of([self.before, self.after], **how)
 
 
-def signed(value: float, colour: str) -> str:
-    """A difference of what a map is coloured by: nats of entropy, else points of probability."""
-    return f"{value:+.2f}" if colour == ENTROPY else f"{100 * value:+.2g}"
+def changes(values: NDArray[np.float64], colour: str) -> list[list[str]]:
+    """Differences as text: nats of entropy, else points of probability; a dot below a thousandth of the largest."""
+    least = max(float(np.abs(values).max()), 1e-12) / 1000
+    scale, form = (1, "+.2f") if colour == ENTROPY else (100, "+.2g")
+    return [[format(scale * value, form) if abs(value) >= least else "·" for value in row] for row in values.tolist()]
 
 
 def compare(before: Reading, after: Reading) -> Comparison | MapComparison:

@@ -99,7 +99,7 @@ def token_map(maps: Sequence[Cells], tokens: Sequence[str], written: Sequence[bo
     """
     parts = [range(i, min(i + COLUMNS, len(tokens))) for i in range(0, len(tokens), COLUMNS)]
     wide = min(COLUMNS, len(tokens))
-    abreast = len(maps) if len(maps) * wide <= COLUMNS else 1
+    abreast = len(maps) if len(maps) * wide <= 1.5 * COLUMNS else 1
     rows = len(parts) * len(maps) // abreast
     width, height = max(4.5, 0.72 * wide + 1.6), 0.2 * len(layers) + 0.9
     figure, axes = panels(rows, abreast, (width * abreast, height * rows + 0.6 * len(maps) / abreast))
