@@ -7,6 +7,8 @@ import torch
 from architectures import CONFIGS, LAYERS, language_model
 
 from classifier_emergence.errors import InputError
+from classifier_emergence.instruments.lens import lens
+from classifier_emergence.instruments.lens_map import lens_map
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.tree import follows_masks
@@ -49,6 +51,18 @@ def test_a_readout_of_another_form_is_refused_when_it_is_asked_for_and_states_ar
         _ = bare.readout
 
 
+def test_a_model_in_memory_is_checked_on_first_use_and_once() -> None:
+    lm, passes = language_model("cohere"), []
+    lm.model.register_forward_hook(lambda *_: passes.append(1))
+    reading = lens(lm, ["7 * 8 ="])
+    checked = len(passes)
+    assert checked >= 1
+    lens(lm, ["7 * 8 ="])
+    assert len(passes) == checked
+    own = lm.model(torch.tensor([lm.tokenizer("7 * 8 =")["input_ids"]])).logits[0, -1].softmax(-1)
+    assert float(reading.top_probability[-1, 0]) == pytest.approx(float(own.max()), rel=1e-4)
+
+
 def scaled(output: Any) -> Any:
     output.logits = output.logits * 3
     return output
@@ -62,6 +76,14 @@ def test_a_token_that_was_added_without_resizing_is_refused_by_its_number() -> N
         InputError, match=r"token 212: the model's vocabulary has 200 tokens; .*resize_token_embeddings"
     ):
         residual_stream(lm, ["7 * new19"])
+    for ask in (
+        lambda: lens(lm, ["7 * new19"]),
+        lambda: lens(lm, ["7 * 8 ="], ["new19"]),
+        lambda: lens_map(lm, "7 * 8 =", ["new19"]),
+        lambda: lens_map(lm, "7 * new19", generate=2),
+    ):
+        with pytest.raises(InputError, match=r"^token 212: the model's vocabulary has 200 tokens; .*resize"):
+            ask()
     states = residual_stream(lm, PROMPTS)
     with pytest.raises(InputError, match=r"word 1: token 212, but the readout has 200"):
         lens_scores(states, lm.readout, [[7], [212]])

@@ -64,8 +64,13 @@ def test_every_command_of_the_guide_runs(
 def test_every_picture_of_the_gallery_has_its_command() -> None:
     text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
     shown = re.findall(r"^!\[[^\]]+\]\(gallery/([\w.]+)\)$", text, re.MULTILINE)
-    drawn = {words[words.index("--plot") + 1] for line in commands()[2:] if "--plot" in (words := shlex.split(line))}
-    assert set(shown) <= drawn
+    drawn = {
+        words[words.index("--plot") + 1]: words[1 + (words[1] == "routers")]
+        for line in commands()[2:]
+        if "--plot" in (words := shlex.split(line))
+    }
+    assert set(shown) <= set(drawn)
+    assert {drawn[name] for name in shown} == {"probe", "lens", "direction", "dual-reward"}
     assert sorted(shown) == sorted(path.name for path in (ROOT / "docs" / "gallery").iterdir())
     for name in shown:
         assert (ROOT / "docs" / "gallery" / name).read_bytes().startswith(b"\x89PNG")

@@ -133,8 +133,11 @@ def test_a_map_of_layers_by_tokens(ce: Run, tmp_path: Path) -> None:
     assert rows[6].split("\t")[0] == "multiply"
     assert "\x1b" not in out + err
     assert "<table" in (tmp_path / "m.html").read_text()
-    code, out, err = ce("lens", "-m", MODEL, "7 * 8 =", "--generate", "2", "--color", "entropy", "--plot", "w.svg")
+    code, out, err = ce("lens", "-m", MODEL, "7 * 8 =", "--generate", "2", "--color", "entropy", "--plot", "w.svg",
+                        "--target", "add")  # fmt: skip
     assert code == 0, err
+    assert out.splitlines()[-4] == "step\ttoken\tadd"
+    assert [line.split("\t")[0] for line in out.splitlines()[-3:-1]] == ["1", "2"]
     assert out.splitlines()[-1].startswith("the model wrote: ")
 
 
@@ -153,6 +156,12 @@ def test_a_kept_probe_classifies_new_prompts(ce: Run, tmp_path: Path) -> None:
     code, out, err = ce("predict", "kept", "-m", MODEL, "--file", "new.csv", "--columns", "prompt=question")
     assert code == 0, err
     assert out.split("\t")[:2] == ["11 * 12 =", said["label"]]
+    code, out, err = ce("predict", "kept", "-m", MODEL, "7<eos> =", "--tokens", "--time", "--json", "t.json")
+    assert code == 0, err
+    assert "notice: prompt 1: holds the end token" in err
+    assert out.startswith("tokens of prompt 1: 7|<eos>|[ =]\n")
+    assert out.splitlines()[-1].startswith("as a hook behind L")
+    assert read_result(tmp_path / "t.json")["cost"]["passes"] == 20
 
 
 def test_probe_with_new_prompts(ce: Run, tmp_path: Path) -> None:
@@ -175,6 +184,14 @@ def test_dual_reward_then_lens_with_its_adapter(ce: Run, tmp_path: Path) -> None
                         "c.png")  # fmt: skip
     assert code == 0, err
     assert out.splitlines()[-6].split("\t")[0::5] == ["what", "95 % interval"]
+    code, out, err = ce("lens", "-m", MODEL, "7 * 8 =", "--position", "all", "--target", "add", "--color", "add",
+                        "--compare", "adapter", "--plot", "m.html", "--json", "m.json")  # fmt: skip
+    assert code == 0, err
+    both = read_result(tmp_path / "m.json")
+    assert (both["before"]["model"], both["other"]) == ("tiny-llama", "tiny-llama+adapter")
+    last = [line for line in out.splitlines() if line.startswith("L3\t")][-1].split("\t")[1]
+    gap = 100 * (both["after"]["alignment"][0][-1][0] - both["before"]["alignment"][0][-1][0])
+    assert last == f"{gap:+.2g} {both['after']['top_tokens'][-1][0][0]}"
     code, _, err = ce("lens", "-m", MODEL, "--adapter", "./adapter", "50 - 23 =", "--json", "lens.json")
     assert code == 0, err
     assert read_result(tmp_path / "lens.json")["model"] == "tiny-llama+adapter"
@@ -191,6 +208,22 @@ def test_grpo_says_what_was_right_while_training(ce: Run, tmp_path: Path) -> Non
     result = read_result(tmp_path / "grpo.json")
     assert (result["method"], result["task"], len(result["losses"])) == ("grpo", "places", 2)
     assert [path.name for path in tmp_path.iterdir()] == ["grpo.json"]
+
+
+def test_training_takes_files_and_shows_what_is_fed(ce: Run, tmp_path: Path) -> None:
+    rows = [f"{a} {sign} {b} =;{word};{r}" for sign, word in (("*", "multiply"), ("+", "add"))
+            for a, b, r in ((7, 8, 1), (2, 3, 2), (4, 9, 3), (6, 5, 4))]  # fmt: skip
+    (tmp_path / "p.csv").write_text("\n".join(["question;class;answer", *rows]))
+    words = ["sft", "-m", MODEL, "--file", "p.csv", "--columns", "prompt=question", "--steps", "1"]
+    code, out, err = ce(*words, "--position", "after:*")
+    assert code == 2
+    assert "position 'after:*': prompt 5 does not hold that text" in err
+    code, out, err = ce(*words, "--position", "-3", "--tokens", "--json", "s.json")
+    assert code == 0, err
+    assert "|[ *]| " in out.splitlines()[0]
+    result = read_result(tmp_path / "s.json")
+    assert (result["n_train"] + result["n_test"], len(result["fed"])) == (8, 8)
+    assert result["settings"]["position"] == "-3"
 
 
 def test_routers_project(mixture: Path, ce: Run, tmp_path: Path) -> None:
@@ -230,6 +263,11 @@ def test_routers_trace(mixture: Path, ce: Run, tmp_path: Path) -> None:
     assert code == 0, err
     result = read_result(tmp_path / "t.json")
     assert (result["layers"], result["n_experts"]) == (["L1"], 4)
+    (tmp_path / "texts.csv").write_text("question\n7 * 8 = 56\n")
+    code, again, err = ce("routers", "trace", "-m", "./moe", "--file", "texts.csv", "--columns", "prompt=question",
+                          "--layer", "L1")  # fmt: skip
+    assert code == 0, err
+    assert out.startswith(again)
     first, second = result["texts"]
     assert (first["text"], second["text"]) == ("7 * 8 = 56", "[b]\n=1")
     assert "".join(first["tokens"]) == "7 * 8 = 56"
@@ -406,6 +444,10 @@ BAD = {
     "no clone": (["claims", "C09"], "not in a clone"),
     "weight": (["dual-reward", "-m", MODEL, "--output", "o", "--class-weight", "2"], "class_weight"),
     "answers": (["dual-reward", "-m", MODEL, "--output", "o", *CLASSES], "no answer to train on"),
+    "chat of training": (["sft", "-m", MODEL, "--chat"], "no chat template"),
+    "position of training": (["dual-reward", "-m", MODEL, "--position", "0"], "position: beside answers"),
+    "columns of training": (["grpo", "-m", MODEL, "--columns", "prompt=x"], "--columns: of a --file"),
+    "columns of texts": (["routers", "trace", "-m", MODEL, "x", "--columns", "prompt=x"], "--columns: of a --file"),
     "dense": (["routers", "trace", "-m", MODEL, "x"], "give a mixture of experts"),
     "no texts": (["routers", "trace", "-m", MODEL], "texts: give them"),
     "texts twice": (["routers", "usage", "-m", MODEL, "x", "--task", "arithmetic"], "texts: give them"),
@@ -422,6 +464,7 @@ BAD = {
     "columns": (["probe", "-m", MODEL, *CLASSES, "--columns", "prompt=x"], "--columns: of a --file"),
     "a pair": (["probe", "-m", MODEL, "--file", "nowhere.csv", "--columns", "prompt"], "write OURS=THEIRS"),
     "compare": (["lens", "-m", MODEL, "x", "--compare", "y"], "--compare: of targets at one token"),
+    "compare what is written": (["lens", "-m", MODEL, "x", "--generate", "2", "--compare", "y"], "--compare: of"),
     "markup": (["lens", "-m", "[bold]\n\x1b[31m", "x"], "unknown key"),
 }
 

@@ -8,8 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.instruments.comparison import compare
+from classifier_emergence.instruments.comparison import MapComparison, changes, compare
 from classifier_emergence.instruments.lens import lens
+from classifier_emergence.instruments.lens_map import lens_map
 from classifier_emergence.instruments.probe import probe
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.results import write_result
@@ -41,11 +42,49 @@ def test_probes_compared_have_newcombes_interval(lm: LanguageModel) -> None:
     assert (both.interval[..., 1] > 0).all()
 
 
+@pytest.mark.parametrize("colour", ["probability", "entropy", "add"])
+def test_maps_compared_are_before_after_and_the_difference(colour: str, lm: LanguageModel, tmp_path: Path) -> None:
+    before = lens_map(lm, "7 * 8 =", ["add"])
+    after = replace(
+        before,
+        model="after",
+        alignment=before.alignment + 0.25,
+        entropy=before.entropy - 1,
+        probability=before.probability / 2,
+    )
+    both = compare(before, after)
+    assert isinstance(both, MapComparison)
+    expected = {"probability": -before.probability[..., 0] / 2, "entropy": -1.0, "add": 0.25}[colour]
+    assert both.difference(colour) == pytest.approx(np.broadcast_to(expected, before.entropy.shape))
+    for row in both.rows():
+        assert row["add after"] - row["add before"] == pytest.approx(0.25)
+    write_result(tmp_path / "both.json", both.to_dict())
+    figure = both.plot(colour)
+    maps = [axis for axis in figure.axes if axis.texts]
+    assert len(maps) == 3
+    digits = [text.get_text() for text in maps[2].texts]
+    assert {"entropy": "-1.00", "add": "+25"}.get(colour, digits[0]) == digits[0]
+    assert changes(np.array([[0.5, -1e-5, -0.25]]), colour)[0][1] == "·"
+    low, high = maps[2].images[0].get_clim()
+    assert low == -high
+    assert [axis.images[0].get_clim() for axis in maps[:2]] == [maps[0].images[0].get_clim()] * 2
+
+
+def test_a_long_text_is_compared_in_panels_below_one_another(lm: LanguageModel) -> None:
+    seen = lens_map(lm, "7 * 8 = " * 8, layers=["L1"])
+    parts = -(-len(seen.read) // 16)
+    assert parts > 1
+    figure = compare(seen, seen).plot()
+    assert len([axis for axis in figure.axes if axis.texts]) == 3 * parts
+    with pytest.raises(InputError, match="other tokens, positions or targets"):
+        compare(seen, lens_map(lm, "7 * 8 =", layers=["L1"]))
+
+
 def test_readings_that_are_not_alike_are_refused(lm: LanguageModel) -> None:
     one, other = (lens(lm, PROMPTS[:1], [word], null_words=0) for word in ("add", "multiply"))
     with pytest.raises(InputError, match="the same prompts, and at least one target"):
         compare(one, other)
     with pytest.raises(InputError, match="layers read; take models of one depth"):
         compare(one, lens(lm, PROMPTS[:1], ["add"], layers=["L1"]))
-    with pytest.raises(InputError, match="two readings of lens, or two of probe"):
+    with pytest.raises(InputError, match="two readings of lens, of lens_map or of probe"):
         compare(one, probe(lm, PROMPTS, [1] * 4 + [0] * 4, shuffles=1))

@@ -8,14 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from architectures import build
 from filelock import FileLock
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, normalizers
+from tokenizers.models import Unigram
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments import finetune as finetuning
 from classifier_emergence.instruments.finetune import dual_reward, held_out, sft
 from classifier_emergence.instruments.grpo import begins_with_answer, grpo, in_turn
+from classifier_emergence.instruments.lens import lens
 from classifier_emergence.models.loading import load, open_model
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.vocabulary import word_tokens
@@ -128,9 +134,8 @@ def test_training_goes_on_top_of_an_adapter(outspoken: Path, tmp_path: Path) -> 
     assert np.allclose(second.before.alignment, first.after.alignment, rtol=1e-3)
     both = open_model(str(outspoken), adapter=[tmp_path / "a", tmp_path / "b"])
     assert both.key == "model+a+b"
-    words = [word_tokens(word, both.tokenizer) for word in WORDS]
     recipe = finetuning.Recipe("", Adapter(VO, 1, 1.0, (0,)), Schedule(1, 1, 1.0, 0, 1), 2, 0.4, 0.6)
-    again, _ = finetuning._measure(both, finetuning.PreparedTask(words, *held_out(arithmetic())), recipe)
+    again, _ = finetuning._measure(finetuning.prepare(both, arithmetic()), recipe)
     assert np.allclose(again.alignment, second.after.alignment, rtol=1e-3)
     assert not np.allclose(again.alignment, second.before.alignment, rtol=0.1)
 
@@ -229,6 +234,77 @@ def test_a_class_word_of_several_tokens_is_refused(llama: LanguageModel, tmp_pat
         dual_reward(llama, odd, tmp_path / "a")
 
 
+# --- Chats, and other tokens than the last ---
+
+TEMPLATE = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|says|>"
+CHAT: dict[str, Any] = {"chat": True, "system": "Be brief."}
+
+
+@pytest.fixture(params=["tiny-llama", "tiny-gemma"])
+def chatty(tiny_models: Path, request: pytest.FixtureRequest) -> LanguageModel:
+    """With a chat template that begins with the BOS, which the tokenizer of tiny-gemma adds as well."""
+    lm = load(str(tiny_models / request.param), {})
+    lm.tokenizer.chat_template = TEMPLATE
+    return lm
+
+
+def test_training_in_a_chat_reads_what_the_lens_reads_there(chatty: LanguageModel) -> None:
+    prepared = finetuning.prepare(chatty, arithmetic(), **CHAT)
+    items = [*prepared.train, *prepared.test]
+    assert {item.answer for item in items} == {item.answer.strip() for item in arithmetic().items if item.answer}
+    for item, fed in zip(items, prepared.fed, strict=True):
+        assert prepared.lm.tokenizer(item.prompt)["input_ids"] == list(fed.ids)
+        assert fed.ids.count(chatty.tokenizer.bos_token_id) == 1
+        assert fed.read == (len(fed.ids) - 1,)
+    tuned = dual_reward(chatty, arithmetic(), steps=2, **CHAT)
+    test = held_out(arithmetic())[1]
+    reading = lens(chatty, [item.prompt for item in test], WORDS, null_words=0, **CHAT)
+    own = np.stack([reading.alignment[item.label, :, i] for i, item in enumerate(test)])
+    assert tuned.before.alignment == pytest.approx(own.mean(0), rel=1e-3)
+    assert tuned.before.answers is not None
+    assert (tuned.settings["chat"], tuned.settings["system"]) == (True, "Be brief.")
+
+
+def test_the_lens_is_trained_and_read_at_another_token(outspoken: Path) -> None:
+    lm, at = load(str(outspoken), {}), {"position": -3, "layer": "L3"}  # the sign
+    taught = dual_reward(lm, arithmetic(), steps=40, learning_rate=1e-2, class_weight=1.0, **at)
+    test = held_out(arithmetic())[1]
+    reading = lens(lm, [item.prompt for item in test], WORDS, null_words=0, position=-3)
+    own = np.stack([reading.alignment[item.label, :, i] for i, item in enumerate(test)])
+    assert taught.before.alignment == pytest.approx(own.mean(0), rel=1e-3)
+    row = taught.layers.index("L3")
+    assert taught.after.alignment[row] > 3 * taught.before.alignment[row]
+    assert sft(lm, arithmetic(), steps=1, **at).before.alignment == pytest.approx(own.mean(0), rel=1e-3)
+    for refused in (dual_reward, grpo):
+        with pytest.raises(InputError, match="position: beside answers the lens is trained at the last token"):
+            refused(lm, arithmetic(), steps=1, class_weight=0.5, **at)
+
+
+def test_words_of_a_sentencepiece_vocabulary_are_trained_on() -> None:
+    pieces = ["<unk>", "<s>", "</s>", "▁", "▁multiply", "▁add", *"0123456789*+="]
+    unigram = Tokenizer(Unigram([(piece, -float(len(piece) < 3)) for piece in pieces], unk_id=0))
+    unigram.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    unigram.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    unigram.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=unigram, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    lm = LanguageModel("mine", build("llama"), tokenizer)
+    assert [word.forms[f" {word.word}"] for word in finetuning.prepare(lm, arithmetic()).words] == [4, 5]
+    tuned = dual_reward(lm, arithmetic(), steps=1, layer="L1")
+    assert tuned.before.answers is not None
+    assert tuned.fed[0].tokens[:2] == ("<s>", "▁")
+
+
+def test_a_tokenizer_that_ends_every_text_is_kept_from_it(llama: LanguageModel) -> None:
+    llama.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 1)]
+    )
+    tuned = sft(llama, arithmetic(), steps=1)
+    assert all(fed.ids[-1] != 1 for fed in tuned.fed)
+    assert all("left out" in fed.notices[0] for fed in tuned.fed)
+
+
 # --- GRPO ---
 
 QUICK: dict[str, Any] = {"steps": 2, "batch_size": 2, "group": 2, "new_tokens": 4, "rank": 2}
@@ -265,6 +341,20 @@ def test_grpo_trains_what_is_rewarded_and_leaves_an_adapter(llama: LanguageModel
         assert all(items[line[: line.index("=") + 1]].answer == line[line.index("=") + 1 :] for line in shots)
         assert items[own].answer == answer
         assert not any(line.startswith(own) for line in shots)
+
+
+def test_grpo_in_a_chat_shows_solved_items_within_the_users_turn(chatty: LanguageModel) -> None:
+    seen: list[str] = []
+
+    def watched(prompts: Sequence[str], completions: Sequence[str], answers: Sequence[str]) -> list[float]:
+        seen.extend(prompts)
+        return even(prompts, completions, answers)
+
+    grpo(chatty, arithmetic(), reward=watched, shots=2, class_weight=0.5, **CHAT, **QUICK)
+    for prompt in seen:
+        assert prompt.startswith("<bos><|system|>Be brief.<|user|>")
+        assert prompt.endswith("=<|says|>")
+        assert prompt.count("\n") == 2
 
 
 def test_grpo_without_an_output_keeps_nothing(

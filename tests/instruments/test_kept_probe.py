@@ -30,6 +30,9 @@ def test_a_kept_probe_says_what_the_probe_said(labels: list[object], lm: Languag
         lm.model(torch.tensor([lm.tokenizer(NEW[0])["input_ids"]]))
     assert len(routed) == 1
     torch.testing.assert_close(routed[0][0, -2].softmax(-1), shares[0], rtol=1e-3, atol=1e-5)
+    cost = kept.cost(lm, NEW[0], passes=3)
+    assert (cost.passes, cost.tokens) == (3, len(lm.tokenizer(NEW[0])["input_ids"]))
+    assert 0 < cost.routed < 20 * cost.alone
     assert not lm.blocks[lm.layers.index(kept.card.layer) - 1]._forward_hooks
     with pytest.raises(InputError, match="exists already"):
         probe(lm, PROMPTS, labels, output=tmp_path / "kept")

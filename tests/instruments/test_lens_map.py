@@ -1,6 +1,7 @@
 """The lens at every layer and token: it is the lens of texts that end there, and its page works in a browser."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from browser import answer, browse, complaints
 from PIL import Image
 
 from classifier_emergence.errors import InputError
+from classifier_emergence.instruments.comparison import compare
 from classifier_emergence.instruments.direction import direction
 from classifier_emergence.instruments.lens import lens
 from classifier_emergence.instruments.lens_map import lens_map
@@ -116,7 +118,7 @@ DRIVER = """
 <script type="module">
 const wait = condition => new Promise(done => { const ask = () => condition() ? done() : setTimeout(ask, 20); ask(); });
 await wait(() => document.documentElement.dataset.ready);
-const $ = id => document.getElementById(id), told = {};
+const $ = id => document.getElementById(id), told = { asked: [$("metric").value, $("target").value] };
 const change = (id, value) => { $(id).value = value; $(id).dispatchEvent(new Event("change")); };
 const key = name => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
 const shades = () => [...document.querySelectorAll("td")].map(cell => cell.style.background);
@@ -136,13 +138,13 @@ const cell = document.querySelectorAll("tbody tr")[1].querySelectorAll("td")[1];
 cell.dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
 told.hovered = chosen();
 const before = shades();
-told.coloured = ["entropy", "target", "rank"].map(metric => {
+told.coloured = ["entropy", "probability", "rank"].map(metric => {
   change("metric", metric);
   return shades().join() !== before.join();
 });
 change("metric", "target");
 const first = shades();
-change("target", 1);
+change("target", 0);
 told.targets = shades().join() !== first.join();
 change("from", 2);
 told.fewer = document.querySelectorAll("tbody tr").length;
@@ -156,11 +158,12 @@ document.body.append(out);
 def test_the_page_works_in_a_browser(llama: LanguageModel, tmp_path: Path) -> None:
     seen = lens_map(llama, PROMPT, ["multiply", "add"])
     page = tmp_path / "map.html"
-    page.write_text(seen.page().replace("</body>", f"{DRIVER}</body>"), encoding="utf-8")
+    page.write_text(seen.page(colour="add").replace("</body>", f"{DRIVER}</body>"), encoding="utf-8")
     done = browse(page, tmp_path, "--window-size=390,844", "--dump-dom")
     assert complaints(done) == []
     told = answer(done)
     n, tokens = len(seen.read), seen.tokens
+    assert told["asked"] == ["target", "1"]
     assert (told["cells"], told["tabs"], told["best"], told["chart"]) == (5 * n, 1, 10, True)
     assert told["start"].startswith(f"L3 after token {n - 1}")
     assert told["walked"].startswith(f"L2 after token {n - 2}")
@@ -169,6 +172,45 @@ def test_the_page_works_in_a_browser(llama: LanguageModel, tmp_path: Path) -> No
     assert told["hovered"].startswith("L2 after token 1")
     assert told["coloured"] == [True] * 3
     assert (told["targets"], told["fewer"], told["wide"]) == (True, 3, True)
+
+
+COMPARED = """
+<script type="module">
+const wait = condition => new Promise(done => { const ask = () => condition() ? done() : setTimeout(ask, 20); ask(); });
+await wait(() => document.documentElement.dataset.ready);
+const $ = id => document.getElementById(id), told = { shades: [], ends: [], facts: [] };
+const change = (id, value) => { $(id).value = value; $(id).dispatchEvent(new Event("change")); };
+change("metric", "target");
+for (const which of [0, 1, "change"]) {
+  change("which", which);
+  told.shades.push([...document.querySelectorAll("td")].map(cell => cell.style.background));
+  told.ends.push([$("low").textContent, $("high").textContent]);
+}
+told.facts = [...$("facts").querySelectorAll("dd")].map(fact => fact.textContent);
+told.label = document.querySelector("td").getAttribute("aria-label");
+told.hidden = $("which-label").hidden;
+document.body.append(Object.assign(document.createElement("pre"), { id: "told", textContent: JSON.stringify(told) }));
+</script>
+"""
+
+
+def test_the_page_of_two_models_shows_each_and_the_difference(llama: LanguageModel, tmp_path: Path) -> None:
+    before = lens_map(llama, PROMPT, ["add"])
+    after = replace(before, model="after", alignment=before.alignment / 2)
+    page = tmp_path / "both.html"
+    page.write_text(compare(before, after).page().replace("</body>", f"{COMPARED}</body>"), encoding="utf-8")
+    done = browse(page, tmp_path, "--dump-dom")
+    assert complaints(done) == []
+    told = answer(done)
+    one, other, change = told["shades"]
+    assert all("--shade" in shade for shade in one + other)
+    assert all("--fall" in shade for shade in change)
+    assert one != other
+    assert told["ends"][0] == told["ends"][1]  # one scale for both
+    assert told["ends"][2][0].startswith("−")
+    assert all(" → " in fact for fact in told["facts"][:3])
+    assert told["label"].endswith("less than before")
+    assert not told["hidden"]
 
 
 def test_the_page_has_two_palettes(llama: LanguageModel, tmp_path: Path) -> None:

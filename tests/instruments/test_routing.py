@@ -46,6 +46,17 @@ def test_both_readings_are_those_of_the_trace(moe: LanguageModel) -> None:
     assert np.allclose(used.class_load[1], shares[:, of_class].mean(1))
 
 
+def test_texts_pass_through_the_chat_template_and_notices_are_kept(moe: LanguageModel) -> None:
+    moe.tokenizer.chat_template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|says|>"
+    reading = trace_texts(moe, ["7 * 8 ="], chat=True, system="Be brief.")
+    assert "".join(reading.texts[0].tokens) == "<|system|>Be brief.<|user|>7 * 8 =<|says|>"
+    assert reading.texts[0].experts.shape[1] == len(reading.texts[0].tokens)
+    used = routing_usage(moe, ["7 * 8 =<eos> 1", "2 + 3 ="], shuffles=19)
+    assert "holds the end token '<eos>'" in used.notices[0]
+    chats = routing_usage(moe, ["7 * 8 =", "2 + 3 ="], shuffles=19, chat=True)
+    assert chats.n_tokens > used.n_tokens
+
+
 def test_experts_that_go_by_the_class_are_found_and_others_are_not(
     moe: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

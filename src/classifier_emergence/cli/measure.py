@@ -1,6 +1,5 @@
 """Commands that measure a model: probe, predict, lens, direction."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -17,7 +16,7 @@ from classifier_emergence.cli.options import (
     write_json,
     write_outputs,
 )
-from classifier_emergence.cli.terminal import bar, complain, printable, say, shaded, spark, spread, table
+from classifier_emergence.cli.terminal import bar, complain, printable, report_fed, say, shaded, spark, spread, table
 from classifier_emergence.errors import InputError
 from classifier_emergence.numbers import interval_text, number, percent
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from classifier_emergence.instruments.lens import LensReading
     from classifier_emergence.instruments.lens_map import LensMap
     from classifier_emergence.reading.model import LanguageModel
-    from classifier_emergence.reading.positions import Fed
 
 Penalty = Annotated[float, typer.Option("--C", min=1e-9, help="Inverse strength of the probe's L2 penalty.")]
 Compared = Annotated[
@@ -34,8 +32,6 @@ Compared = Annotated[
     typer.Option("--compare", metavar="WITH", help="An adapter or a model: read both, and show the difference."),
 ]
 _TOGETHER = 64  # prompts of a file that pass at once
-_NOTICES = 5
-"""Shown of each command; more are in its JSON file."""
 Shuffles = Annotated[int, typer.Option("--shuffles", min=1, help="Label permutations behind the null.")]
 
 
@@ -95,7 +91,7 @@ def probe(
            "position": position, "chat": chat, "system": system, "site": site}  # fmt: skip
     write = None if other else (lambda reading: write_outputs(reading, json, plot))
     reading = library.probe(lm, prompts, labels, output=output, write=write, **how)
-    _report_fed(reading.fed, tokens)
+    report_fed(reading.fed, tokens)
     table(
         ["layer", "accuracy", "95 % interval", "permuted labels, 95 %", ""],
         [
@@ -136,6 +132,10 @@ def predict(
         Path | None, typer.Option("--file", metavar="FILE", help="A file with a column of prompts.")
     ] = None,
     columns: options.Columns = None,
+    tokens: options.ShowTokens = False,
+    timed: Annotated[
+        bool, typer.Option("--time", help="Time the probe as a hook in the model, as a router would use it.")
+    ] = False,
     adapter: options.AdapterFolder = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -155,14 +155,21 @@ def predict(
     lm = library.open_model(model, adapter=adapter, device=device, dtype=dtype)
     if lm.key != kept.card.model:
         complain(f"notice: the probe was fitted on {kept.card.model}, this is {lm.key}")
-    rows = []
+    rows: list[dict[str, Any]] = []
     source = iter(prompts or load_prompts(file or Path(), options.renamed(columns or [])))
     while batch := list(islice(source, _TOGETHER)):
+        report_fed(kept.feed(lm, batch), tokens, first=len(rows) + 1)
         for prompt, shares in zip(batch, kept.predict_proba(kept.states(lm, batch)), strict=True):
             best = int(shares.argmax())
             rows.append({"prompt": prompt, "label": kept.card.classes[best], "probability": float(shares[best])})
             say("\t".join((printable(prompt), printable(kept.card.classes[best]), percent(float(shares[best])))))
-    write_json(json, {"probe": asdict(kept.card), "predictions": rows})
+    cost = kept.cost(lm, rows[0]["prompt"]) if timed and rows else None
+    if cost:
+        say(
+            f"as a hook behind {kept.card.layer}: {number(1000 * cost.routed)} ms a pass, "
+            f"{number(1000 * cost.alone)} ms without it (medians of {cost.passes} passes, {cost.tokens} tokens)"
+        )
+    write_json(json, {"probe": asdict(kept.card), "predictions": rows, "cost": cost and asdict(cost)})
 
 
 def lens(
@@ -211,8 +218,8 @@ def lens(
     """
     check_outputs(json, plot)
     mapped = position == "all" or generate > 0
-    if other is not None and (mapped or not target):
-        raise InputError("--compare: of targets at one token; name a --target, and no map")
+    if other is not None and (generate or not (mapped or target)):
+        raise InputError("--compare: of targets at one token, or of a map of a text that is given; name a --target")
     if mapped and len(prompts) > 1:
         raise InputError(f"prompts: {len(prompts)} given; a map is of one, so ask for one after the other")
     if mapped:
@@ -220,13 +227,17 @@ def lens(
 
         check_colour(color or "probability", target or [])
         lm = library.open_model(model, adapter=adapter, device=device, dtype=dtype)
-        seen = library.lens_map(
-            lm, prompts[0], target or [], layers=layer, chat=chat, system=system, pieces=pieces, site=site,
-            position="all" if generate else position, generate=generate,
-        )  # fmt: skip
-        _report_fed([seen.fed], tokens)
+        read: dict[str, Any] = {"layers": layer, "chat": chat, "system": system, "pieces": pieces, "site": site,
+                                "position": "all" if generate else position, "generate": generate}  # fmt: skip
+        seen = library.lens_map(lm, prompts[0], target or [], **read)
+        report_fed([seen.fed], tokens)
         _report_map(seen, color or "probability")
-        write_outputs(seen, json, plot, colour=color or "probability")
+        if other is None:
+            write_outputs(seen, json, plot, colour=color or "probability")
+            return
+        now = library.lens_map(_other(model, adapter, other, device, dtype), prompts[0], target or [], **read)
+        _report_map(now, color or "probability")
+        _compare_maps(seen, now, color or "probability", json, plot)
         return
     if color is not None:
         raise InputError("--color: is of a map; give --position all or --generate with it")
@@ -234,7 +245,7 @@ def lens(
                            "system": system, "pieces": pieces, "site": site}  # fmt: skip
     lm = library.open_model(model, adapter=adapter, device=device, dtype=dtype)
     reading = library.lens(lm, prompts, target or [], **how)
-    _report_fed(reading.fed, tokens)
+    report_fed(reading.fed, tokens)
     _report_lens(reading, null_words, every=bool(layer))
     if other is None:
         write_outputs(reading, json, plot)
@@ -251,9 +262,10 @@ def _other(model: str, adapter: list[Path] | None, other: str, device: str, dtyp
 
 
 def _compare(before: "Reading", after: "Reading", json: Path | None, plot: Path | None) -> None:
-    from classifier_emergence.instruments.comparison import compare
+    from classifier_emergence.instruments.comparison import Comparison, compare
 
     both = compare(before, after)
+    assert isinstance(both, Comparison)
     table(
         ["what", "layer", "before", "after", "difference, points", "95 % interval"],
         [
@@ -266,6 +278,27 @@ def _compare(before: "Reading", after: "Reading", json: Path | None, plot: Path 
     if both.interval is None:
         say("no interval: one prompt says nothing of others; give more")
     write_outputs(both, json, plot)
+
+
+def _compare_maps(before: "LensMap", after: "LensMap", colour: str, json: Path | None, plot: Path | None) -> None:
+    from classifier_emergence.instruments.comparison import MapComparison, changes, compare
+
+    both = compare(before, after)
+    assert isinstance(both, MapComparison)
+    change = both.difference(colour)
+    digits = changes(change, colour)
+    largest = max(float(abs(change).max()), 1e-12)
+    shown = range(len(both.layers))[::-1]
+    shaded(
+        [before.tokens[i] for i in before.read],
+        [both.layers[i] for i in shown],
+        [digits[i] for i in shown],
+        [[cell[0] for cell in after.top_tokens[i]] for i in shown],
+        [(abs(change[i]) / largest).tolist() for i in shown],
+        title=f"{printable(both.other)} less {printable(both.model)}: {printable(colour)}, "
+        f"{'nats' if colour == 'entropy' else 'points'}; darker: changed more",
+    )
+    write_outputs(both, json, plot, colour=colour)
 
 
 def _points(low: float | None, high: float | None) -> str:
@@ -336,20 +369,21 @@ def _report_map(reading: "LensMap", colour: str) -> None:
             [[target, percent(float(reading.alignment[t, i, j]), 3), reading.layers[i], reading.tokens[reading.read[j]],
               number(int(reading.rank[t].min()))] for t, (target, i, j) in enumerate(peaks)],
         )  # fmt: skip
+    if reading.written and reading.targets:
+        first = 1 if reading.layers[0] == "emb" and len(reading.layers) > 1 else 0
+        best = reading.alignment[:, first:].argmax(1) + first  # (targets, steps): a layer
+        table(
+            ["step", "token", *reading.targets],
+            [
+                [str(k + 1), reading.tokens[position + 1],
+                 *(f"{percent(float(values[i[k], k]), 3)} at {reading.layers[i[k]]}"
+                   for values, i in zip(reading.alignment, best, strict=True))]
+                for k, position in enumerate(reading.read)
+            ],
+            title="where each token was foretold: the largest probability over layers",
+        )  # fmt: skip
     if reading.written:
         say(f"the model wrote: {printable(''.join(reading.tokens[len(reading.tokens) - reading.written :]))}")
-
-
-def _report_fed(fed: Sequence["Fed"], tokens: bool) -> None:
-    """Notices on standard error; and the tokens, if wanted, those that are read in brackets."""
-    notices = [notice for one in fed for notice in one.notices]
-    for notice in notices[:_NOTICES]:
-        complain(f"notice: {notice}")
-    if len(notices) > _NOTICES:
-        complain(f"notice: {len(notices) - _NOTICES} more in other prompts; --json has them all")
-    for i, one in enumerate(fed if tokens else (), start=1):
-        shown = [f"[{t}]" if k in one.read else t for k, t in enumerate(map(printable, one.tokens))]
-        say(f"tokens of prompt {i}: {'|'.join(shown)}")
 
 
 def direction(
@@ -389,7 +423,7 @@ def direction(
         lm, prompts, labels, words=words, layers=layer, top=top, C=C, shuffles=shuffles, seed=seed,
         position=position, chat=chat, system=system,
     )  # fmt: skip
-    _report_fed(reading.fed, tokens)
+    report_fed(reading.fed, tokens)
     table(
         ["layer", "class", "word's cosine", "word's rank", "p", "top tokens", "largest cosine", "p"],
         [

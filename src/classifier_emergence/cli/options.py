@@ -87,10 +87,10 @@ def labelled_prompts(
 
     if sum(map(bool, (classes, file, task))) != 1:
         raise InputError("prompts: give exactly one of --class (repeated), --file and --task")
-    if task:
-        return get_task(task)
     if columns and not file:
         raise InputError("--columns: of a --file; give one")
+    if task:
+        return get_task(task)
     return load_task(file, renamed(columns or [])) if file else _from_flags(classes or [])
 
 

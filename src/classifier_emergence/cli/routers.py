@@ -8,7 +8,7 @@ import typer
 import classifier_emergence as library  # each of its names is imported on first use
 from classifier_emergence.cli import options
 from classifier_emergence.cli.options import check_outputs, labelled_prompts, texts_and_labels, write_outputs
-from classifier_emergence.cli.terminal import printable, say, shortened, spread, table
+from classifier_emergence.cli.terminal import notify, printable, say, shortened, spread, table
 from classifier_emergence.errors import InputError
 from classifier_emergence.numbers import number, percent, share_text
 
@@ -78,7 +78,10 @@ def trace(
     model: options.Model,
     texts: Texts = None,
     file: options.PromptFile = None,
+    columns: options.Columns = None,
     layer: options.Layers = None,
+    chat: options.Chat = False,
+    system: options.System = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.JsonFile = None,
@@ -88,9 +91,16 @@ def trace(
 
     The chosen experts at each layer with a router, with the weights of their outputs.
     """
-    chosen, _ = _texts(texts, None, file, None)
+    if file and not texts:
+        from classifier_emergence.tasks.files import load_prompts
+
+        chosen = list(load_prompts(file, options.renamed(columns or [])))
+    else:
+        chosen, _ = _texts(texts, None, file, columns, None)
     check_outputs(json, plot)
-    reading = library.trace_texts(library.open_model(model, device=device, dtype=dtype), chosen, layers=layer)
+    lm = library.open_model(model, device=device, dtype=dtype)
+    reading = library.trace_texts(lm, chosen, layers=layer, chat=chat, system=system)
+    notify(reading.notices)
     shown = range(len(reading.layers)) if layer else spread(len(reading.layers))
     for item in reading.texts:
         table(
@@ -112,9 +122,12 @@ def usage(
     texts: Texts = None,
     classes: options.Classes = None,
     file: options.PromptFile = None,
+    columns: options.Columns = None,
     task: options.TaskName = None,
     shuffles: Annotated[int, typer.Option("--shuffles", min=19, help="Permutations behind the p-values.")] = 200,
     seed: options.Seed = 0,
+    chat: options.Chat = False,
+    system: options.System = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.JsonFile = None,
@@ -124,10 +137,11 @@ def usage(
 
     Load; what a token's experts tell of its text's class and of the token; how many change with the context.
     """
-    chosen, labels = _texts(texts, classes, file, task)
+    chosen, labels = _texts(texts, classes, file, columns, task)
     check_outputs(json, plot)
     lm = library.open_model(model, device=device, dtype=dtype)
-    reading = library.routing_usage(lm, chosen, labels, shuffles=shuffles, seed=seed)
+    reading = library.routing_usage(lm, chosen, labels, shuffles=shuffles, seed=seed, chat=chat, system=system)
+    notify(reading.notices)
     load, label, context = reading.usage.load, reading.label, reading.context
     columns = ["layer", "busiest expert", "its share", "evenness"]
     columns += ["bits of the class", "p"] if label else []
@@ -151,11 +165,13 @@ def usage(
 
 
 def _texts(
-    texts: list[str] | None, classes: list[str] | None, file: Path | None, task: str | None
+    texts: list[str] | None, classes: list[str] | None, file: Path | None, columns: list[str] | None, task: str | None
 ) -> tuple[list[str], list[str] | None]:
     """Texts, and their labels where they have some."""
+    if columns and not file:
+        raise InputError("--columns: of a --file; give one")
     if texts and not (classes or file or task):
         return texts, None
     if texts or not (classes or file or task):
         raise InputError("texts: give them either as arguments or with an option (see --help)")
-    return texts_and_labels(labelled_prompts(classes, file, task))
+    return texts_and_labels(labelled_prompts(classes, file, task, columns))

@@ -7,12 +7,17 @@ import math
 import sys
 import unicodedata
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from classifier_emergence.reading.positions import Fed
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _WORD = 30  # characters that are not broken over lines
 _CELL = 10  # columns of a cell in a map
 _DARK = 0.75  # the share from which text is light
 _FULL = (8, 81, 156)  # the colour of a share of one
+_NOTICES = 5  # of each command; more are in its JSON file
 _WIDEST = 200  # characters of one cell: a prompt may be a book
 
 
@@ -57,6 +62,23 @@ def say(text: str = "") -> None:
 def complain(text: str) -> None:
     """One line on standard error."""
     sys.stderr.write(f"{printable(' '.join(text.split()))}\n")
+
+
+def notify(notices: Sequence[str]) -> None:
+    """What was special about prompts, on standard error."""
+    for notice in notices[:_NOTICES]:
+        complain(f"notice: {notice}")
+    if len(notices) > _NOTICES:
+        complain(f"notice: {len(notices) - _NOTICES} more in other prompts; --json has them all")
+
+
+def report_fed(fed: Sequence["Fed"], tokens: bool, *, first: int = 1) -> None:
+    """Notices; and the tokens, if wanted, those that are read in brackets. Prompts are numbered from ``first`` on."""
+    numbered = list(enumerate(fed, start=first))
+    notify([f"prompt {i}: {notice.partition(': ')[2]}" for i, one in numbered for notice in one.notices])
+    for i, one in numbered if tokens else ():
+        shown = [f"[{t}]" if k in one.read else t for k, t in enumerate(map(printable, one.tokens))]
+        say(f"tokens of prompt {i}: {'|'.join(shown)}")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:

@@ -8,7 +8,7 @@ import typer
 import classifier_emergence as library  # each of its names is imported on first use
 from classifier_emergence.cli import options
 from classifier_emergence.cli.options import check_outputs, example, labelled_prompts, write_outputs
-from classifier_emergence.cli.terminal import printable, say, table
+from classifier_emergence.cli.terminal import printable, report_fed, say, table
 from classifier_emergence.numbers import percent, share_text
 from classifier_emergence.processes import is_first
 
@@ -42,6 +42,7 @@ def dual_reward(
     output: Output = None,
     classes: options.Classes = None,
     file: options.PromptFile = None,
+    columns: options.Columns = None,
     task: options.TaskName = None,
     steps: Steps = 60,
     class_weight: Annotated[
@@ -52,6 +53,10 @@ def dual_reward(
     learning_rate: Rate = 5e-4,
     batch_size: Batch = 4,
     seed: options.Seed = 0,
+    position: options.Position = "last",
+    chat: options.Chat = False,
+    system: options.System = None,
+    tokens: options.ShowTokens = False,
     adapter: options.AdapterFolder = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -71,6 +76,7 @@ def sft(
     output: Output = None,
     classes: options.Classes = None,
     file: options.PromptFile = None,
+    columns: options.Columns = None,
     task: options.TaskName = None,
     steps: Steps = 100,
     layer: Layer = None,
@@ -78,6 +84,10 @@ def sft(
     learning_rate: Rate = 1e-4,
     batch_size: Batch = 8,
     seed: options.Seed = 0,
+    position: options.Position = "last",
+    chat: options.Chat = False,
+    system: options.System = None,
+    tokens: options.ShowTokens = False,
     adapter: options.AdapterFolder = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -97,6 +107,7 @@ def grpo(
     output: Output = None,
     classes: options.Classes = None,
     file: options.PromptFile = None,
+    columns: options.Columns = None,
     task: options.TaskName = None,
     steps: Steps = 30,
     class_weight: Annotated[
@@ -113,6 +124,10 @@ def grpo(
     learning_rate: Rate = 1e-4,
     batch_size: Batch = 8,
     seed: options.Seed = 0,
+    position: options.Position = "last",
+    chat: options.Chat = False,
+    system: options.System = None,
+    tokens: options.ShowTokens = False,
     adapter: options.AdapterFolder = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -137,19 +152,22 @@ def _train(
     output: Path | None,
     classes: list[str] | None,
     file: Path | None,
+    columns: list[str] | None,
     task: str | None,
+    tokens: bool,
     json: Path | None,
     plot: Path | None,
     **settings: Any,
 ) -> None:
     """Run a command with all of its options; ``settings`` are named as the function of the library names them."""
-    data = labelled_prompts(classes, file, task if classes or file or task else "arithmetic")
+    data = labelled_prompts(classes, file, task if classes or file or task else "arithmetic", columns)
     check_outputs(json, plot)
     train = getattr(library, method)
     lm = library.open_model(model, adapter=adapter, device=device, dtype=dtype)
     reading: FineTuned = train(lm, data, output, write=lambda reading: write_outputs(reading, json, plot), **settings)
     if not is_first():
         return
+    report_fed(reading.fed, tokens)
     _report(reading, output)
     if method == "grpo":
         _report_rewards(reading)

@@ -12,6 +12,7 @@ from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.positions import Fed, Position, feed
 from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.sites import check_site
+from classifier_emergence.reading.tree import check_tokens
 from classifier_emergence.reading.vocabulary import WordTokens, word_tokens
 from classifier_emergence.results import plain, write_bytes_atomic
 
@@ -54,11 +55,11 @@ class Reading(ABC):
     def plot(self) -> "Figure":
         """A figure of the reading."""
 
-    def page(self) -> str:
-        """The figure and its numbers as one HTML file that needs nothing else."""
+    def page(self, **how: Any) -> str:
+        """The figure, drawn as ``plot`` is told, and its numbers as one HTML file that needs nothing else."""
         from classifier_emergence.instruments.pages import figure_page
 
-        return figure_page(self.plot(), plain(self.rows()), f"{type(self).__name__} of {self.model}")
+        return figure_page(self.plot(**how), plain(self.rows()), f"{type(self).__name__} of {self.model}")
 
     def save(self, file: str | Path, **how: Any) -> None:
         """Draw it in the format that the file's ending names, atomically; ``how`` goes to ``plot``.
@@ -71,7 +72,7 @@ class Reading(ABC):
         file = Path(file)
         check_ending(file)
         kind = file.suffix[1:].lower()
-        write_bytes_atomic(file, self.page().encode() if kind == "html" else rendered(self.plot(**how), kind))
+        write_bytes_atomic(file, self.page(**how).encode() if kind == "html" else rendered(self.plot(**how), kind))
 
     def _repr_html_(self) -> str | None:
         """What a notebook shows; its text where there is nothing to draw with."""
@@ -113,10 +114,12 @@ def feed_prompts(
     """``positions.feed`` for prompts that the model can read.
 
     Raises:
-        InputError: See ``check_prompts`` and ``positions.feed``; or a prompt is too long in the chat's template.
+        InputError: See ``check_prompts`` and ``positions.feed``; or a prompt is too long in the chat's template, or
+            holds a token that the model does not have.
     """
     check_prompts(lm, prompts, what=what)
     fed = feed(lm.tokenizer, prompts, position=position, chat=chat, system=system)
+    check_tokens([max(one.ids) for one in fed], lm.model)
     config: Any = lm.model.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     for i, one in enumerate(fed, start=1):
@@ -181,10 +184,12 @@ def known_word(word: str, lm: LanguageModel) -> WordTokens:
     """How the vocabulary spells a word, without forms that it does not know at all.
 
     Raises:
-        InputError: The word is empty, not valid Unicode, or tokenises to nothing.
+        InputError: The word is empty, not valid Unicode, tokenises to nothing, or to a token that the model does not
+            have.
     """
     check_text(word, f"target word {word!r}")
     tokens = word_tokens(word, lm.tokenizer)
+    check_tokens([*tokens.ids, tokens.strict_id], lm.model)
     unknown = lm.tokenizer.unk_token_id
     return replace(tokens, forms={form: i for form, i in tokens.forms.items() if i != unknown})
 

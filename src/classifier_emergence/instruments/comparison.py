@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments.base import Reading
 from classifier_emergence.instruments.lens import LensReading
+from classifier_emergence.instruments.lens_map import ENTROPY, PROBABILITY, LensMap, colour_name, page_of
 from classifier_emergence.instruments.probe import ProbeReading
 from classifier_emergence.statistics import bootstrap_mean, newcombe_difference
 
@@ -63,8 +64,60 @@ class Comparison(Reading):
         return figure
 
 
-def compare(before: Reading, after: Reading) -> Comparison:
-    """Two readings of the same prompts by ``lens`` (with targets) or ``probe``.
+@dataclass(frozen=True, eq=False)
+class MapComparison(Reading):
+    """Two maps of one text that differ in the model only; of one text there is no interval."""
+
+    other: str
+    """Key of the model after."""
+    before: LensMap
+    after: LensMap
+
+    def difference(self, colour: str = PROBABILITY) -> NDArray[np.float64]:
+        """(layers, positions): after less before, of what ``LensMap.shade`` gives."""
+        return self.after.shade(colour) - self.before.shade(colour)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a position and layer: the top tokens, and what a map can be coloured by, before and after."""
+        shades = {
+            name: (self.before.shade(name), self.after.shade(name))
+            for name in (PROBABILITY, ENTROPY, *self.before.targets)
+        }
+        return [
+            {"position": position, "token": self.before.tokens[position], "layer": layer,
+             "top_token_before": self.before.top_tokens[i][j][0], "top_token_after": self.after.top_tokens[i][j][0],
+             **{f"{name} {when}": pair[k][i, j] for name, pair in shades.items()
+                for k, when in enumerate(("before", "after"))}}
+            for j, position in enumerate(self.before.read) for i, layer in enumerate(self.layers)
+        ]  # fmt: skip
+
+    def plot(self, colour: str = PROBABILITY) -> "Figure":
+        """Before and after with their top tokens, and the difference with its numbers."""
+        from classifier_emergence.instruments.drawing import Cells, token_map
+
+        change, what = self.difference(colour), colour_name(colour)
+        pair = [
+            Cells(title, [[cell[0] for cell in row] for row in seen.top_tokens], seen.shade(colour), what)
+            for title, seen in ((self.model, self.before), (self.other, self.after))
+        ]
+        digits = changes(change, colour)
+        title = f"after less before, {'nats' if colour == ENTROPY else 'points'}"
+        return token_map([*pair, Cells(title, digits, change, what, signed=True)], *self.before.axes())
+
+    def page(self, **how: Any) -> str:
+        """The page of a map, with a choice of before, after and the difference."""
+        return page_of([self.before, self.after], **how)
+
+
+def changes(values: NDArray[np.float64], colour: str) -> list[list[str]]:
+    """Differences as text: nats of entropy, else points of probability; a dot below a thousandth of the largest."""
+    least = max(float(np.abs(values).max()), 1e-12) / 1000
+    scale, form = (1, "+.2f") if colour == ENTROPY else (100, "+.2g")
+    return [[format(scale * value, form) if abs(value) >= least else "·" for value in row] for row in values.tolist()]
+
+
+def compare(before: Reading, after: Reading) -> Comparison | MapComparison:
+    """Two readings of the same prompts by ``lens`` (with targets), ``lens_map`` or ``probe``.
 
     The interval of a lens is the percentile bootstrap over prompts of the paired difference; that of probes is made of
     the Wilson intervals of the two accuracies (Newcombe).
@@ -82,7 +135,9 @@ def compare(before: Reading, after: Reading) -> Comparison:
         return _lenses(before, after)
     if isinstance(before, ProbeReading) and isinstance(after, ProbeReading):
         return _probes(before, after)
-    raise InputError("compare: takes two readings of lens, or two of probe")
+    if isinstance(before, LensMap) and isinstance(after, LensMap):
+        return _maps(before, after)
+    raise InputError("compare: takes two readings of lens, of lens_map or of probe")
 
 
 def _lenses(before: LensReading, after: LensReading) -> Comparison:
@@ -97,6 +152,12 @@ def _lenses(before: LensReading, after: LensReading) -> Comparison:
     what = tuple(f"probability of {target}" for target in before.targets)
     means = before.alignment.mean(-1), after.alignment.mean(-1)
     return Comparison(before.model, before.layers, after.model, what, n, *means, paired.mean(-1), interval)
+
+
+def _maps(before: LensMap, after: LensMap) -> MapComparison:
+    if (before.tokens, before.read, before.targets) != (after.tokens, after.read, after.targets):
+        raise InputError("compare: the two maps are of other tokens, positions or targets; give both the same text")
+    return MapComparison(before.model, before.layers, after.model, before, after)
 
 
 def _probes(before: ProbeReading, after: ProbeReading) -> Comparison:

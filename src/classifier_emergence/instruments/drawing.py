@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,21 @@ FLOOR = 1e-12
 """The smallest probability on a logarithmic axis."""
 COLUMNS = 16
 """Tokens side by side in a map; more go into further panels."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A map of layers by tokens, to be drawn."""
+
+    title: str
+    texts: Sequence[Sequence[str]]
+    """(layers, tokens)"""
+    values: NDArray[np.float64]
+    """(layers, tokens) the colours, from zero on."""
+    colour: str
+    """What the values are."""
+    signed: bool = False
+    """Whether values may be below zero."""
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
@@ -72,51 +88,50 @@ def probability_axis(axis: Axes, label: str) -> None:
     axis.set_ylabel(label)
 
 
-def token_map(
-    cells: Sequence[Sequence[str]],
-    values: NDArray[np.float64],
-    tokens: Sequence[str],
-    written: Sequence[bool],
-    layers: Sequence[str],
-    *,
-    title: str,
-    colour: str,
-) -> Figure:
-    """A cell for every layer (the last on top) and token: its text, and a value as its colour.
+def token_map(maps: Sequence[Cells], tokens: Sequence[str], written: Sequence[bool], layers: Sequence[str]) -> Figure:
+    """A cell for every layer (the last on top) and token; several maps of one text abreast, wide ones below another.
 
     Args:
-        cells: (layers, tokens) texts.
-        values: (layers, tokens) the colours, from zero on.
+        maps: Those with values from zero on share their scale.
         tokens: What stands below each column.
         written: Of each column, whether the model wrote what follows it; these are bold.
         layers: Labels of the rows.
-        title: Above.
-        colour: What the values are.
     """
     parts = [range(i, min(i + COLUMNS, len(tokens))) for i in range(0, len(tokens), COLUMNS)]
     wide = min(COLUMNS, len(tokens))
-    height = 0.2 * len(layers) + 0.9
-    figure, axes = panels(len(parts), 1, (max(4.5, 0.72 * wide + 1.6), height * len(parts) + 0.6))
-    largest = max(float(values.max()), 1e-12)
-    for axis, part in zip(axes, parts, strict=True):
-        block = values[:, part.start : part.stop]
-        image = axis.imshow(block, cmap="Blues", vmin=0, vmax=largest, aspect="auto", origin="lower")
-        axis.set_xlim(-0.5, wide - 0.5)
-        axis.spines[:].set_visible(False)
-        axis.tick_params(length=0, labelsize=7)
-        axis.set_yticks(range(len(layers)), layers)
-        axis.set_xticks(range(len(part)), [drawable(tokens[j], 11) for j in part], family="monospace")
-        for j, label in zip(part, axis.get_xticklabels(), strict=True):
-            label.set_fontweight("bold" if written[j] else "normal")
-        for (i, j), value in np.ndenumerate(block):
-            shade = "white" if value > 0.65 * largest else "black"
-            text = drawable(cells[i][part.start + j], 9)
-            axis.text(j, i, text, ha="center", va="center", size=6, color=shade, family="monospace")
-    axes[0].set_title(drawable(title), loc="left", fontsize="medium")
-    bar = figure.colorbar(image, ax=axes, location="top", shrink=0.4, anchor=(1.0, 0.0), aspect=40, pad=0.01)
-    bar.set_label(drawable(colour, 60), fontsize="small")
-    bar.ax.tick_params(labelsize=7)
+    abreast = len(maps) if len(maps) * wide <= 1.5 * COLUMNS else 1
+    rows = len(parts) * len(maps) // abreast
+    width, height = max(4.5, 0.72 * wide + 1.6), 0.2 * len(layers) + 0.9
+    figure, axes = panels(rows, abreast, (width * abreast, height * rows + 0.6 * len(maps) / abreast))
+    common = max((float(cells.values.max()) for cells in maps if not cells.signed), default=0.0)
+    for m, cells in enumerate(maps):
+        own = axes[m * len(parts) : (m + 1) * len(parts)]
+        largest = max(float(np.abs(cells.values).max()) if cells.signed else common, 1e-12)
+        for axis, part in zip(own, parts, strict=True):
+            _fill(axis, cells, part, largest)
+            axis.set_xlim(-0.5, wide - 0.5)
+            axis.spines[:].set_visible(False)
+            axis.tick_params(length=0, labelsize=7)
+            axis.set_yticks(range(len(layers)), layers)
+            axis.set_xticks(range(len(part)), [drawable(tokens[j], 11) for j in part], family="monospace")
+            for j, label in zip(part, axis.get_xticklabels(), strict=True):
+                label.set_fontweight("bold" if written[j] else "normal")
+        own[0].set_title(drawable(cells.title), loc="left", fontsize="medium")
+        bar = figure.colorbar(own[0].images[0], ax=own, location="top", shrink=0.4, anchor=(1.0, 0.0), aspect=40,
+                              pad=0.01)  # fmt: skip
+        bar.set_label(drawable(cells.colour, 60), fontsize="small")
+        bar.ax.tick_params(labelsize=7)
     return figure
+
+
+def _fill(axis: Axes, cells: Cells, part: range, largest: float) -> None:
+    block = cells.values[:, part.start : part.stop]
+    colours, least = ("RdBu", -largest) if cells.signed else ("Blues", 0.0)
+    axis.imshow(block, cmap=colours, vmin=least, vmax=largest, aspect="auto", origin="lower")
+    for (i, j), value in np.ndenumerate(block):
+        shade = "white" if abs(value) > 0.65 * largest else "black"
+        text = drawable(cells.texts[i][part.start + j], 9)
+        axis.text(j, i, text, ha="center", va="center", size=6, color=shade, family="monospace")
 
 
 def drawable(text: str, most: int = 40) -> str:

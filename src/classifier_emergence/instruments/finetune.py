@@ -4,11 +4,12 @@ Every way of training, ``instruments.grpo`` among them, trains an adapter on par
 rest, held out with their groups, before and after.
 """
 
+import copy
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -20,19 +21,29 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
+from tokenizers.processors import TemplateProcessing
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.instruments.base import Reading, check_prompts, known_word, pick_rows
+from classifier_emergence.instruments.base import (
+    Reading,
+    check_prompts,
+    feed_prompts,
+    known_word,
+    one_position,
+    pick_rows,
+)
 from classifier_emergence.instruments.probe import folds_of
 from classifier_emergence.processes import is_first
 from classifier_emergence.reading.layers import layer_at, layer_of, layer_row
+from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.positions import Fed, Position, read_states
 from classifier_emergence.reading.vocabulary import WordTokens
 from classifier_emergence.statistics import Proportion, student_interval
 from classifier_emergence.tasks.classification import Item, Task
 from classifier_emergence.tasks.problems import NEUTRAL
 from classifier_emergence.training.adapters import Adapter, adapted
-from classifier_emergence.training.evaluation import alignment, answers, divergence
+from classifier_emergence.training.evaluation import answers, divergence
 from classifier_emergence.training.modules import MLP, QKVO, VO
 from classifier_emergence.training.supervised import Example, Objective, Schedule, encode, train
 
@@ -83,6 +94,8 @@ class FineTuned(Reading):
     """How far the model moved on text that has nothing to do with the task: ``divergence`` on ``NEUTRAL``, the mean."""
     warnings: tuple[str, ...]
     """What is wrong with the run, in words; empty if nothing is."""
+    fed: tuple[Fed, ...]
+    """What the model was fed for each prompt, and where it was read: of items trained on, then of those held out."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a layer: mean alignment of the own word before and after."""
@@ -92,16 +105,28 @@ class FineTuned(Reading):
         ]
 
     def plot(self) -> "Figure":
-        """Alignment over depth, before and after."""
-        from classifier_emergence.instruments.drawing import FLOOR, drawable, one_panel, probability_axis
+        """Alignment over depth, before and after; and what was trained, or rewarded, over steps."""
+        from classifier_emergence.instruments.drawing import FLOOR, drawable, layer_axis, panels, probability_axis
 
-        figure, axis = one_panel(f"{self.method}, {self.n_test} held-out items", self.layers)
-        axis.plot(np.clip(self.before.alignment, FLOOR, None), color="0.5", ls="--", label="before")
-        axis.plot(np.clip(self.after.alignment, FLOOR, None), color="0.0", label="after")
-        axis.axvline(self.layers.index(self.layer), color="0.7", lw=0.7)
-        probability_axis(axis, "alignment of the class's word")
-        axis.legend(frameon=False)
-        axis.set_title(drawable(self.model), loc="left", fontsize="medium")
+        figure, (depth, curve) = panels(1, 2, (9.6, 3.4), width_ratios=[3, 2])
+        depth.plot(np.clip(self.before.alignment, FLOOR, None), color="0.5", ls="--", label="before")
+        depth.plot(np.clip(self.after.alignment, FLOOR, None), color="0.0", label="after")
+        depth.axvline(self.layers.index(self.layer), color="0.7", lw=0.7)
+        depth.set_xlabel(f"layer  ({self.method}, {self.n_test} held-out items)")
+        layer_axis(depth, self.layers)
+        probability_axis(depth, "alignment of the class's word")
+        depth.legend(frameon=False)
+        depth.set_title(drawable(self.model), loc="left", fontsize="medium")
+        shown = ("reward", "class_loss") if "reward" in self.losses[-1] else ("class_loss", "answer_loss")
+        for part, line in zip(shown, ("-", "--"), strict=True):
+            if part in self.losses[-1]:
+                x, y = zip(*((step["step"], step[part]) for step in self.losses if part in step), strict=True)
+                curve.plot(x, y, color="0.0", ls=line, marker=".", label=part.replace("_", " "))
+        curve.set_xlabel("step")
+        curve.set_ylabel("mean reward; nats" if "reward" in shown else "nats")
+        curve.set_ylim(bottom=0)
+        curve.legend(frameon=False)
+        curve.set_title("while training", loc="left", fontsize="medium")
         return figure
 
 
@@ -117,13 +142,17 @@ def dual_reward(
     learning_rate: float = 5e-4,
     batch_size: int = 4,
     seed: int = 0,
+    position: Position = "last",
+    chat: bool = False,
+    system: str | None = None,
     write: "Writer" = None,
 ) -> FineTuned:
     """Train V and O below a layer so that the lens there names the class while answers stay right.
 
-    The loss is ``w * CE(lens, class word) + (1 - w) * CE(answer)`` at the last token of the prompt, the target being
-    the word's token with a leading space. The adapter is written to ``output`` in the PEFT format. A run that is
-    killed goes on from its last checkpoint (in ``<output>.partial``) when it is called again with the same arguments.
+    The loss is ``w * CE(lens, class word) + (1 - w) * CE(answer)``, the lens at the last token of the prompt, the
+    target being the word's token with a leading space. The adapter is written to ``output`` in the PEFT format. A run
+    that is killed goes on from its last checkpoint (in ``<output>.partial``) when it is called again with the same
+    arguments.
 
     Args:
         lm: A causal language model whose attention has ``v_proj`` and ``o_proj``.
@@ -136,12 +165,18 @@ def dual_reward(
         learning_rate: Constant.
         batch_size: Items a step.
         seed: Of initial weights and order.
+        position: Where the lens is trained and read, see ``positions.feed``; another than ``last`` needs a
+            ``class_weight`` of 1.
+        chat: Pass prompts through the model's own chat template; answers stand at the start of its turn, without their
+            leading space.
+        system: What the system says in the chat.
         write: Writes the result, before the adapter is put in place: where the adapter is, what this wrote is, too,
             whenever the run is killed.
 
     Raises:
         InputError: A setting is out of range, a class word is no single token, an item lacks its answer, a class is
-            too small to hold any out, ``output`` exists or is being written, or training diverges.
+            too small to hold any out, a prompt has no such position, there is no chat template, ``output`` exists or is
+            being written, or training diverges.
     """
     if not 0 < class_weight <= 1:
         raise InputError(f"class_weight: {class_weight} is not within (0, 1]; for answers alone use sft")
@@ -151,7 +186,8 @@ def dual_reward(
     adapter = Adapter(VO, rank, 2.0, tuple(range(block)))
     schedule = Schedule(steps, batch_size, learning_rate, seed, min(20, steps))
     recipe = Recipe("dual reward", adapter, schedule, block, class_weight, 1 - class_weight)
-    return _supervised(lm, task, output, recipe, Objective(class_weight, block), write)
+    prepared = prepare(lm, task, position=position, chat=chat, system=system)
+    return _supervised(lm, task, prepared, output, recipe, Objective(class_weight, block), write)
 
 
 def sft(
@@ -165,28 +201,36 @@ def sft(
     learning_rate: float = 1e-4,
     batch_size: int = 8,
     seed: int = 0,
+    position: Position = "last",
+    chat: bool = False,
+    system: str | None = None,
     write: "Writer" = None,
 ) -> FineTuned:
     """Plain LoRA fine-tuning of all linear maps on answers; does the lens name the class by itself afterwards?
 
-    Arguments and errors as in ``dual_reward``; every item needs an answer, and ``layer`` is only read.
+    Arguments and errors as in ``dual_reward``; every item needs an answer, and the lens is only read at ``layer`` and
+    ``position``.
     """
     adapter = all_linear_maps(lm, rank, scale=20.0)
     schedule = Schedule(steps, batch_size, learning_rate, seed, min(20, steps))
     recipe = Recipe("sft", adapter, schedule, classifier_block(lm, layer), 0.0, 1.0)
-    return _supervised(lm, task, output, recipe, Objective(0.0), write)
+    prepared = prepare(lm, task, position=position, chat=chat, system=system)
+    return _supervised(lm, task, prepared, output, recipe, Objective(0.0), write)
 
 
 def _supervised(
     lm: LanguageModel,
     task: Task,
+    prepared: "PreparedTask",
     output: str | Path | None,
     recipe: "Recipe",
     objective: Objective,
     write: "Writer",
 ) -> FineTuned:
-    prepared = prepare(lm, task)
-    examples = [_example(lm, item, prepared.words[item.label], objective) for item in prepared.train]
+    examples = [
+        _example(prepared.lm, item, fed, prepared.words[item.label], objective)
+        for item, fed in zip(prepared.train, prepared.fed, strict=False)
+    ]
 
     def run(wrapped: PeftModel, work: Path) -> Outcome:
         text = f"{recipe.method} of {lm.key}"
@@ -234,25 +278,112 @@ class Outcome:
 class PreparedTask:
     """A task made ready for a model."""
 
+    lm: LanguageModel
+    """With a tokenizer that makes of the prompts what is fed."""
     words: list[WordTokens]
     """Of the classes."""
     train: list[Item]
+    """Prompts as the model is fed."""
     test: list[Item]
+    fed: tuple[Fed, ...]
+    """Of the items to train on, then of those to test on."""
+    how: dict[str, Any]
+    """``position``, ``chat`` and ``system``."""
 
 
-def prepare(lm: LanguageModel, task: Task) -> PreparedTask:
+def prepare(
+    lm: LanguageModel,
+    task: Task,
+    *,
+    position: Position = "last",
+    chat: bool = False,
+    system: str | None = None,
+    shots: int = 0,
+) -> PreparedTask:
     """Check a task against a model and hold a part of it out.
+
+    Args:
+        lm: The model.
+        task: The task.
+        position: Where prompts are read, see ``positions.feed``.
+        chat: Pass them through the model's own chat template; answers then lose their leading space.
+        system: What the system says in the chat.
+        shots: Solved training items, the classes in turn, before every prompt; they are not trained on themselves.
 
     Raises:
         InputError: An adapter is on the model, a prompt cannot be read, a class word with its leading space is no
-            single token, or a class is too small to hold any out.
+            single token, a class is too small to hold any out, or see ``shots_of`` and ``positions.feed``.
     """
     if any(isinstance(module, BaseTunerLayer) for module in lm.model.modules()):
         raise InputError(f"{lm.key}: an adapter is on it, which training would overwrite; merge it (merge_and_unload)")
     if lm.tokenizer.eos_token_id is None:
         raise InputError(f"{lm.key}: the tokenizer has no end token, which ends every answer; set one")
     check_prompts(lm, [item.prompt for item in task.items])
-    return PreparedTask([_target_word(word, lm) for word in task.words], *held_out(task))
+    words = [_target_word(word, lm) for word in task.words]
+    train, test = held_out(task)
+    shown = shots_of(train, shots)
+    lead = "".join(f"{item.prompt}{item.answer}\n" for item in shown)
+    prompts = [lead + item.prompt for item in task.items]
+    fed = feed_prompts(lm, prompts, one_position(position), chat=chat, system=system)
+    lm, texts = _as_texts(lm, fed, prompts)
+    of_item = {item: (text, one) for item, text, one in zip(task.items, texts, fed, strict=True)}
+    train = [item for item in train if item not in shown]
+
+    def ready(item: Item) -> Item:
+        answer = item.answer.lstrip() if chat and item.answer else item.answer
+        return replace(item, prompt=of_item[item][0], answer=answer)
+
+    return PreparedTask(
+        lm,
+        words,
+        [ready(item) for item in train],
+        [ready(item) for item in test],
+        tuple(of_item[item][1] for item in [*train, *test]),
+        {"position": position, "chat": chat, "system": system},
+    )
+
+
+def shots_of(train: Sequence[Item], n: int) -> list[Item]:
+    """``n`` solved training items, the classes in turn, to show before every prompt.
+
+    Raises:
+        InputError: ``n`` is negative or leaves a class without items, or one of the items has no answer.
+    """
+    if n < 0:
+        raise InputError(f"shots: {n} is negative; pass 0 or more")
+    turns = zip(*by_label(train).values(), strict=False)  # as long as all classes have items
+    shown = [item for turn in turns for item in turn][:n]
+    if {item.label for item in train if item not in shown} != {item.label for item in train}:
+        raise InputError(f"shots: {n} leave a class without items to train on; take fewer")
+    if any(item.answer is None for item in shown):
+        raise InputError("shots: an item without an answer cannot be shown solved; give answers, or take 0")
+    return shown
+
+
+def by_label(items: Sequence[Item]) -> dict[int, list[Item]]:
+    """The items of every class."""
+    return {label: [item for item in items if item.label == label] for label in sorted({item.label for item in items})}
+
+
+def _as_texts(lm: LanguageModel, fed: Sequence[Fed], prompts: Sequence[str]) -> tuple[LanguageModel, list[str]]:
+    """Texts, and the model with a tokenizer that makes of them what is fed.
+
+    They are the prompts themselves, unless a template or other special tokens than the tokenizer adds make another text
+    of one; then they are what the tokens decode to, for a tokenizer that adds none.
+
+    Raises:
+        InputError: The tokenizer does not make these tokens of any text.
+    """
+    wanted = [list(one.ids) for one in fed]
+    if lm.tokenizer(list(prompts))["input_ids"] == wanted:
+        return lm, list(prompts)
+    if lm.tokenizer.is_fast:
+        bare = copy.deepcopy(lm.tokenizer)
+        bare.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+        texts: list[str] = bare.batch_decode(wanted, clean_up_tokenization_spaces=False)
+        if bare(texts)["input_ids"] == wanted:
+            return replace(lm, tokenizer=bare), texts
+    raise InputError(f"{lm.key}: no text gives its tokenizer the tokens of these prompts; leave the chat template out")
 
 
 def all_linear_maps(lm: LanguageModel, rank: int, *, scale: float) -> Adapter:
@@ -274,7 +405,7 @@ def fine_tune(
     Args:
         lm: The model; it is left as it was.
         task: What is trained on.
-        prepared: From ``prepare``; prompts may have been changed.
+        prepared: From ``prepare``.
         output: Folder for the adapter; None keeps nothing.
         recipe: What is trained how.
         run: Trains, with a folder for checkpoints.
@@ -290,7 +421,7 @@ def fine_tune(
         raise InputError(f"learning_rate: {schedule.learning_rate} is not positive; pass for instance 0.0005")
     with TemporaryDirectory() if output is None else _output_folder(Path(output)) as folder:
         partial = Path(folder)
-        before, losses_before = _measure(lm, prepared, recipe)
+        before, losses_before = _measure(prepared, recipe)
         with adapted(lm, adapter, seed=schedule.seed) as wrapped:
             outcome = run(wrapped, partial / "work")
             moved = float(divergence(lm, wrapped, NEUTRAL).mean())
@@ -299,7 +430,7 @@ def fine_tune(
                     f"learning_rate: at {schedule.learning_rate:g} training diverged: the model gives no finite "
                     "numbers any more; choose a smaller one"
                 )
-            after, losses_after = _measure(lm, prepared, recipe)
+            after, losses_after = _measure(prepared, recipe)
             if is_first():
                 wrapped.save_pretrained(str(partial / "adapter"))
         groups = [item.group for item in prepared.test]
@@ -323,6 +454,7 @@ def fine_tune(
                 "seed": schedule.seed,
                 "confidence": CONFIDENCE,
                 "class_weight": recipe.class_weight,
+                **prepared.how,
                 **recipe.settings,
             },
             n_train=len(prepared.train),
@@ -333,6 +465,7 @@ def fine_tune(
             after=after,
             drift=moved,
             warnings=tuple(_warnings(losses_after - losses_before, groups, moved)),
+            fed=prepared.fed,
         )
         if is_first():
             if write is not None:
@@ -401,31 +534,47 @@ def _target_word(word: str, lm: LanguageModel) -> WordTokens:
     return tokens
 
 
-def _example(lm: LanguageModel, item: Item, word: WordTokens, objective: Objective) -> Example:
+def _example(lm: LanguageModel, item: Item, fed: Fed, word: WordTokens, objective: Objective) -> Example:
     target = word.forms[f" {word.word}"]
-    if item.answer is not None:
-        return encode(lm.tokenizer, item.prompt, item.answer, target)
-    if objective.class_weight < 1:
+    if objective.class_weight == 1:
+        ids = fed.ids[: fed.read[0] + 1]
+        # The end-of-text token stands where an answer would; the loss does not look at it.
+        return Example([*ids, int(lm.tokenizer.eos_token_id)], len(ids), target)
+    if item.answer is None:
         raise InputError(f"prompt {item.prompt!r}: no answer to train on; give an answer column, or class weight 1")
-    ids: list[int] = lm.tokenizer(item.prompt)["input_ids"]
-    # The end-of-text token stands where an answer would; the loss does not look at it.
-    return Example([*ids, int(lm.tokenizer.eos_token_id)], len(ids), target)
+    check_reads_end(fed, objective.class_weight, otherwise=1)
+    return encode(lm.tokenizer, item.prompt, item.answer, target)
 
 
-def _measure(lm: LanguageModel, prepared: PreparedTask, recipe: Recipe) -> tuple[HeldOutScores, NDArray[np.float64]]:
+def check_reads_end(fed: Fed, class_weight: float, *, otherwise: int) -> None:
+    """Refuse another position than the last where the lens is trained beside answers.
+
+    Raises:
+        InputError: It is another one; says with which class weight it could be.
+    """
+    if class_weight and fed.read[0] < len(fed.ids) - 1:
+        raise InputError(
+            f"position: beside answers the lens is trained at the last token; take last, or class weight {otherwise}"
+        )
+
+
+def _measure(prepared: PreparedTask, recipe: Recipe) -> tuple[HeldOutScores, NDArray[np.float64]]:
     """The scores, and of each item what training lowers, in nats; of none where answers are only rewarded."""
+    lm, words, row = prepared.lm, prepared.words, layer_row(recipe.block)
     prompts, classes = [item.prompt for item in prepared.test], [item.label for item in prepared.test]
-    scores = alignment(lm, prompts, classes, prepared.words)
-    row = layer_row(recipe.block)
+    states = read_states(lm, prepared.fed[len(prepared.train) :])
+    scores = lens_scores(states, lm.readout, [word.ids for word in words], ranked=[[0]] * len(prompts))
+    own = scores.log_alignment[:, torch.arange(len(prompts)), torch.tensor(classes)].double()
+    is_top = [token in words[c].ids for token, c in zip(scores.top_id[row].tolist(), classes, strict=True)]
     wanted = [item.answer for item in prepared.test if item.answer is not None]
     answered = answers(lm, prompts, wanted) if len(wanted) == len(prompts) else None
-    loss = -recipe.class_weight * scores.own_word[row].double().clamp_min(1e-38).log()
+    loss = -recipe.class_weight * own[row]
     if answered is not None:
         loss -= recipe.answer_weight * answered.per_token
     return HeldOutScores(
-        alignment=scores.own_word.double().mean(-1).numpy(),
-        top=_share(scores.is_top[row]),
-        choice=_share(scores.choice[row] == torch.tensor(classes)),
+        alignment=own.exp().mean(-1).numpy(),
+        top=_share(torch.tensor(is_top)),
+        choice=_share(scores.log_alignment[row].argmax(-1) == torch.tensor(classes)),
         answers=None if answered is None else _share(answered.exact),
     ), loss.numpy() if recipe.class_weight + recipe.answer_weight else np.empty(0)
 

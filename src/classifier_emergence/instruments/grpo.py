@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +12,18 @@ from classifier_emergence.extras import missing_extras_named
 from classifier_emergence.instruments.finetune import (
     FineTuned,
     Outcome,
-    PreparedTask,
     Recipe,
     Writer,
     all_linear_maps,
+    by_label,
     check_positive,
+    check_reads_end,
     classifier_block,
     fine_tune,
     prepare,
 )
 from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.positions import Position
 from classifier_emergence.tasks.classification import Item, Task
 from classifier_emergence.training.rl.rewards import Reward
 from classifier_emergence.training.supervised import Schedule
@@ -45,6 +46,9 @@ def grpo(
     rank: int = 16,
     learning_rate: float = 1e-4,
     seed: int = 0,
+    position: Position = "last",
+    chat: bool = False,
+    system: str | None = None,
     reward: Reward | None = None,
     write: Writer = None,
 ) -> FineTuned:
@@ -72,6 +76,9 @@ def grpo(
         rank: Of the adapter.
         learning_rate: Constant.
         seed: Of initial weights, order and sampling.
+        position: Where the lens is read; another than ``last`` only without a ``class_weight``.
+        chat: Pass prompts, and what is shown solved, through the model's own chat template, as ``dual_reward`` does.
+        system: What the system says in the chat.
         reward: ``reward(prompts, completions, answers)``, a number for each completion; default ``begins_with_answer``.
         write: See ``dual_reward``.
 
@@ -92,17 +99,20 @@ def grpo(
     objective = PolicyObjective(kl_weight, class_weight, block)
     sampling = Sampling(group, temperature, new_tokens)
     schedule = Schedule(steps, batch_size, learning_rate, seed, min(20, steps))
-    prepared = prepare(lm, task)
+    if reward is None and (missing := next((item for item in task.items if item.answer is None), None)):
+        raise InputError(f"prompt {missing.prompt!r}: no answer to reward; give an answer column")
+    prepared = prepare(lm, task, position=position, chat=chat, system=system, shots=shots)
+    for fed in prepared.fed:
+        check_reads_end(fed, class_weight, otherwise=0)
     if reward is None:
-        _check_answers(lm, [*prepared.train, *prepared.test], new_tokens)
-    prepared = with_shots(prepared, shots)
+        _check_answers(prepared.lm, [*prepared.train, *prepared.test], new_tokens)
     targets = [word.forms[f" {word.word}"] for word in prepared.words]
     items = in_turn(prepared.train, steps * batch_size, seed=seed)
     tasks = [PolicyTask(item.prompt, item.answer or "", targets[item.label]) for item in items]
 
     def run(wrapped: PeftModel, work: Path) -> Outcome:
         done = train_grpo(
-            lm, wrapped, tasks, reward or begins_with_answer, objective, sampling, schedule, work=work,
+            prepared.lm, wrapped, tasks, reward or begins_with_answer, objective, sampling, schedule, work=work,
             description=f"grpo of {lm.key}",
         )  # fmt: skip
         return Outcome(done.parameters, [{k: v for k, v in step.items() if v is not None} for step in done.steps])
@@ -126,42 +136,17 @@ def begins_with_answer(prompts: Sequence[str], completions: Sequence[str], answe
     ]
 
 
-def with_shots(prepared: PreparedTask, n: int) -> PreparedTask:
-    """Put ``n`` solved training items, the classes in turn, before every prompt; they are not trained on themselves.
-
-    Raises:
-        InputError: ``n`` is negative or leaves a class without items, or one of the items has no answer.
-    """
-    if n < 0:
-        raise InputError(f"shots: {n} is negative; pass 0 or more")
-    turns = zip(*_by_label(prepared.train).values(), strict=False)  # as long as all classes have items
-    shown = [item for turn in turns for item in turn][:n]
-    rest = [item for item in prepared.train if item not in shown]
-    if {item.label for item in rest} != {item.label for item in prepared.train}:
-        raise InputError(f"shots: {n} leave a class without items to train on; take fewer")
-    if any(item.answer is None for item in shown):
-        raise InputError("shots: an item without an answer cannot be shown solved; give answers, or take 0")
-    lead = "".join(f"{item.prompt}{item.answer}\n" for item in shown)
-    train, test = ([replace(item, prompt=lead + item.prompt) for item in items] for items in (rest, prepared.test))
-    return replace(prepared, train=train, test=test)
-
-
 def in_turn(items: Sequence[Item], n: int, *, seed: int) -> list[Item]:
     """``n`` items, the classes in turn, each class's in a random order that starts again when it is used up."""
     random = np.random.default_rng(seed)
-    pools = [[pool[i] for i in random.permutation(len(pool))] for pool in _by_label(items).values()]
+    pools = [[pool[i] for i in random.permutation(len(pool))] for pool in by_label(items).values()]
     turns = ((pools[i % len(pools)], i // len(pools)) for i in range(n))
     return [pool[turn % len(pool)] for pool, turn in turns]
 
 
-def _by_label(items: Sequence[Item]) -> dict[int, list[Item]]:
-    return {label: [item for item in items if item.label == label] for label in sorted({item.label for item in items})}
-
-
 def _check_answers(lm: LanguageModel, items: Sequence[Item], new_tokens: int) -> None:
     for item in items:
-        if item.answer is None:
-            raise InputError(f"prompt {item.prompt!r}: no answer to reward; give an answer column")
-        size = len(lm.tokenizer(item.prompt + item.answer)["input_ids"]) - len(lm.tokenizer(item.prompt)["input_ids"])
+        both, prompt = (lm.tokenizer(text)["input_ids"] for text in (f"{item.prompt}{item.answer}", item.prompt))
+        size = len(both) - len(prompt)
         if size > new_tokens:
             raise InputError(f"new_tokens: {new_tokens}, but answer {item.answer!r} takes {size}; allow more")

@@ -1,11 +1,13 @@
 """A probe that is kept: one layer's linear classifier in a folder, used again on new prompts or inside the model."""
 
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from classifier_emergence.errors import InputError, first_line
 from classifier_emergence.instruments.base import feed_prompts
 from classifier_emergence.reading.layers import layer_of
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.positions import Position, read_states
+from classifier_emergence.reading.positions import Fed, Position, read_states
 from classifier_emergence.results import read_result, write_bytes_atomic, write_result
 
 WEIGHTS, CARD = "probe.safetensors", "card.json"
@@ -44,6 +46,20 @@ class Card:
     null_95: float
     """What the best layer of permuted labels reaches in one of twenty cases."""
     p: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a probe costs inside the model: medians of passes that alternate, in seconds."""
+
+    routed: float
+    """With the probe as a hook behind its block."""
+    alone: float
+    """Without it."""
+    passes: int
+    """Of each."""
+    tokens: int
+    """Of the text that passed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,11 +142,13 @@ class KeptProbe:
             )
         return lm.layers.index(self.card.layer)
 
+    def feed(self, lm: LanguageModel, prompts: Sequence[str]) -> list[Fed]:
+        """What the model is fed for prompts, to be read at the token that the probe was fitted on."""
+        return feed_prompts(lm, prompts, self.card.position, chat=self.card.chat, system=self.card.system)
+
     def states(self, lm: LanguageModel, prompts: Sequence[str]) -> Tensor:
-        """(prompts, d): the states that the probe reads, at the token that it was fitted on."""
-        card = self.card
-        fed = feed_prompts(lm, prompts, card.position, chat=card.chat, system=card.system)
-        return read_states(lm, fed, rows=[self.row(lm)], site=card.site)[0]
+        """(prompts, d): the states that the probe reads."""
+        return read_states(lm, self.feed(lm, prompts), rows=[self.row(lm)], site=self.card.site)[0]
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., classes) for states (..., d)."""
@@ -169,6 +187,30 @@ class KeptProbe:
                 yield routed
         finally:
             handle.remove()
+
+    @torch.no_grad()
+    def cost(self, lm: LanguageModel, prompt: str, *, passes: int = 20) -> Cost:
+        """How long a pass of the model takes with the probe in it as a router, and without it.
+
+        Raises:
+            InputError: See ``routing``.
+        """
+        ids = list(self.feed(lm, [prompt])[0].ids)
+        inputs = torch.tensor([ids], device=lm.model.device)
+        forward: Any = lm.model
+
+        def seconds() -> float:
+            started = time.perf_counter()
+            float(forward(input_ids=inputs, use_cache=False).logits[0, -1, 0])  # waits for a GPU
+            return time.perf_counter() - started
+
+        seconds()  # the first pass is slower
+        routed, alone = [], []
+        for _ in range(passes):
+            with self.routing(lm):
+                routed.append(seconds())
+            alone.append(seconds())
+        return Cost(median(routed), median(alone), passes, len(ids))
 
 
 def check_new(folder: Path) -> None:

@@ -83,53 +83,73 @@ class LensMap(Reading):
         if colour == PROBABILITY:
             top: NDArray[np.float64] = self.probability[..., 0]
             return top
-        named = [target for target in self.targets if colour in (target, target.partition(" (")[0])]
-        check_colour(colour, [*self.targets, *[colour for _ in named]])
-        of_target: NDArray[np.float64] = self.alignment[self.targets.index(named[0])]
+        of_target: NDArray[np.float64] = self.alignment[self.target_number(colour)]
         return of_target
+
+    def target_number(self, colour: str) -> int:
+        """Which target a colour names, with or without what is said of its pieces.
+
+        Raises:
+            InputError: None.
+        """
+        named = [t for t, target in enumerate(self.targets) if colour in (target, target.partition(" (")[0])]
+        check_colour(colour, [*self.targets, *[colour for _ in named]])
+        return named[0]
 
     def plot(self, colour: str = PROBABILITY) -> "Figure":
         """A cell for every layer and token, with the top token; at most ``drawing.COLUMNS`` tokens in a panel."""
-        from classifier_emergence.instruments.drawing import token_map
+        from classifier_emergence.instruments.drawing import Cells, token_map
 
-        name = {PROBABILITY: "probability of the top token", ENTROPY: "entropy, nats"}.get(colour)
-        return token_map(
-            [[cell[0] for cell in row] for row in self.top_tokens],
-            self.shade(colour),
-            [self.tokens[i] for i in self.read],
-            [self.is_written(i + 1) for i in self.read],
-            self.layers,
-            title=self.model,
-            colour=name or f"probability of “{colour}”",
-        )
+        top = [[cell[0] for cell in row] for row in self.top_tokens]
+        return token_map([Cells(self.model, top, self.shade(colour), colour_name(colour))], *self.axes())
+
+    def axes(self) -> tuple[list[str], list[bool], tuple[str, ...]]:
+        """Tokens that were read, whether the model wrote what follows each, and the layers."""
+        return [self.tokens[i] for i in self.read], [self.is_written(i + 1) for i in self.read], self.layers
 
     def is_written(self, position: int) -> bool:
         """Whether the model wrote the token at a position."""
         return len(self.tokens) - self.written <= position < len(self.tokens)
 
-    def page(self) -> str:
+    def page(self, **how: Any) -> str:
         """One interactive HTML file: choose metric, target and layers, and look into every cell."""
-        from classifier_emergence.instruments.pages import map_page, short_numbers
+        return page_of([self], **how)
 
-        texts = dict.fromkeys(token for row in self.top_tokens for cell in row for token in cell)
+
+def page_of(maps: Sequence[LensMap], colour: str = PROBABILITY) -> str:
+    """The page of a map, or of two of one text: before, after and the difference, to choose from.
+
+    Args:
+        maps: One, or two.
+        colour: What they are coloured by at first, see ``LensMap.shade``.
+    """
+    from classifier_emergence.instruments.pages import map_page, short_numbers
+
+    parts = []
+    for seen in maps:
+        texts = dict.fromkeys(token for row in seen.top_tokens for cell in row for token in cell)
         number = {token: i for i, token in enumerate(texts)}
-        return map_page(
+        parts.append(
             {
-                "model": self.model,
-                "tokens": self.tokens,
-                "written": self.written,
-                "read": self.read,
-                "notices": self.notices,
-                "layers": self.layers,
+                "model": seen.model,
                 "vocabulary": list(texts),
-                "ids": [[[number[token] for token in cell] for cell in row] for row in self.top_tokens],
-                "p": short_numbers(self.probability.tolist()),
-                "entropy": short_numbers(self.entropy.tolist()),
-                "targets": self.targets,
-                "alignment": short_numbers(self.alignment.tolist()),
-                "rank": self.rank.tolist(),
+                "ids": [[[number[token] for token in cell] for cell in row] for row in seen.top_tokens],
+                "p": short_numbers(seen.probability.tolist()),
+                "entropy": short_numbers(seen.entropy.tolist()),
+                "alignment": short_numbers(seen.alignment.tolist()),
+                "rank": seen.rank.tolist(),
             }
         )
+    shared = ("tokens", "written", "read", "notices", "layers", "targets")
+    metric, target = (colour, 0) if colour in (PROBABILITY, ENTROPY) else ("target", maps[0].target_number(colour))
+    first = {"maps": parts, "metric": metric, "target": target}
+    return map_page({name: getattr(maps[0], name) for name in shared} | first)
+
+
+def colour_name(colour: str) -> str:
+    """What a colour stands for, in words."""
+    names = {PROBABILITY: "probability of the top token", ENTROPY: "entropy, nats"}
+    return names.get(colour, f"probability of “{colour}”")
 
 
 def check_colour(colour: str, targets: Sequence[str]) -> None:

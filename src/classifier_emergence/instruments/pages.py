@@ -52,14 +52,14 @@ def map_page(data: dict[str, Any]) -> str:
     """A map as a grid to walk in, and with Bokeh what every layer says at the chosen token.
 
     Args:
-        data: What ``lens_map.html`` reads: see ``lens_map.LensMap.page``.
+        data: What ``lens_map.html`` reads: see ``lens_map.page_of``.
     """
     with missing_extras_named():
         from bokeh.resources import Resources
 
     page = resources.files(__package__).joinpath("lens_map.html").read_text(encoding="utf-8")
     parts = {
-        "TITLE": escape(f"{data['model']}: the logit lens"),
+        "TITLE": escape(f"{data['maps'][0]['model']}: the logit lens"),
         "LIBRARY": Resources(mode="inline", components=["bokeh"]).render_js(),
         "DATA": _script(data),
         "FIGURE": _script(_curves(data["layers"], data["targets"])),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.instruments.base import Reading, check_prompts, class_names
+from classifier_emergence.instruments.base import Reading, class_names, feed_prompts
 from classifier_emergence.mixtures.routing import (
     ContextDependence,
     Information,
@@ -21,7 +21,7 @@ from classifier_emergence.mixtures.routing import (
     usage,
 )
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.vocabulary import token_text
+from classifier_emergence.reading.positions import Fed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,6 +50,8 @@ class TraceReading(Reading):
 
     n_experts: int
     texts: tuple[TracedText, ...]
+    notices: tuple[str, ...]
+    """What is special about the texts, and what was done."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a text, token, layer and chosen expert."""
@@ -101,6 +103,8 @@ class UsageReading(Reading):
     """None if no token occurs in two contexts."""
     shuffles: int
     seed: int
+    notices: tuple[str, ...]
+    """What is special about the texts, and what was done."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a layer and expert, with its load, and that on each class's tokens."""
@@ -129,30 +133,38 @@ class UsageReading(Reading):
         return figure
 
 
-def trace_texts(lm: LanguageModel, texts: Sequence[str], *, layers: Sequence[str | int] | None = None) -> TraceReading:
+def trace_texts(
+    lm: LanguageModel,
+    texts: Sequence[str],
+    *,
+    layers: Sequence[str | int] | None = None,
+    chat: bool = False,
+    system: str | None = None,
+) -> TraceReading:
     """Which experts does each token of each text go to?
 
     Args:
         lm: A mixture of experts.
-        texts: Read as the tokenizer gives them, special tokens included.
+        texts: Read as ``positions.feed`` gives them, special tokens included.
         layers: Which to keep (``"L3"``, ``3``); default all that have a router.
+        chat: Pass each text through the model's own chat template.
+        system: What the system says in the chat.
 
     Raises:
         InputError: The model has no routers (see ``routing.routers``) or none at such a layer, or a text cannot be
             read.
     """
     numbers = _numbers(lm, layers)
-    check_prompts(lm, texts, what="text")
-    ids, routing = _traced(lm, texts)
+    fed, routing = _traced(lm, texts, chat, system)
     kept = [routing.layers.index(number) for number in numbers]
     experts, weights = routing.experts[kept].numpy(), routing.weights[kept].double().numpy()
-    starts = np.cumsum([0, *map(len, ids)])
+    starts = np.cumsum([0, *(len(one.ids) for one in fed)])
     traced = [
-        TracedText(text, tuple(token_text(lm.tokenizer, i) for i in tokens), experts[:, a : a + len(tokens)],
-                   weights[:, a : a + len(tokens)])
-        for text, tokens, a in zip(texts, ids, starts, strict=False)
-    ]  # fmt: skip
-    return TraceReading(lm.key, tuple(f"L{number}" for number in numbers), routing.n_experts, tuple(traced))
+        TracedText(text, one.tokens, experts[:, a : a + len(one.ids)], weights[:, a : a + len(one.ids)])
+        for text, one, a in zip(texts, fed, starts, strict=False)
+    ]
+    layers = tuple(f"L{number}" for number in numbers)
+    return TraceReading(lm.key, layers, routing.n_experts, tuple(traced), _notices(fed))
 
 
 def routing_usage(
@@ -162,6 +174,8 @@ def routing_usage(
     *,
     shuffles: int = 200,
     seed: int = 0,
+    chat: bool = False,
+    system: str | None = None,
 ) -> UsageReading:
     """How evenly are experts used, what do they tell of label and token, and does the context change them?
 
@@ -171,15 +185,16 @@ def routing_usage(
         labels: One for each text (its topic, its task); default none.
         shuffles: Permutations of labels, and of tokens, behind the p-values.
         seed: Of everything random.
+        chat: Pass each text through the model's own chat template.
+        system: What the system says in the chat.
 
     Raises:
         InputError: See ``trace_texts``; labels are too few or all equal, or the texts hold one kind of token only.
     """
     routers(lm)
-    check_prompts(lm, texts, what="text")
     if labels is not None and len(labels) != len(texts):
         raise InputError(f"labels: {len(labels)} for {len(texts)} texts; pass one for each")
-    ids, routing = _traced(lm, texts)
+    fed, routing = _traced(lm, texts, chat, system)
     shares, of_text = routing.shares(), routing.text.numpy()
     labels = None if labels is None else class_names(labels)
     classes = tuple(dict.fromkeys(labels or ()))
@@ -187,7 +202,7 @@ def routing_usage(
     label = None
     if labels is not None:
         label = information(shares, class_of[of_text], shuffles=shuffles, seed=seed, groups=of_text)
-    again = trace(lm, ids, batch_tokens=REREAD_BATCH_TOKENS)
+    again = trace(lm, [one.ids for one in fed], batch_tokens=REREAD_BATCH_TOKENS)
     try:
         context = context_dependence(
             routing, again, pairs_per_token=PAIRS, confidence=CONFIDENCE, resamples=RESAMPLES, seed=seed
@@ -208,12 +223,17 @@ def routing_usage(
         context=context,
         shuffles=shuffles,
         seed=seed,
+        notices=_notices(fed),
     )
 
 
-def _traced(lm: LanguageModel, texts: Sequence[str]) -> tuple[list[list[int]], Routing]:
-    ids = [list(lm.tokenizer(text)["input_ids"]) for text in texts]
-    return ids, trace(lm, ids, description=f"{lm.key}: routing")
+def _traced(lm: LanguageModel, texts: Sequence[str], chat: bool, system: str | None) -> tuple[list[Fed], Routing]:
+    fed = feed_prompts(lm, texts, "all", chat=chat, system=system, what="text")
+    return fed, trace(lm, [one.ids for one in fed], description=f"{lm.key}: routing")
+
+
+def _notices(fed: Sequence[Fed]) -> tuple[str, ...]:
+    return tuple(notice for one in fed for notice in one.notices)
 
 
 def _numbers(lm: LanguageModel, layers: Sequence[str | int] | None) -> list[int]:
