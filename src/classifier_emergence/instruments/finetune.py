@@ -165,8 +165,7 @@ def dual_reward(
         learning_rate: Constant.
         batch_size: Items a step.
         seed: Of initial weights and order.
-        position: Where the lens is trained and read, see ``positions.feed``; another than ``last`` needs a
-            ``class_weight`` of 1.
+        position: Where the lens is trained and read, see ``positions.feed``.
         chat: Pass prompts through the model's own chat template; answers stand at the start of its turn, without their
             leading space.
         system: What the system says in the chat.
@@ -542,20 +541,7 @@ def _example(lm: LanguageModel, item: Item, fed: Fed, word: WordTokens, objectiv
         return Example([*ids, int(lm.tokenizer.eos_token_id)], len(ids), target)
     if item.answer is None:
         raise InputError(f"prompt {item.prompt!r}: no answer to train on; give an answer column, or class weight 1")
-    check_reads_end(fed, objective.class_weight, otherwise=1)
-    return encode(lm.tokenizer, item.prompt, item.answer, target)
-
-
-def check_reads_end(fed: Fed, class_weight: float, *, otherwise: int) -> None:
-    """Refuse another position than the last where the lens is trained beside answers.
-
-    Raises:
-        InputError: It is another one; says with which class weight it could be.
-    """
-    if class_weight and fed.read[0] < len(fed.ids) - 1:
-        raise InputError(
-            f"position: beside answers the lens is trained at the last token; take last, or class weight {otherwise}"
-        )
+    return replace(encode(lm.tokenizer, item.prompt, item.answer, target), read_at=fed.read[0])
 
 
 def _measure(prepared: PreparedTask, recipe: Recipe) -> tuple[HeldOutScores, NDArray[np.float64]]:

@@ -17,7 +17,6 @@ from classifier_emergence.instruments.finetune import (
     all_linear_maps,
     by_label,
     check_positive,
-    check_reads_end,
     classifier_block,
     fine_tune,
     prepare,
@@ -102,8 +101,8 @@ def grpo(
     if reward is None and (missing := next((item for item in task.items if item.answer is None), None)):
         raise InputError(f"prompt {missing.prompt!r}: no answer to reward; give an answer column")
     prepared = prepare(lm, task, position=position, chat=chat, system=system, shots=shots)
-    for fed in prepared.fed:
-        check_reads_end(fed, class_weight, otherwise=0)
+    if class_weight and any(fed.read[0] < len(fed.ids) - 1 for fed in prepared.fed):
+        raise InputError("position: beside rewards the lens is trained at the last token; take last, or class weight 0")
     if reward is None:
         _check_answers(prepared.lm, [*prepared.train, *prepared.test], new_tokens)
     targets = [word.forms[f" {word.word}"] for word in prepared.words]

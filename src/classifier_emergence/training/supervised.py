@@ -132,6 +132,8 @@ class Example:
     prompt_length: int
     target: int
     """Token id of the class's word, or number of the class for a head."""
+    read_at: int | None = None
+    """Index of the token at which the lens should name it; None: the one that ``Objective.read`` says."""
 
 
 @dataclass(frozen=True)
@@ -513,14 +515,20 @@ def _what_is_read(batch: Sequence[Example], objective: Objective, paths: list[li
         for position in range(example.prompt_length, len(example.ids))
     ]
     read, token = torch.tensor(answers).T
-    # The end-of-text token is not part of the answer that the originals read after.
-    ends = [example.prompt_length - 1 if objective.read == "prompt" else len(example.ids) - 2 for example in batch]
+    ends = [_read_of(example, objective) for example in batch]
     return {
         "read": torch.tensor([path[end] for path, end in zip(paths, ends, strict=True)]),
         "target": torch.tensor([example.target for example in batch]),
         "answer_read": read,
         "answer_token": token,
     }
+
+
+def _read_of(example: Example, objective: Objective) -> int:
+    if example.read_at is not None:
+        return example.read_at
+    # The end-of-text token is not part of the answer that the originals read after.
+    return example.prompt_length - 1 if objective.read == "prompt" else len(example.ids) - 2
 
 
 def check_layer(lm: LanguageModel, layer: int | None) -> None:
