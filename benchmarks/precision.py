@@ -24,6 +24,7 @@ from classifier_emergence.tasks.arithmetic import OPERATIONS, Prompt, prompt_ban
 from experiments.params import load_params
 
 FOLDS = 4
+QUANTILES = {"median": 0.5, "95": 0.95, "largest": 1.0}
 TOLERANCES = {"log_alignment": 0.5, "rank": 2.0, "accuracy": 0.05}
 """Nats that 95 of 100 log-alignments differ by at most; the factor of as many ranks; the accuracies at any layer."""
 
@@ -47,8 +48,7 @@ def read(name: str, dtype: str, prompts: Sequence[Prompt]) -> tuple[LensScores, 
 def spread(differences: Tensor) -> dict[str, float]:
     """Median, 95 % quantile and largest of absolute differences."""
     values = differences.abs().double().flatten().sort().values
-    at = {"median": 0.5, "95": 0.95, "largest": 1.0}
-    return {name: values[round(share * (len(values) - 1))].item() for name, share in at.items()}
+    return {name: values[round(share * (len(values) - 1))].item() for name, share in QUANTILES.items()}
 
 
 def measure(name: str, pairs: int) -> dict[str, Any]:
@@ -85,9 +85,7 @@ def as_table(every: dict[str, Any]) -> str:
     rows = []
     for model, found in every.items():
         for style, part in found.items():
-            logs, ranks = (
-                ", ".join(f"{value:.2g}" for value in part[key].values()) for key in ("log_alignment", "rank")
-            )
+            logs, ranks = (", ".join(f"{part[key][of]:.2g}" for of in QUANTILES) for key in ("log_alignment", "rank"))
             rest = f"{part['top_token_differs']:.1%}", f"{part['accuracy']:.3f}"
             rows.append([f"`{model}`", f"{part['prompts']} {style}", logs, ranks, *rest])
     return table(head, rows)
