@@ -8,7 +8,7 @@ table. Exit code 1 if it is more than the tolerances that the guide states.
 import argparse
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,20 +29,22 @@ TOLERANCES = {"log_alignment": 0.5, "rank": 2.0, "accuracy": 0.05}
 """Nats that 95 of 100 log-alignments differ by at most; the factor of as many ranks; the accuracies at any layer."""
 
 
-def read(name: str, dtype: str, prompts: Sequence[Prompt]) -> tuple[LensScores, Tensor]:
-    """Scores of the operation words, and accuracies (layers,) of probes on operand pairs held out."""
+def read(name: str, dtype: str, banks: Mapping[str, Sequence[Prompt]]) -> dict[str, tuple[LensScores, Tensor]]:
+    """By style, scores of the operation words and accuracies (layers,) of probes on operand pairs held out."""
     gc.collect()  # the model before
-    lm = open_model(name, dtype=dtype)
-    states = residual_stream(lm, [prompt.text for prompt in prompts]).float()
+    lm, found = open_model(name, dtype=dtype), {}
     words = [word_tokens(operation, lm.tokenizer).ids for operation in OPERATIONS]
-    labels = torch.tensor([OPERATIONS.index(prompt.operation) for prompt in prompts])
-    fold = torch.arange(len(prompts)) // len(OPERATIONS) % FOLDS  # the bank goes pair by pair
-    right = torch.zeros(states.shape[:2])
-    for k in range(FOLDS):
-        train, test = fold != k, fold == k
-        probes = fit_probes(states[:, train], labels[train], standardise=True)
-        right[:, test] = (probes.predict(states[:, test]) == labels[test]).float()
-    return lens_scores(states, lm.readout, words), right.mean(-1)
+    for style, prompts in banks.items():
+        states = residual_stream(lm, [prompt.text for prompt in prompts]).float()
+        labels = torch.tensor([OPERATIONS.index(prompt.operation) for prompt in prompts])
+        fold = torch.arange(len(prompts)) // len(OPERATIONS) % FOLDS  # the bank goes pair by pair
+        right = torch.zeros(states.shape[:2])
+        for k in range(FOLDS):
+            train, test = fold != k, fold == k
+            probes = fit_probes(states[:, train], labels[train], standardise=True)
+            right[:, test] = (probes.predict(states[:, test]) == labels[test]).float()
+        found[style] = lens_scores(states, lm.readout, words), right.mean(-1)
+    return found
 
 
 def spread(differences: Tensor) -> dict[str, float]:
@@ -54,9 +56,10 @@ def spread(differences: Tensor) -> dict[str, float]:
 def measure(name: str, pairs: int) -> dict[str, Any]:
     """What differs, by style: log-alignments in nats, ranks as factors, accuracies as they are."""
     bank, found = load_params().bank, {}
-    for style in ("symbol", "word"):
-        prompts = prompt_bank(style, bank)[: len(OPERATIONS) * pairs]
-        (full, full_right), (half, half_right) = (read(name, dtype, prompts) for dtype in ("float32", "bfloat16"))
+    banks = {style: prompt_bank(style, bank)[: len(OPERATIONS) * pairs] for style in ("symbol", "word")}
+    both = [read(name, dtype, banks) for dtype in ("float32", "bfloat16")]
+    for style, prompts in banks.items():
+        (full, full_right), (half, half_right) = (each[style] for each in both)
         ranks = spread(half.rank.double().log() - full.rank.double().log())
         found[style] = {
             "prompts": len(prompts),

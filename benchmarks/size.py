@@ -112,7 +112,7 @@ def as_table(every: dict[str, Any]) -> str:
     rows = []
     for instrument, counts in COUNTS.items():
         points = [point for some in by_model.values() for point in some if point.instrument == instrument]
-        for n in counts:
+        for n in counts if points else ():
             cells = [_cell(p.gigabytes, p.seconds) for p in points if p.prompts == n]
             for size in LARGER.values() if enough else ():
                 cells.append(_cell(*(fit(points, what)(*size, n) for what in ("gigabytes", "seconds"))))
