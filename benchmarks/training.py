@@ -128,6 +128,16 @@ def measure(
         return clock.seconds, [entry[loss] for entry in trainer.state.log_history if loss in entry]
 
 
+def examples_of(lm: LanguageModel, settings: DualReward) -> list[Example]:
+    """The problems that stage dual_reward trains on."""
+    problems = split(settings.operands, dict.fromkeys(settings.operands, settings.test_problems), seed=0)
+    targets = {operation: word_tokens(operation, lm.tokenizer).strict_id for operation in OPERATIONS}
+    return [
+        encode(lm.tokenizer, problem.symbol, f" {problem.answer}", targets[problem.operation])
+        for problem in sample(problems.train, settings.samples, seed=0)
+    ]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -138,12 +148,7 @@ def main() -> None:
     params = load_params()
     settings = params.dual_reward
     lm = load(arguments.model, params.registry)
-    problems = split(settings.operands, dict.fromkeys(settings.operands, settings.test_problems), seed=0)
-    targets = {operation: word_tokens(operation, lm.tokenizer).strict_id for operation in OPERATIONS}
-    examples = [
-        encode(lm.tokenizer, problem.symbol, f" {problem.answer}", targets[problem.operation])
-        for problem in sample(problems.train, settings.samples, seed=0)
-    ]
+    examples = examples_of(lm, settings)
     kinds = (0, 1, arguments.members)
     seconds: dict[int, list[float]] = {kind: [] for kind in kinds}
     gap = 0.0

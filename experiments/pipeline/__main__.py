@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from classifier_emergence.cli.app import run as run_line
 from classifier_emergence.cli.options import EXAMPLE, JsonFile, write_json
@@ -87,6 +88,38 @@ def reproduce_stages(
         return
     for name, stage in select(picks or []).items():
         say(f"{name}  about {minutes_of(stage):g} min")
+
+
+@app.command("submit", epilog=f"{SHOW}submit probing --cluster slurm --set slurm_partition=cpu --set cpus_per_task=4")
+def submit_stages(
+    picks: Picks = None,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="KIND", help="slurm or local. Default: slurm where there is one.")
+    ] = None,
+    at_once: Annotated[int | None, typer.Option(metavar="N", min=1, help="Most jobs at once. Default: all.")] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of submitit; may be repeated.")
+    ] = None,
+) -> None:
+    """Run what is stale, with what it needs, as jobs of a cluster: each stage of each model is one.
+
+    Waits for all and names the log of what failed. The same command goes on: with what is still stale, and with jobs
+    that are still with Slurm. Outputs outside git come from DVC's default remote and go there, if there is one.
+    Exit code 1 if a job failed.
+    """
+    try:
+        from experiments.pipeline.cluster import submit
+    except ModuleNotFoundError as error:
+        raise InputError(f'{error.name}: not installed; pip install "classifier-emergence[cluster]"') from error
+
+    pairs = [option.partition("=") for option in options or []]
+    if bad := [name for name, sign, _ in pairs if not (name and sign)]:
+        raise InputError(f"--set {bad[0]}: not NAME=VALUE, such as slurm_partition=cpu")
+    done, failed = submit(picks or [], cluster, at_once, {name: yaml.safe_load(value) for name, _, value in pairs})
+    say(f"{len(done)} of {len(done) + len(failed)} stages done" if done or failed else "nothing is stale")
+    if failed:
+        say(f"failed, or waiting for what failed: {', '.join(failed)}; mend it and run the same command again")
+    _answer(not failed)
 
 
 @app.command(epilog=f"{SHOW}originals granite-3.1-2b gpt-oss-20b")

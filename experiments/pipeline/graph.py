@@ -60,10 +60,29 @@ def stale(names: Collection[str]) -> dict[str, list[str]]:
         cached = {out.def_path for stage in graph for out in stage.outs if out.use_cache}
         new = {stage.addressing for stage in graph if not any(out.hash_info for out in stage.outs)}
     changed = {name: why for name in names if (why := reasons(changes.get(name, []), cached))}
-    changed |= {name: ["never run"] for name in changed if name in new}
+    changed |= {name: ["never run"] for name in names if name in new}
     above = {name: [f"needs {other}, which is stale" for other in changed if other in needs[name]] for name in names}
     found = {name: changed.get(name, []) + above[name] for name in names}
     return {name: why for name, why in found.items() if why}
+
+
+def to_run(names: Collection[str]) -> dict[str, set[str]]:
+    """These stages, and those that make what they need and what is absent -> all of them that each one needs."""
+    with _repository() as repo:
+        graph = repo.index.graph
+        stages = {stage.addressing: stage for stage in graph}
+        found = [*names]
+        for name in found:  # which grows
+            absent = {dep.fs_path for dep in stages[name].deps if not dep.exists}
+            makers = (need for need in graph.successors(stages[name]) if absent & {out.fs_path for out in need.outs})
+            found += [need.addressing for need in makers if need.addressing not in found]
+        return {name: {need.addressing for need in nx.descendants(graph, stages[name])} & {*found} for name in found}
+
+
+def has_remote() -> bool:
+    """Whether there is a place where DVC keeps what is outside git, by default."""
+    with _repository() as repo:
+        return bool(repo.config["core"].get("remote"))
 
 
 def reasons(changes: Collection[Any], cached: Collection[str]) -> list[str]:

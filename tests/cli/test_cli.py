@@ -418,6 +418,8 @@ def test_experiments_are_asked_of_the_clone(ce: Run, monkeypatch: pytest.MonkeyP
     assert ce("experiments", "status", "probing", "--json", str(tmp_path / "s.json"))[0] == 1
     assert ce("experiments", "reproduce", "probing", "--list")[0] == 1
     assert calls.pop() == (["experiments.pipeline", "reproduce", "probing", "--list"], ROOT)
+    assert ce("experiments", "submit", "probing", "--at-once", "2", "--set", "mem_gb=8")[0] == 1
+    assert calls.pop() == (["experiments.pipeline", "submit", "probing", "--at-once=2", "--set=mem_gb=8"], ROOT)
     assert calls == [(["experiments.pipeline", "status", "probing", "--json", str(tmp_path / "s.json")], ROOT)]
 
 

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import launch as launcher
 from safetensors.torch import load_file, save_file
 
+from classifier_emergence.errors import InputError
+from classifier_emergence.instruments.finetune import sft
 from classifier_emergence.models.loading import load
 from classifier_emergence.processes import rank
 from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.tasks.classification import get_task
 from classifier_emergence.training.adapters import Start, adapted_together, parameters_of
+from classifier_emergence.training.sharding import _SHARDING
 from classifier_emergence.training.supervised import Member, train_together
 from tests.training.test_supervised import ADAPTER, DUAL, HEADED, SCHEDULE, examples
 
@@ -76,6 +81,22 @@ def test_what_cannot_be_shared_is_refused(tiny_models: Path, tmp_path: Path) -> 
         done = launch("-m", "classifier_emergence", *command, "-m", model, "--steps", "2", cwd=tmp_path)
         assert done.returncode != 0
         assert "error: processes: " in done.stderr or "error: batch_size: " in done.stderr
+
+
+@pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
+@pytest.mark.parametrize(("variable", "name"), [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepS")])
+def test_shards_are_refused_before_anything_is_trained(
+    lm: LanguageModel, variable: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(InputError, match=f"^processes: {name}"):
+        sft(lm, get_task("arithmetic"), tmp_path / "out", steps=1)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_variables_are_those_that_the_launcher_sets() -> None:
+    text = Path(launcher.__file__).read_text()
+    assert all(f'current_env["{variable}"] = "true"' in text for variable in _SHARDING)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,26 @@ def reproduce(
     _pipeline("reproduce", [*(picks or []), *(["--list"] if list_only else [])])
 
 
+@experiments.command(epilog=example("experiments submit probing --set slurm_partition=cpu"))
+def submit(
+    picks: Picks = None,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="KIND", help="slurm or local. Default: slurm where there is one.")
+    ] = None,
+    at_once: Annotated[int | None, typer.Option(metavar="N", min=1, help="Most jobs at once. Default: all.")] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of submitit; may be repeated.")
+    ] = None,
+) -> None:
+    """Run stages that are stale, with what they need, as jobs of a cluster.
+
+    Waits for all and names the log of what failed; the same command goes on. Exit code 1 if a job failed.
+    """
+    words = [f"--cluster={cluster}"] if cluster else []
+    words += [f"--at-once={at_once}"] if at_once else []
+    _pipeline("submit", [*(picks or []), *words, *(f"--set={option}" for option in options or [])])
+
+
 def compare(
     expected: Annotated[Path | None, typer.Argument(metavar="[EXPECTED]", help="A result file.")] = None,
     actual: Annotated[Path | None, typer.Argument(metavar="[ACTUAL]", help="Another version of it.")] = None,

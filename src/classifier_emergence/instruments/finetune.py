@@ -45,6 +45,7 @@ from classifier_emergence.tasks.problems import NEUTRAL
 from classifier_emergence.training.adapters import Adapter, adapted
 from classifier_emergence.training.evaluation import answers, divergence
 from classifier_emergence.training.modules import MLP, QKVO, VO
+from classifier_emergence.training.sharding import check_whole
 from classifier_emergence.training.supervised import Example, Objective, Schedule, encode, train
 
 if TYPE_CHECKING:
@@ -415,6 +416,7 @@ def fine_tune(
             model gives no finite numbers.
     """
     adapter, schedule, block = recipe.adapter, recipe.schedule, recipe.block
+    check_whole()
     check_positive(steps=schedule.steps, batch_size=schedule.batch_size, rank=adapter.rank)
     if not schedule.learning_rate > 0:
         raise InputError(f"learning_rate: {schedule.learning_rate} is not positive; pass for instance 0.0005")
