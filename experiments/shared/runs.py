@@ -160,14 +160,15 @@ class Runs:
 
     def _keep(self, name: str, result: Mapping[str, Any]) -> None:
         kept = plain(result)
-        write_result(self.folder / f"{name}.json", {"state": self.state, "result": kept, "digest": digest(kept)})
+        done = {"name": name, "state": self.state, "result": kept, "digest": digest(kept)}
+        write_result(self.folder / f"{name}.json", done)
 
     def _kept(self, name: str) -> dict[str, Any] | None:
         file = self.folder / f"{name}.json"
         try:
             kept = read_result(file) if file.exists() else {}
-            if kept and kept["digest"] != digest(kept["result"]):
-                raise InputError(f"{file}: another digest")
+            if kept and (kept["name"], kept["digest"]) != (name, digest(kept["result"])):
+                raise InputError(f"{file}: another run, or another digest")
         except (InputError, KeyError):
             notice(f"{file}: damaged; its run is made again")
             shutil.rmtree(file, ignore_errors=True)  # should it be a folder

@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 from classifier_emergence import __version__
 from classifier_emergence.cli import measure, repository, routers, train
 from classifier_emergence.cli.options import Device, Dtype, JsonFile, example, write_json
-from classifier_emergence.cli.terminal import complain, say, table
+from classifier_emergence.cli.terminal import complain, printable, say, table
 from classifier_emergence.errors import one_line
 from classifier_emergence.extras import missing_extras_named
 from classifier_emergence.interrupts import raised
@@ -140,9 +140,9 @@ def _fetch(names: Sequence[str], *, verify: bool) -> None:
         key, source = resolve(name)
         folder = fetch(key, source, verify=verify)
         if verify and source.source == "path":
-            say(f"{name}: complete, but a local folder has no pinned hashes to check ({folder})")
+            say(printable(f"{name}: complete, but a local folder has no pinned hashes to check ({folder})"))
         else:
-            say(f"{name}: {'verified' if verify else 'ready'} ({folder})")
+            say(printable(f"{name}: {'verified' if verify else 'ready'} ({folder})"))
 
 
 @models.command("show", epilog=example("models show smollm2-135m-instruct"))

@@ -117,7 +117,7 @@ def probe(
     )
     say(reading.verdict)
     if output is not None:
-        say(f"probe of {peak.layer}: {output}")
+        say(f"probe of {peak.layer}: {printable(str(output))}")
     if other is not None:
         _compare(
             reading, library.probe(_other(model, adapter, other, device, dtype), prompts, labels, **how), json, plot

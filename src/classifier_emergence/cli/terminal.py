@@ -7,6 +7,7 @@ import math
 import sys
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,8 +61,10 @@ def say(text: str = "") -> None:
 
 
 def complain(text: str) -> None:
-    """One line on standard error."""
-    sys.stderr.write(f"{printable(' '.join(text.split()))}\n")
+    """One line on standard error, if there is room for it where that goes."""
+    with suppress(OSError):
+        sys.stderr.write(f"{printable(' '.join(text.split()))}\n")
+        sys.stderr.flush()
 
 
 def notify(notices: Sequence[str]) -> None:

@@ -189,7 +189,7 @@ def _report(reading: "FineTuned", output: Path | None) -> None:
         lines,
         title=f"{printable(reading.model)}: {reading.method}, {reading.n_train} items trained on",
     )
-    say(f"adapter: {output}" if output else "adapter: not kept; name a folder with --output to keep it")
+    say(f"adapter: {printable(str(output))}" if output else "adapter: not kept; name a folder with --output to keep it")
 
 
 def _report_rewards(reading: "FineTuned") -> None:
