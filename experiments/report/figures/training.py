@@ -138,7 +138,7 @@ def sample_efficiency(grid: Results) -> Figure:
         cells, color = list(result["cells"].values()), draw.look(result["model"], list(grid))["color"]
         rates = dict(zip(sorted({cell["learning_rate"] for cell in cells}), ("-", "--", ":"), strict=False))
         for rate, ls in rates.items():
-            row = [cell for cell in cells if cell["learning_rate"] == rate]
+            row = sorted((c for c in cells if c["learning_rate"] == rate), key=lambda cell: cell["problems"])
             tops = [cell[style]["top"] for cell in row]
             line(axis, [top["value"] for top in tops], [top["interval"] for top in tops],
                  x=[cell["problems"] for cell in row], color=color, ls=ls)  # fmt: skip

@@ -88,7 +88,7 @@ def interchange(result: Result) -> Rows:
 @table("sample_efficiency", "Problems | Rate | Symbols | Words | Stories | Alignment")
 def sample_efficiency(result: Result) -> Rows:
     """Dual reward on few distinct problems, {steps} steps at several learning rates: on held-out operands."""
-    for cell in result["cells"].values():
+    for cell in sorted(result["cells"].values(), key=lambda cell: (cell["problems"], cell["learning_rate"])):
         tops = "symbol.top:share | word.top:share | story.top:share | symbol.alignment:percent"
         yield [cell["problems"], number(cell["learning_rate"]), *cells(cell, tops)]
 
