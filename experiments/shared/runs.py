@@ -142,7 +142,7 @@ class Runs:
 
     def _small(self) -> bool:
         fetched = result_path("fetch", self.key)
-        return not fetched.exists() or read_result(fetched)["parameters"] < 1e9
+        return not fetched.exists() or read_result(fetched).get("parameters", 0) < 1e9
 
     def _made(self, run: Run) -> dict[str, dict[str, Any]]:
         if wanted := self._wanted(run):

@@ -169,7 +169,7 @@ def staged(staged: Results) -> Figure:
                 axis.annotate(label, (len(found[0]) - 1, np.mean(values, axis=0)[-1]), xytext=(4, 0),
                               textcoords="offset points", color=looks[label]["color"], va="center",
                               annotation_clip=False)  # fmt: skip
-            trained_on = [NAMES["staged_rewards"][part["reward"]] for part in found[0][1:]]
+            trained_on = [NAMES["staged_rewards"][part["reward"]].replace(" ", "\n", 1) for part in found[0][1:]]
             axis.set_xticks(range(len(found[0])), ["before", *trained_on])
             axis.set(xlim=(-0.3, len(found[0]) - 0.7), ylim=(0, 1.02))
             axis.set_xlabel(name)

@@ -165,8 +165,6 @@ def test_a_repetition_elsewhere_within_the_intervals_gives_the_same_headlines(pa
     assert unsteady == UNSTEADY
     flipped = sum(any(repeated[key][i] != said[key] for key in said.keys() - UNSTEADY) for i in range(DRAWS))
     assert flipped / DRAWS <= 1 - STEADY
-    for key in UNSTEADY:  # a repetition may leave it open, and nothing worse
-        assert {*repeated[key]} == {said[key], "inconclusive"}
 
 
 def test_the_repetitions_would_show_a_headline_that_hangs_on_a_number(paper: dict) -> None:
@@ -176,8 +174,8 @@ def test_the_repetitions_would_show_a_headline_that_hangs_on_a_number(paper: dic
     assert len({*repetitions(claim, close, *rest)}) > 1
 
 
-def test_correcting_primary_tests_with_the_others_changes_no_headline(paper: dict) -> None:
-    for claim, pieces, confidence, facts in paper.values():
+def test_correcting_primary_tests_with_the_others_changes_no_steady_headline(paper: dict) -> None:
+    for claim, pieces, confidence, facts in (paper[key] for key in paper.keys() - UNSTEADY):
         flat = [replace(p, atom=p.atom.model_copy(update={"primary": False})) for p in pieces]
         states = judge(claim, flat, confidence, facts)[1]
         primary = {p.model: s for p, s in zip(pieces, states, strict=True) if p.atom.primary}
@@ -194,8 +192,8 @@ def over_seeds_too(piece: Piece, confidence: float) -> Piece:
     return replace(piece, number=replace(number, interval=both))
 
 
-def test_asking_students_interval_over_seeds_as_well_changes_no_headline(paper: dict) -> None:
-    for claim, pieces, *rest in paper.values():
+def test_asking_students_interval_over_seeds_as_well_changes_no_steady_headline(paper: dict) -> None:
+    for claim, pieces, *rest in (paper[key] for key in paper.keys() - UNSTEADY):
         asked = [over_seeds_too(piece, rest[0]) for piece in pieces]
         assert judge(claim, asked, *rest)[0] == judge(claim, pieces, *rest)[0]
 
