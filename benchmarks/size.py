@@ -106,6 +106,8 @@ def error(points: Sequence[Point], what: str) -> float:
 
 def as_table(every: dict[str, Any]) -> str:
     """All models and what they say of larger ones, as the guide shows it."""
+    if not every:
+        return "No model has been measured yet."
     by_model = {model: [Point(**point) for point in entry["points"]] for model, entry in every.items()}
     by_model = dict(sorted(by_model.items(), key=lambda item: item[1][0].parameters))
     enough = len({points[0].parameters for points in by_model.values()}) > 2
