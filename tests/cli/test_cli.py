@@ -253,7 +253,8 @@ def test_routers_of_the_hub_are_read_without_the_rest(
     here, there = tmp_path / "here.json", tmp_path / "hub.json"
     assert ce("routers", "project", "-m", "./moe", "--json", "here.json")[0] == 0
     assert read_result(here) == read_result(there)
-    assert read_result(there)["bytes_read"] < read_result(there)["total_bytes"] / 2
+    # Experts are not read. So small an unembedding is read twice: for the mean of its rows, and for their scores.
+    assert read_result(there)["bytes_read"] < 0.8 * read_result(there)["total_bytes"]
 
 
 def test_routers_trace(mixture: Path, ce: Run, tmp_path: Path) -> None:
