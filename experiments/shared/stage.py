@@ -13,7 +13,7 @@ import typer
 from classifier_emergence.errors import InputError, first_line, one_line
 from classifier_emergence.interrupts import raised
 from classifier_emergence.manifest import file_damage, sha256
-from classifier_emergence.models.registry import ModelSource, PathSource, source_of
+from classifier_emergence.models.registry import ModelSource, PathSource, local_path, source_of
 from classifier_emergence.processes import check_alone
 from classifier_emergence.progress import notice
 from classifier_emergence.results import read_result
@@ -132,7 +132,7 @@ def check_weights(model: str, source: ModelSource) -> None:
     if not isinstance(source, PathSource) or not fetched.exists():
         return
     seen = read_result(fetched).get("source", {}).get("sha256")
-    files = Path(source.path).expanduser().glob("*.safetensors")
+    files = local_path(source.path).glob("*.safetensors")
     if seen is not None and seen != {file.name: sha256(file) for file in files}:
         raise InputError(
             f"registry.{model}: the weights in {source.path} are not those of {fetched}; {again('fetch', model)}"

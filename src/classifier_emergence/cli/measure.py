@@ -256,7 +256,9 @@ def lens(
 
 def _other(model: str, adapter: list[Path] | None, other: str, device: str, dtype: str) -> "LanguageModel":
     """The model to compare with: another one, or this one with one adapter more."""
-    if (Path(other).expanduser() / "adapter_config.json").is_file():
+    from classifier_emergence.models.registry import local_path
+
+    if (local_path(other) / "adapter_config.json").is_file():
         return library.open_model(model, adapter=[*(adapter or []), other], device=device, dtype=dtype)
     return library.open_model(other, device=device, dtype=dtype)
 

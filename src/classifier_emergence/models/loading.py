@@ -26,7 +26,7 @@ from classifier_emergence.models.checkpoint import Checkpoint
 from classifier_emergence.models.gguf_file import read_gguf, values_in_gguf
 from classifier_emergence.models.names import resolve
 from classifier_emergence.models.placement import Placement, check_fits, place
-from classifier_emergence.models.registry import ModelSource
+from classifier_emergence.models.registry import ModelSource, local_path
 from classifier_emergence.models.sources import fetch
 from classifier_emergence.progress import no_bars_in_logs
 from classifier_emergence.reading.lens import check_lens
@@ -62,7 +62,7 @@ def open_model(
     """
     lm = load(name, device=device, dtype=dtype)
     for folder in [adapter] if isinstance(adapter, str | Path) else adapter or ():
-        lm = with_adapter(lm, Path(folder).expanduser())
+        lm = with_adapter(lm, local_path(folder))
     return lm
 
 

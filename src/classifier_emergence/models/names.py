@@ -8,7 +8,14 @@ from importlib import resources
 from pathlib import Path
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.models.registry import HubSource, ModelSource, PathSource, read_registry, source_of
+from classifier_emergence.models.registry import (
+    HubSource,
+    ModelSource,
+    PathSource,
+    local_path,
+    read_registry,
+    source_of,
+)
 
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -42,7 +49,7 @@ def registry() -> dict[str, ModelSource]:
     known = read_registry(root / "params.yaml")
     for key, source in known.items():
         if isinstance(source, PathSource):
-            known[key] = source.model_copy(update={"path": str(root / Path(source.path).expanduser())})
+            known[key] = source.model_copy(update={"path": str(root / local_path(source.path))})
     return known
 
 
@@ -71,7 +78,7 @@ def resolve(name: str, known: dict[str, ModelSource] | None = None) -> tuple[str
     if name in known:
         return name, known[name]
     hub_id = _HUB_ID.fullmatch(name)
-    path = Path(name).expanduser()
+    path = local_path(name)
     if path.suffix == ".gguf":
         return path.stem, PathSource(source="path", path=str(path))
     if path.is_dir() or ("/" in name and hub_id is None):

