@@ -18,9 +18,8 @@ def kept(name: str) -> dict[str, Any]:
 
 def keep(name: str, model: str, found: Any) -> dict[str, Any]:
     """Put what was measured on a model in the place of what is kept of it; all that is kept then."""
-    every = kept(name) | {model: found}
-    write_result(FOLDER / f"{name}.json", every)
-    return every
+    write_result(FOLDER / f"{name}.json", kept(name) | {model: found})
+    return kept(name)  # in the order of the file
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
