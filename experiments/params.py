@@ -233,6 +233,7 @@ class Staged(_Section):
     low_rate: Positive
     high_rate: Positive
     kept_class_weight: Fraction
+    seeds: Seeds
 
 
 class MoeRouters(Update):
