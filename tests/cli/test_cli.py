@@ -448,7 +448,7 @@ BAD = {
     "weight": (["dual-reward", "-m", MODEL, "--output", "o", "--class-weight", "2"], "class_weight"),
     "answers": (["dual-reward", "-m", MODEL, "--output", "o", *CLASSES], "no answer to train on"),
     "chat of training": (["sft", "-m", MODEL, "--chat"], "no chat template"),
-    "position of training": (["grpo", "-m", MODEL, "--class-weight", "1", "--position", "0"], "position: beside"),
+    "position of training": (["grpo", "-m", MODEL, "--class-weight", "1", "--position", "9999"], "position"),
     "columns of training": (["grpo", "-m", MODEL, "--columns", "prompt=x"], "--columns: of a --file"),
     "columns of texts": (["routers", "trace", "-m", MODEL, "x", "--columns", "prompt=x"], "--columns: of a --file"),
     "dense": (["routers", "trace", "-m", MODEL, "x"], "give a mixture of experts"),

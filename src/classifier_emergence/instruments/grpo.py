@@ -75,7 +75,7 @@ def grpo(
         rank: Of the adapter.
         learning_rate: Constant.
         seed: Of initial weights, order and sampling.
-        position: Where the lens is read; another than ``last`` only without a ``class_weight``.
+        position: Where the lens is trained and read; see ``dual_reward``.
         chat: Pass prompts, and what is shown solved, through the model's own chat template, as ``dual_reward`` does.
         system: What the system says in the chat.
         reward: ``reward(prompts, completions, answers)``, a number for each completion; default ``begins_with_answer``.
@@ -101,13 +101,12 @@ def grpo(
     if reward is None and (missing := next((item for item in task.items if item.answer is None), None)):
         raise InputError(f"prompt {missing.prompt!r}: no answer to reward; give an answer column")
     prepared = prepare(lm, task, position=position, chat=chat, system=system, shots=shots)
-    if class_weight and any(fed.read[0] < len(fed.ids) - 1 for fed in prepared.fed):
-        raise InputError("position: beside rewards the lens is trained at the last token; take last, or class weight 0")
     if reward is None:
         _check_answers(prepared.lm, [*prepared.train, *prepared.test], new_tokens)
     targets = [word.forms[f" {word.word}"] for word in prepared.words]
     items = in_turn(prepared.train, steps * batch_size, seed=seed)
-    tasks = [PolicyTask(item.prompt, item.answer or "", targets[item.label]) for item in items]
+    back = {i: len(fed.ids) - 1 - fed.read[0] for i, fed in zip(prepared.train, prepared.fed, strict=False)}
+    tasks = [PolicyTask(item.prompt, item.answer or "", targets[item.label], back[item]) for item in items]
 
     def run(wrapped: PeftModel, work: Path) -> Outcome:
         done = train_grpo(

@@ -65,7 +65,8 @@ def tasks(lm: LanguageModel, schedule: Schedule = SCHEDULE) -> list[PolicyTask]:
     n = schedule.steps * schedule.batch_size
     chosen = [PROMPTS[i % len(PROMPTS)] for i in range(n)]
     return [
-        PolicyTask(prompt, str(i), word_tokens(word, lm.tokenizer).strict_id) for i, (prompt, word) in enumerate(chosen)
+        PolicyTask(prompt, str(i), word_tokens(word, lm.tokenizer).strict_id, back=i % 2)
+        for i, (prompt, word) in enumerate(chosen)
     ]
 
 
@@ -285,8 +286,10 @@ def test_line_ends_are_the_tokens_that_break_a_line(lm: LanguageModel) -> None:
 
 
 def lens_losses(lm: LanguageModel, chosen: Sequence[PolicyTask], layer: int) -> Tensor:
-    states = residual_stream(lm, [task.prompt for task in chosen])[layer_row(layer)]
     with torch.no_grad():
+        texts = [torch.tensor([lm.tokenizer(task.prompt)["input_ids"]]) for task in chosen]
+        whole = [lm.model(ids, output_hidden_states=True).hidden_states[layer_row(layer)][0] for ids in texts]
+        states = torch.stack([rows[-1 - task.back] for rows, task in zip(whole, chosen, strict=True)])
         logits = lm.readout.logits(states)
     return functional.cross_entropy(logits, torch.tensor([task.target for task in chosen]), reduction="none")
 

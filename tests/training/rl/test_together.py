@@ -62,7 +62,10 @@ def _completions_end_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tasks(lm: LanguageModel, first: int, schedule: Schedule = SCHEDULE) -> list[PolicyTask]:
     chosen = [PROMPTS[(first + i) % len(PROMPTS)] for i in range(schedule.steps * schedule.batch_size)]
-    return [PolicyTask(prompt, "", word_tokens(word, lm.tokenizer).strict_id) for prompt, word in chosen]
+    return [
+        PolicyTask(prompt, "", word_tokens(word, lm.tokenizer).strict_id, back=i % 2)
+        for i, (prompt, word) in enumerate(chosen)
+    ]
 
 
 def reward(prompts: Sequence[str], completions: Sequence[str], answers: Sequence[str]) -> list[float]:

@@ -146,7 +146,9 @@ class Batch:
     prompts: list[list[int]]
     """Token ids, one of each task."""
     targets: Tensor
-    """(tasks,) what the lens should say at the end of each prompt."""
+    """(tasks,) what the lens should say of each prompt."""
+    back: list[int]
+    """How many tokens before the last one of each it should say so."""
     rows: list[int]
     """For each completion its prompt."""
     completions: list[list[int]]
@@ -165,10 +167,10 @@ class Batch:
         start = len(self.prompts[self.rows[completion]]) - 1
         return zip(path[start:], self.completions[completion], strict=True)
 
-    def ends(self, paths: Sequence[list[int]]) -> list[int]:
-        """The nodes of the last token of every prompt, given those of each text."""
+    def lens_nodes(self, paths: Sequence[list[int]]) -> list[int]:
+        """The node of every prompt that the lens reads, given the nodes of each text."""
         of = [paths[self.rows.index(i)] if self.rows else paths[i] for i in range(len(self.prompts))]
-        return [path[len(prompt) - 1] for path, prompt in zip(of, self.prompts, strict=True)]
+        return [path[len(prompt) - 1 - n] for path, prompt, n in zip(of, self.prompts, self.back, strict=True)]
 
 
 class PolicyLoss(nn.Module):
@@ -203,7 +205,7 @@ class PolicyLoss(nn.Module):
         found: dict[str, dict[str, Tensor]] = {name: {} for name in drawn}
         for (name, batch), nodes in zip(drawn.items(), paths, strict=True):
             if name in layers:
-                read = readout.norm(outputs[layers[name]][0].flatten(0, 1)[batch.ends(nodes)])
+                read = readout.norm(outputs[layers[name]][0].flatten(0, 1)[batch.lens_nodes(nodes)])
                 found[name]["class_loss"] = -token_log_probs(read, readout, batch.targets)[0]
         if drawing:
             pairs = [[pair for i in range(len(b.rows)) for pair in b.read(i, p[i])] for b, p in drawing.values()]
@@ -311,7 +313,8 @@ class PolicyTrainer(GroupTrainer):
             targets = torch.tensor([task.target for task in own], device=device)
             ids = completions.get(name, [])
             advantages = self._advantages(name, [own[row] for row in rows], ids).to(device) if ids else torch.empty(0)
-            batches[name] = Batch(encoded[name], targets, rows if ids else [], ids, advantages)
+            back = [task.back for task in own]
+            batches[name] = Batch(encoded[name], targets, back, rows if ids else [], ids, advantages)
         return batches
 
     def _advantages(self, name: str, tasks: Sequence[PolicyTask], completions: list[list[int]]) -> Tensor:

@@ -42,12 +42,14 @@ from classifier_emergence.training.supervised import Schedule, check_class_weigh
 
 @dataclass(frozen=True)
 class PolicyTask:
-    """A prompt to answer, and the class that the lens should name at its end."""
+    """A prompt to answer, and the class that the lens should name at its end or before."""
 
     prompt: str
     answer: str
     target: int
     """Token id of the class's word."""
+    back: int = 0
+    """How many tokens before the prompt's last one the lens should name it."""
 
 
 @dataclass(frozen=True)
@@ -217,9 +219,10 @@ class GrpoWithLens(WatchingTrainer, GRPOTrainer):  # type: ignore[misc]
             loss = loss + objective.kl_weight * self._signed_kl(inputs)
         if weight:
             if objective.draws:
-                states = self._prompt_ends(outputs[0], inputs)
+                states = self._read(outputs[0], inputs)
             else:
-                states = outputs[0].flatten(0, 1)[[path[-1] for path in paths]]
+                back = inputs["back"].tolist()
+                states = outputs[0].flatten(0, 1)[[path[-1 - n] for path, n in zip(paths, back, strict=True)]]
             class_loss = self._class_loss(states, inputs["target"])
             self.parts["class_loss"] = [class_loss.item()]
             loss = (1 - weight) * loss + weight * class_loss
@@ -230,12 +233,12 @@ class GrpoWithLens(WatchingTrainer, GRPOTrainer):  # type: ignore[misc]
             )
         return loss
 
-    def _prompt_ends(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """(rows, d) states at the last token of every prompt, of those from the pass that the policy's loss took."""
+    def _read(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """(rows, d) states at the token of every prompt that the lens reads, from the pass of the policy's loss."""
         if self.passed is None:  # left padding ends all prompts at one position
-            return states[:, inputs["prompt_ids"].shape[1] - 1]
-        lengths = inputs["prompt_mask"].sum(-1).tolist()
-        return states[0, [path[n - 1] for path, n in zip(self.passed[0].paths, lengths, strict=True)]]
+            return states[torch.arange(len(states)), inputs["prompt_ids"].shape[1] - 1 - inputs["back"]]
+        at = (inputs["prompt_mask"].sum(-1) - 1 - inputs["back"]).tolist()
+        return states[0, [path[n] for path, n in zip(self.passed[0].paths, at, strict=True)]]
 
     def _class_loss(self, states: Tensor, target: Tensor) -> Tensor:
         readout = live_readout(self.lm)
@@ -262,15 +265,17 @@ class GrpoWithLens(WatchingTrainer, GRPOTrainer):  # type: ignore[misc]
         return signed
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Targets travel with their prompts and completions through whatever order the trainer makes."""
-        target = torch.tensor([task["target"] for task in inputs], device=self.accelerator.device)
+        """What the lens reads travels with prompts and completions through whatever order the trainer makes."""
+        target, back = (
+            torch.tensor([t[name] for t in inputs], device=self.accelerator.device) for name in ("target", "back")
+        )
         if not self.objective.draws:
             prompts = [task["prompt"] for task in inputs]
             read = self.processing_class(prompts, return_tensors="pt", padding=True, padding_side="left")
             ids, mask = (read[name].to(target.device) for name in ("input_ids", "attention_mask"))
-            return {"prompt_ids": ids, "prompt_mask": mask, "target": target}
+            return {"prompt_ids": ids, "prompt_mask": mask, "target": target, "back": back}
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        return {**batch, "target": target}
+        return {**batch, "target": target, "back": back}
 
     def _rollout(self, prompts: list[str], _: Any) -> dict[str, Any]:
         distinct = list(dict.fromkeys(prompts))
