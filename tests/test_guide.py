@@ -50,7 +50,7 @@ def test_every_command_of_the_guide_runs(
     chat_model = shutil.copytree(tiny_models / "tiny-llama", tmp_path / "chat" / "tiny-llama")
     template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
     (chat_model / "chat_template.jinja").write_text(template)
-    ours = {MODEL: str(chat_model), MIXTURE: str(mixture)}
+    ours = {MODEL: str(chat_model), MIXTURE: str(mixture), "./mixture": str(mixture)}
     for line in commands()[2:]:
         words = [ours.get(word, word) for word in shlex.split(line)[1:]]
         code = run(words)
@@ -70,7 +70,7 @@ def test_every_picture_of_the_gallery_has_its_command() -> None:
         if "--plot" in (words := shlex.split(line))
     }
     assert set(shown) <= set(drawn)
-    assert {drawn[name] for name in shown} == {"probe", "lens", "direction", "dual-reward"}
+    assert {drawn[name] for name in shown} == {"probe", "lens", "direction", "dual-reward", "grpo", "trace"}
     assert sorted(shown) == sorted(path.name for path in (ROOT / "docs" / "gallery").iterdir())
     for name in shown:
         assert (ROOT / "docs" / "gallery" / name).read_bytes().startswith(b"\x89PNG")
