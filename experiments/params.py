@@ -233,7 +233,6 @@ class Staged(_Section):
     low_rate: Positive
     high_rate: Positive
     kept_class_weight: Fraction
-    seeds: Seeds
 
 
 class MoeRouters(Update):

@@ -39,7 +39,7 @@ class Order:
 
 def run(params: Params, key: str) -> None:
     """Train in every order and write one result."""
-    orders, seeds = all_orders(params), params.staged.seeds
+    orders, seeds = all_orders(params), params.grpo.seeds
     with Runs("staged", key, params, PolicyStudy, "dual_reward", "grpo", "collapse", "bank") as runs:
         before = runs.once("base", lambda study, _: measure_model(study))
         # All orders of a seed train together: they have its problems in common, and most of them dual reward as well.

@@ -36,10 +36,7 @@ class Reading:
 @draw.figure("logit_lens", "lora_sft", "cot_alignment", "dual_reward", "dual_reward_long", "grpo", "staged")
 def summary(*results: Results) -> Figure:
     """Which training, at which depth, how aligned, for which model."""
-    found = {
-        name: {model: read(*(stage[model] for stage in stages)) for model in stages[-1]}
-        for name, (read, stages) in _readings(results).items()
-    }
+    found = _readings(results)
     models = list(results[0])
     rows = [(name, model) for name, by_model in found.items() for model in by_model]
     y = _places(rows)
@@ -78,17 +75,17 @@ def summary(*results: Results) -> Figure:
     return figure
 
 
-def _readings(results: Sequence[Results]) -> dict[str, tuple[Any, tuple[Results, ...]]]:
+def _readings(results: Sequence[Results]) -> dict[str, dict[str, Reading]]:
     lens, plain, chain, dual, long, grpo, staged = results
-    names = NAMES["summary"]
-    return {
-        names["before"]: (_published, (lens,)),
-        names["answers"]: (_plain, (plain,)),
-        names["chain_of_thought"]: (_chain, (chain,)),
-        names["grpo"]: (_grpo, (grpo,)),
-        names["dual_reward"]: (_dual, (dual, long)),
-        names["dual_then_grpo"]: (_staged, (staged,)),
+    readings = {
+        "before": {model: _published(result) for model, result in lens.items()},
+        "answers": {model: _plain(result) for model, result in plain.items()},
+        "chain_of_thought": {model: _chain(result) for model, result in chain.items()},
+        "grpo": {model: _grpo(result) for model, result in grpo.items()},
+        "dual_reward": {model: _dual(result, long.get(model)) for model, result in dual.items()},
+        "dual_then_grpo": {model: _staged(result) for model, result in staged.items()},
     }
+    return {NAMES["summary"][name]: by_model for name, by_model in readings.items()}
 
 
 def _published(result: Result) -> Reading:
@@ -116,8 +113,10 @@ def _grpo(result: Result) -> Reading:
     return _at_peak(np.mean([run["alignment"] for run in runs], axis=0), [run["interval"] for run in runs])
 
 
-def _dual(result: Result, long: Result) -> Reading:
-    by_layer, (symbol, word) = result["main"]["symbol"]["by_layer"]["mean"], _summaries(long["main"])
+def _dual(result: Result, long: Result | None) -> Reading:
+    """All seeds at full length where there are some, else those of the short arm."""
+    seeds = long["main"] if long else result["arms"]["vo"]
+    by_layer, (symbol, word) = result["main"]["symbol"]["by_layer"]["mean"], _summaries(seeds)
     return Reading(by_layer, symbol, word, result["layers"].index(result["layer"]) / (len(by_layer) - 1))
 
 
