@@ -190,8 +190,8 @@ def fine_tuning_answers(chain: Results) -> Figure:
         if i % draw.ACROSS == 0:
             axis.set_yticks(y, formats.values())
     return draw.key(figure, {
-        f"held-out operands, n = {many[0]['n']}": {"color": INK, "ls": "", "marker": "o"},
-        f"the originals' prompts, n = {nine[0]['n']}": {"color": INK, "ls": "", "marker": "s", "mfc": "white"},
+        "held-out operands": {"color": INK, "ls": "", "marker": "o"},
+        "the originals' prompts": {"color": INK, "ls": "", "marker": "s", "mfc": "white"},
     })  # fmt: skip
 
 
