@@ -1,4 +1,4 @@
-"""Finds what Typst lets pass: numbers that someone typed into the text of a paper."""
+"""Finds what Typst lets pass: numbers that someone typed into a paper, and semicolons that it takes for code."""
 
 import re
 from pathlib import Path
@@ -29,6 +29,14 @@ def prose_numbers(source: Path) -> list[tuple[int, str]]:
     return sorted((text.count("\n", 0, match.start()) + 1, match[0]) for match in matches)
 
 
+def lost_semicolons(source: Path) -> list[int]:
+    """Lines where a semicolon ends a call in prose: Typst takes it for the call's end and does not print it."""
+    text = source.read_text(encoding="utf-8")
+    scanner = _Scanner(text)
+    scanner.split()
+    return [text.count("\n", 0, at) + 1 for at in scanner.lost]
+
+
 class _Scanner:
     """Splits Typst source into prose and code of the same length, blanks where the other is."""
 
@@ -40,6 +48,7 @@ class _Scanner:
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
+        self.lost: list[int] = []
         self.prose = [c if c == "\n" else " " for c in text]
         self.code = list(self.prose)
 
@@ -64,6 +73,8 @@ class _Scanner:
             if self.text[self.at] == "#":
                 self._take(1, None)
                 self._expression()
+                if self.text.startswith(";", self.at):
+                    self.lost.append(self.at)
             elif self.text[self.at] == "\\":  # the next character stands for itself
                 self._take(1, None)
                 self._take(1, self.prose)

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from typed_numbers import prose_numbers
+from typed_numbers import lost_semicolons, prose_numbers
 
 PAPER = Path(__file__).parents[3] / "paper"
 SOURCES = sorted(path for path in PAPER.rglob("*.typ") if path.name != "lib.typ")
@@ -79,3 +79,14 @@ def test_the_check_reads_a_section_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "training.typ"
     path.write_text(text + "\nIt reaches 0.81.\n", encoding="utf-8")
     assert [number for _, number in prose_numbers(path)] == ["0.81"]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_no_semicolon_of_the_paper_is_taken_for_code(source: Path) -> None:
+    assert lost_semicolons(source) == []
+
+
+def test_a_semicolon_after_a_call_is_found(tmp_path: Path) -> None:
+    source = tmp_path / "text.typ"
+    source.write_text('From #raw("a")\\; it goes\n#num(x); and #if y [one; two]', encoding="utf-8")
+    assert lost_semicolons(source) == [2]
