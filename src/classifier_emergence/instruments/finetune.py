@@ -124,7 +124,8 @@ class FineTuned(Reading):
                 x, y = zip(*((step["step"], step[part]) for step in self.losses if part in step), strict=True)
                 curve.plot(x, y, color="0.0", ls=line, marker=".", label=part.replace("_", " "))
         curve.set_xlabel("step")
-        curve.set_ylabel("mean reward; nats" if "reward" in shown else "nats")
+        units = {"reward": "mean reward", "class_loss": "nats", "answer_loss": "nats"}
+        curve.set_ylabel("; ".join(dict.fromkeys(units[part] for part in shown if part in self.losses[-1])))
         curve.set_ylim(bottom=0)
         curve.legend(frameon=False)
         curve.set_title("while training", loc="left", fontsize="medium")
