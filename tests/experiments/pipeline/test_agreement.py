@@ -14,7 +14,7 @@ from experiments.pipeline.reproduce import report
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = "smollm2-135m-instruct"
-TRAINED, READ = Path(f"results/lora_sft/{MODEL}.json"), Path(f"results/probing/{MODEL}.json")
+TRAINED, READ = Path(f"results/cot_alignment/{MODEL}.json"), Path(f"results/probing/{MODEL}.json")
 CLAIMS = Path("results/claims.json")
 
 
@@ -48,7 +48,7 @@ def test_it_ends_with_the_primary_numbers_of_what_ran(
     agree(regenerated)
     rows = [line for line in capsys.readouterr().out.splitlines() if "│ C" in line]
     assert {MODEL} == {re.split("[@ ]", row.split("│")[2].strip())[1] for row in rows}
-    assert {"lora_sft", "probing"} == {row.split("│")[2].strip().partition("@")[0] for row in rows}
+    assert {"cot_alignment", "probing"} == {row.split("│")[2].strip().partition("@")[0] for row in rows}
     (changed,) = [[cell.strip() for cell in row.split("│")] for row in rows if "│ C08" in row]
     assert changed[4].startswith(committed)
     assert changed[5].startswith("0.042")
@@ -59,20 +59,20 @@ def test_it_ends_with_the_primary_numbers_of_what_ran(
 def test_other_numbers_of_training_agree_as_long_as_seeds_overlap(
     regenerated: dict[Path, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    final = regenerated[TRAINED]["final"]
-    final["symbol"]["peak"]["value"] *= 1.5
-    regenerated[TRAINED]["by_seed"][0]["losses"][0]["loss"] += 1.0
+    chain = regenerated[TRAINED]["chain_of_thought"]
+    chain["alignment"]["inner_peak"]["value"] *= 0.9
+    chain["by_seed"][0]["losses"][0]["loss"] += 1.0
     assert agree(regenerated)
     assert "other 1, of training, over seeds" in " ".join(capsys.readouterr().out.split())
-    for name, agrees in (("symbol", True), ("word", False)):  # one of ten may lie apart by chance
-        high = final[name]["peak"]["interval"][1]
-        final[name]["peak"]["interval"] = [high * 2, high * 3]
+    for names, agrees in ((["inner_peak"], True), (["last", "last_top", "at_classifier"], False)):
+        for name in names:  # one of ten may lie apart by chance
+            chain["alignment"][name]["interval"] = [2.0, 3.0]
         assert agree(regenerated) is agrees
-    assert f"lora_sft/{MODEL} $.final.word.peak.interval" in capsys.readouterr().out
+    assert f"cot_alignment/{MODEL} $.chain_of_thought.alignment.last.interval" in capsys.readouterr().out
 
 
 def test_a_result_of_training_that_lost_a_part_does_not_agree(regenerated: dict[Path, Any]) -> None:
-    del regenerated[TRAINED]["final"]["word"]["peak"]
+    del regenerated[TRAINED]["direct"]["answers"]["exact"]
     assert not agree(regenerated)
 
 
@@ -94,7 +94,7 @@ def test_claims_agree_by_headlines_and_states(regenerated: dict[Path, Any]) -> N
     assert agree(regenerated)
     moved["state"] = "met"  # what was open is decided: no contradiction
     assert agree(regenerated)
-    decided = next(piece for piece in claims["C11"]["evidence"] if piece["state"] == "met")
+    decided = next(piece for piece in claims["C08"]["evidence"] if piece["state"] == "met")
     for state, agrees in (("open", True), ("violated", False)):
         decided["state"] = state
         assert agree(regenerated) is agrees
@@ -108,7 +108,7 @@ def test_claims_agree_by_headlines_and_states(regenerated: dict[Path, Any]) -> N
         claims["C09"] |= {"steady": steady, "headline": headline}  # as other seeds might have it, or not
         assert agree(regenerated) is agrees
     claims["C09"]["headline"] = said
-    claims["C11"]["headline"] = "inconclusive"
+    claims["C08"]["headline"] = "inconclusive"
     assert not agree(regenerated)
-    del claims["C11"]
+    del claims["C08"]
     assert not agree(regenerated)

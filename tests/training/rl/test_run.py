@@ -19,7 +19,6 @@ from trl import GRPOTrainer
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.training.adapters import Adapter, adapted
 from classifier_emergence.training.flaws import HeldInDtype, round_to_dtype_
@@ -285,11 +284,16 @@ def test_line_ends_are_the_tokens_that_break_a_line(lm: LanguageModel) -> None:
 # --- The loss on the lens ---
 
 
+def lens_states(lm: LanguageModel, chosen: Sequence[PolicyTask], layer: int) -> Tensor:
+    """(tasks, d) states at the tokens that the lens reads, of passes one by one."""
+    texts = [torch.tensor([lm.tokenizer(task.prompt)["input_ids"]]) for task in chosen]
+    whole = [lm.model(ids, output_hidden_states=True).hidden_states[layer_row(layer)][0] for ids in texts]
+    return torch.stack([rows[-1 - task.back] for rows, task in zip(whole, chosen, strict=True)])
+
+
 def lens_losses(lm: LanguageModel, chosen: Sequence[PolicyTask], layer: int) -> Tensor:
     with torch.no_grad():
-        texts = [torch.tensor([lm.tokenizer(task.prompt)["input_ids"]]) for task in chosen]
-        whole = [lm.model(ids, output_hidden_states=True).hidden_states[layer_row(layer)][0] for ids in texts]
-        states = torch.stack([rows[-1 - task.back] for rows, task in zip(whole, chosen, strict=True)])
+        states = lens_states(lm, chosen, layer)
         logits = lm.readout.logits(states)
     return functional.cross_entropy(logits, torch.tensor([task.target for task in chosen]), reduction="none")
 
@@ -353,9 +357,7 @@ def test_the_entropy_bonus_is_that_of_the_batchs_mean_prediction(lm: LanguageMod
         plain = trainer.compute_loss(model, batch).detach()
         trainer.objective = replace(objective, entropy_bonus=0.5)
         found = trainer.compute_loss(model, batch).detach()
-        prompts = [task.prompt for task in tasks(lm)[: SCHEDULE.batch_size]]
-        states = residual_stream(lm, prompts)[layer_row(2)]
-        mean = lm.readout.logits(states).softmax(-1).mean(0).detach()
+        mean = lm.readout.logits(lens_states(lm, tasks(lm)[: SCHEDULE.batch_size], 2)).softmax(-1).mean(0).detach()
     torch.testing.assert_close(found, plain + 0.5 * (mean * mean.log()).sum())
 
 
