@@ -42,18 +42,18 @@ def test_it_ends_with_the_primary_numbers_of_what_ran(
     regenerated: dict[Path, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("experiments.pipeline.reproduce.console", Console(highlight=False, width=250))
-    piece = next(e for e in regenerated[CLAIMS]["C08"]["evidence"] if e["primary"] and e["model"] == MODEL)
+    piece = next(e for e in regenerated[CLAIMS]["C20"]["evidence"] if e["primary"] and e["model"] == MODEL)
     committed, piece["value"] = number(piece["value"], 3), 0.0421
-    regenerated[CLAIMS]["C08"]["headline"] = "inconclusive"
+    regenerated[CLAIMS]["C20"]["headline"] = "inconclusive"
     agree(regenerated)
     rows = [line for line in capsys.readouterr().out.splitlines() if "│ C" in line]
     assert {MODEL} == {re.split("[@ ]", row.split("│")[2].strip())[1] for row in rows}
     assert {"cot_alignment", "probing"} == {row.split("│")[2].strip().partition("@")[0] for row in rows}
-    (changed,) = [[cell.strip() for cell in row.split("│")] for row in rows if "│ C08" in row]
+    (changed,) = [[cell.strip() for cell in row.split("│")] for row in rows if "│ C20" in row]
     assert changed[4].startswith(committed)
     assert changed[5].startswith("0.042")
     assert changed[6] == "inconclusive"
-    assert all("same" in row for row in rows if "│ C08" not in row)
+    assert all("same" in row for row in rows if "│ C20" not in row)
 
 
 def test_other_numbers_of_training_agree_as_long_as_seeds_overlap(
