@@ -59,7 +59,7 @@ def test_values_within_tolerance_match(where, value):
         ("probe.layers", ["L0"]),
         ("probe.layers", ["L0", "L2"]),
         ("probe.new", 1),
-        ("lens.rank", 1041),
+        ("lens.rank", 1021),
         ("lens.rank", 1000.0),
         ("lens.probability", [0.5, 0.2]),
         ("lens.found", 1),

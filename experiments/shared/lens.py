@@ -23,6 +23,9 @@ TRUTH_WORDS = (
 )  # fmt: skip
 """The originals' words for true and false."""
 OPERATION_WORDS = {*OPERATIONS, *(word for words in SYNONYMS.values() for word in words)}
+RESOLVED = 3
+"""Decimals of a contrast of log-alignments, well above float32's noise: where all states are equal (an embedding of
+"=") no word stands out, on any processor."""
 
 
 def null_words(
@@ -75,8 +78,7 @@ def contrast(log_alignment: Tensor, own: Tensor) -> np.ndarray:
         log_alignment[:, own == c, c].mean(1) - log_alignment[:, own != c, c].mean(1)
         for c in range(log_alignment.shape[2])
     ]
-    # Rounded well above float32's noise: where all states are equal (an embedding of "="), no word stands out.
-    return torch.stack(differences).mean(0).double().numpy().round(3)
+    return torch.stack(differences).mean(0).double().numpy().round(RESOLVED)
 
 
 def own_against_others(
@@ -85,7 +87,7 @@ def own_against_others(
     """The contrast of equally frequent classes, prompt by prompt, of log-alignment (layers, prompts, classes)."""
     of_own = own_class(log_alignment, own)
     others = (log_alignment.sum(-1) - of_own) / (log_alignment.shape[-1] - 1)
-    return paired(of_own, others, confidence, clusters)
+    return paired((of_own - others).double().numpy().round(RESOLVED), 0, confidence, clusters)
 
 
 def against_null(
