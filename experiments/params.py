@@ -167,6 +167,22 @@ class Lenses(_Section):
     seed: Seed
 
 
+class Conversations(_Section):
+    """What a model that follows instructions replies to requests."""
+
+    new_tokens: Count
+
+
+class Tuning(Update, Training):
+    """A base model made to follow instructions; its dual reward is as in section dual_reward."""
+
+    teacher: str
+    chat: Annotated[str, Field(pattern=r"\{request\}")]
+    batch_size: Count
+    seeds: Seeds
+    reward_every: Count
+
+
 class OtherTasks(Supervised):
     """Probes, lens and dual reward on tasks other than arithmetic (see ``tasks.classification``)."""
 
@@ -287,6 +303,10 @@ class Params(_Section):
     lora_sft: LoraSft
     cot_alignment: CotAlignment
     lenses: Lenses
+    teachers: Keys
+    conversations: Conversations
+    tuning_models: Keys
+    tuning: Tuning
     other_tasks: OtherTasks
     grpo: Grpo
     grpo_models: Keys
@@ -303,13 +323,15 @@ class Params(_Section):
             source_of(key, self.registry, parameter="models")
         of = {
             "supervised_models": "models", "trained_models": "supervised_models", "lens_models": "trained_models",
-            "grpo_models": "models",
+            "teachers": "models", "tuning_models": "trained_models", "grpo_models": "models",
             "reinforcement_models": "grpo_models",
         }  # fmt: skip
         for name, larger in of.items():
             for key in getattr(self, name):
                 if key not in getattr(self, larger):
                     raise ValueError(f"{name}: {key!r} is not among {larger}, whose results it is compared with")
+        if self.tuning.teacher not in self.teachers:
+            raise ValueError(f"tuning.teacher: {self.tuning.teacher!r} is not among teachers, who write conversations")
         for key in self.moe_models:
             source_of(key, self.registry, parameter="moe_models")
         if {*self.at_size} != {*self.supervised_models}:

@@ -12,6 +12,7 @@ from torch import nn
 
 from classifier_emergence.models.loading import load
 from classifier_emergence.reading.layers import layer_at, layer_row
+from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import WordTokens
 from classifier_emergence.tasks.arithmetic import LENS, STYLES, labelled
@@ -60,13 +61,13 @@ class DualRewardArm:
 
 
 class DualRewardStudy(ProblemStudy):
-    """What all arms share."""
+    """What all arms share; of the model of that key, or of another in its place."""
 
-    def __init__(self, params: Params, key: str) -> None:
+    def __init__(self, params: Params, key: str, lm: LanguageModel | None = None) -> None:
         self.settings = params.dual_reward
         reserved = [Problem.parse(text) for text in labelled(LENS)[0]]
         super().__init__(
-            load(key, params.registry), params, self.settings, depth=self.settings.depth, reserved=reserved
+            lm or load(key, params.registry), params, self.settings, depth=self.settings.depth, reserved=reserved
         )
         self.base_answers = self.answer()
 

@@ -30,14 +30,14 @@ FLAWED_SETS = ("symbol", "word")
 TRAINING = {
     "dual_reward": "supervised_models", "dual_reward_long": "trained_models", "sample_efficiency": "trained_models",
     "lora_sft": "supervised_models", "cot_alignment": "supervised_models", "lenses": "lens_models",
-    "other_tasks": "trained_models",
+    "tuning": "tuning_models", "other_tasks": "trained_models",
     "grpo": "grpo_models", "collapse": "grpo_models", "staged": "reinforcement_models",
     "moe_routers": "moe_models",
 }  # fmt: skip
 """Stages that train -> the parameter that lists their models."""
 STAGES = {
     "fetch": "models", "residuals": "models", "probing": "models", "logit_lens": "models", "word_lenses": "models",
-    **TRAINING,
+    "conversations": "teachers", **TRAINING,
 }  # fmt: skip
 """All stages that run on one model at a time -> the parameter that lists their models."""
 ENDING = ("claims", "tables", "figures", "paper", "page")
