@@ -49,8 +49,6 @@ RULES: tuple[Rule, ...] = (
     Rule("log-probability", r"^log_|^logits?$|^logp|log_gap$", absolute=1e-3),
     Rule("p-value", r"(^|_)p(_value)?$", absolute=0.01, relative=0.05),  # a count over a null, so it moves in steps
     Rule("loss", r"loss|^kl", absolute=1e-4, relative=0.01),  # drift adds up over training steps
-    # How far above the minimum a solver stops that has not converged.
-    Rule("convergence", r"^excess$", absolute=0.01, relative=0.2),
     Rule("cosine", r"cosine", absolute=1e-4),  # float32 dot products
     # Two examples at the boundary flip; n is that of the nearest object around the value that has one.
     Rule(
@@ -70,10 +68,10 @@ absolute=math.inf, types=(int, str)), *RULES]`` lets a selected layer flip."""
 STRUCTURE = ("missing", "new", "length")
 """Reasons of a ``Difference`` that are no other number."""
 STOPPED = re.compile(
-    r"^(reported\.\w+\.iterations|directions\.reported\.(score|rank|rank_from_bottom|top_tokens|bottom_tokens))(\.|$)"
+    r"^(reported\.\w+\.(iterations|excess)|directions\.reported\.(score|rank|rank_from_bottom|top_tokens|bottom_tokens))(\.|$)"
 )
-"""Paths of what the originals' instrument leaves unconverged: scikit-learn's probes on unscaled states, their number of
-iterations and their direction. The claims that rest on it are compared by their states, as all claims are."""
+"""Paths of what the originals' instrument leaves unconverged: scikit-learn's probes on unscaled states, where they stop and
+how far from the minimum, and their direction. The claims that rest on it are compared by their states, as all claims are."""
 _OTHER = Rule("other", "", absolute=1e-6, relative=1e-3)
 _EXACT = Rule("exact", "")
 _TOKENS = re.compile(r"(top|bottom)_tokens$")

@@ -65,6 +65,7 @@ def run(params: Params, key: str) -> None:
             "teacher": settings.teacher,
             "conversations": len(written),
             "layers": lm.layers,
+            "probed_at": lm.layers[row_at(DEPTH, lm.n_layers)],
             "steps": {"tuning": settings.steps, "dual_reward": params.dual_reward.arm_steps},
             "losses": {name: found["losses"] for name, found in trained.items()},
             "models": {name: summary(found) for name, found in models.items()},
@@ -163,7 +164,8 @@ def follows(lm: LanguageModel, params: Params) -> dict[str, Any]:
 def probed(lm: LanguageModel, params: Params) -> dict[str, Any]:
     """Standardised probes of the operation at every layer, on held-out operands of symbols and templates of words."""
     found: dict[str, Any] = {}
-    for style, by in PROBED.items():
+    row = row_at(DEPTH, lm.n_layers)
+    for style in PROBED:
         bank = prompt_bank(style, params.bank)
         y, groups = torch.tensor([OPERATIONS.index(prompt.operation) for prompt in bank]), groups_of(style, params)
         states = residual_stream(lm, [p.text for p in bank], description=f"{lm.key}: {len(bank)} {style} prompts")
@@ -172,7 +174,11 @@ def probed(lm: LanguageModel, params: Params) -> dict[str, Any]:
             fit, test = torch.from_numpy(split.train), torch.from_numpy(split.test)
             probes = fit_probes(states[:, fit], y[fit], C=params.probing.C, standardise=True, tol=TOLERANCE)
             correct[:, test] = probes.predict(states[:, test]) == y[test]
-        found[style] = {**accuracy_curve(correct, params.confidence, clusters=groups), "by": by, "correct": correct}
+        found[style] = {
+            **accuracy_curve(correct, params.confidence, clusters=groups),
+            "at_depth": share_of(correct[row], params.confidence, clusters=groups),
+            "correct": correct,
+        }
     return found
 
 
@@ -223,7 +229,10 @@ def summary(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "follows": {name: over_seeds(found, f"follows.{name}") for name in ("ended", "right")},
         "replies": found[0]["follows"]["replies"],
         "probes": {
-            style: {name: [one["probes"][style][name] for one in found] for name in ("accuracy", "interval")}
+            style: {
+                **{name: [one["probes"][style][name] for one in found] for name in ("accuracy", "interval")},
+                "at_depth": over_seeds(found, f"probes.{style}.at_depth"),
+            }
             for style in PROBED
         },
         "reward": {

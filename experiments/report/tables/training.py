@@ -93,6 +93,21 @@ def sample_efficiency(result: Result) -> Rows:
         yield [cell["problems"], number(cell["learning_rate"]), *cells(cell, tops)]
 
 
+@table(
+    "tuning",
+    "Model | Right replies | Probe, symbols | Probe, words | Class loss | Steps to half | Alignment | Exact answers",
+)
+def tuning(result: Result) -> Rows:
+    """A base model, tuned on conversations, and tuned on the same words in another order; then dual reward on each."""
+    shown = (
+        "follows.right:share | probes.symbol.at_depth:percent | probes.word.at_depth:percent"
+        " | reward.class_loss_before:2 | reward.steps_to_half:1 | reward.symbol_alignment:percent"
+        " | reward.answers_exact:share"
+    )
+    for kind, name in NAMES["tuning"].items():
+        yield [name, *cells(result["models"][kind], shown)]
+
+
 @table("dual_reward", "Flaw | Eight prompts | Symbols | Answer loss in training | Exact answers")
 def dual_reward_flaws(result: Result) -> Rows:
     """Flaws of the originals, switched on one by one."""
