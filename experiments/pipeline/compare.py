@@ -59,7 +59,7 @@ RULES: tuple[Rule, ...] = (
         types=(int, float),
     ),
     Rule(
-        "probability", r"probabilit|align|^probs?$|^strict$|confidence", absolute=1e-5, relative=0.02
+        "probability", r"probabilit|align|^probs?$|^strict$|confidence|^excess$", absolute=1e-5, relative=0.02
     ),  # exponentials of logits
 )
 """In order of precedence. A caller that lets more vary puts its own in front: ``[Rule("choice", "^layer$",
@@ -68,10 +68,11 @@ absolute=math.inf, types=(int, str)), *RULES]`` lets a selected layer flip."""
 STRUCTURE = ("missing", "new", "length")
 """Reasons of a ``Difference`` that are no other number."""
 STOPPED = re.compile(
-    r"^(reported\.\w+\.(iterations|excess)|directions\.reported\.(score|rank|rank_from_bottom|top_tokens|bottom_tokens))(\.|$)"
+    r"^(reported\.\w+\.(iterations|excess)"
+    r"|directions\.reported\.(score|rank|rank_from_bottom|top_tokens|bottom_tokens))(\.|$)"
 )
-"""Paths of what the originals' instrument leaves unconverged: scikit-learn's probes on unscaled states, where they stop and
-how far from the minimum, and their direction. The claims that rest on it are compared by their states, as all claims are."""
+"""Paths of what the originals' instrument leaves unconverged, scikit-learn's probes on unscaled states: where it stops,
+how far from the minimum, and its direction. The claims that rest on it are compared by their states, as all are."""
 _OTHER = Rule("other", "", absolute=1e-6, relative=1e-3)
 _EXACT = Rule("exact", "")
 _TOKENS = re.compile(r"(top|bottom)_tokens$")

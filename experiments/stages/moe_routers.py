@@ -49,7 +49,7 @@ from experiments.params import Params
 from experiments.shared.lens import own_class
 from experiments.shared.mixtures import DOMAINS, READ, MixtureStudy, in_use, projection, writing
 from experiments.shared.probing import TOLERANCE
-from experiments.shared.runs import ADAPTERS, Runs
+from experiments.shared.runs import ADAPTERS, Run, Runs
 from experiments.shared.stage import main, result_path
 from experiments.shared.summaries import accuracy_curve, over, over_seeds
 
@@ -97,13 +97,21 @@ def upcycle(params: Params, key: str) -> None:
     """Train experts apart, join them, train routers; the dense twin likewise; write one result."""
     settings = params.moe_routers
     with Runs("moe_routers", key, params, build) as runs:
-        written = runs.once("text", write_texts, params)
-        lm, study = runs.study, MixtureStudy(runs.study, params, written["texts"])
-        base = runs.once("base", lambda *_: measure_model(study, lm) | {"written": writing(study, lm, study.routed)[0]})
-        experts = {of: runs.once(f"expert_{of}", branch, study, (of,), runs.adapters) for of in DOMAINS}
-        branched = runs.once("expert_all", branch, study, DOMAINS, runs.adapters)
-        mixtures = [runs.once(f"mixture_{n}", mixture, study, n, runs.adapters) for n in settings.seeds]
-        twins = [runs.once(f"twin_{n}", twin, study, n, runs.adapters) for n in settings.seeds]
+        texts = runs.once("text", write_texts, params)["texts"]
+        base = runs.once("base", measure_base, params, texts)
+        # The twin's update takes as many steps as those of all experts together: beside them it keeps two workers busy.
+        branches = runs.all([
+            Run(f"expert_{name}", branch, (params, texts, domains, runs.adapters))
+            for name, domains in {"all": DOMAINS, **{of: (of,) for of in DOMAINS}}.items()
+        ])
+        joint = runs.all([
+            Run(f"{kind}_{n}", train, (params, texts, n, runs.adapters))
+            for kind, train in (("mixture", mixture), ("twin", twin))
+            for n in settings.seeds
+        ])
+        experts = {of: branches[f"expert_{of}"] for of in (*DOMAINS, "all")}
+        mixtures, twins = ([joint[f"{kind}_{n}"] for n in settings.seeds] for kind in ("mixture", "twin"))
+        lm, study = runs.study, MixtureStudy(runs.study, params, texts)
         shown = ("answers", *(f"losses.{d}" for d in DOMAINS), *(f"lens.{s}.at_depth" for s in READ),
                  *(f"probe.{s}.at_depth" for s in READ))  # fmt: skip
         sets = {
@@ -118,7 +126,7 @@ def upcycle(params: Params, key: str) -> None:
             "depth_layer": lm.layers[study.row],
             "experts": list(DOMAINS),
             "base": _public(base),
-            "branches": {**experts, "all": branched},
+            "branches": experts,
             "mixtures": [
                 {**run, "before": _public(run["before"]), "after": _public(run["after"], tokens=run is mixtures[0])}
                 for run in mixtures
@@ -143,12 +151,21 @@ def write_texts(lm: LanguageModel, _: Path, params: Params) -> dict[str, Any]:
     return {"texts": texts}
 
 
-def branch(lm: LanguageModel, _: Path, study: MixtureStudy, domains: Sequence[str], adapters: Path) -> dict[str, Any]:
+def measure_base(lm: LanguageModel, _: Path, params: Params, texts: Sequence[str]) -> dict[str, Any]:
+    """The dense model before anything is trained."""
+    study = MixtureStudy(lm, params, texts)
+    return measure_model(study, lm) | {"written": writing(study, lm, study.routed)[0]}
+
+
+def branch(
+    lm: LanguageModel, _: Path, params: Params, texts: Sequence[str], domains: Sequence[str], adapters: Path
+) -> dict[str, Any]:
     """One expert, or with all domains the twin: low-rank updates of the MLPs, by the language-modelling loss.
 
     With n domains there are n times as many steps: the twin sees as much text as all experts together.
     """
-    settings, name = study.settings, domains[0] if len(domains) == 1 else "all"
+    study, name = MixtureStudy(lm, params, texts), domains[0] if len(domains) == 1 else "all"
+    settings = study.settings
     steps, rate = settings.expert_steps * len(domains), settings.expert_learning_rate
     curve = train_expert(
         lm, [study.train[domain] for domain in domains],
@@ -160,8 +177,11 @@ def branch(lm: LanguageModel, _: Path, study: MixtureStudy, domains: Sequence[st
     return {"curve": curve, "test_losses": {d: text_losses(branched, study.test[d]).mean() for d in DOMAINS}}
 
 
-def mixture(lm: LanguageModel, _: Path, study: MixtureStudy, seed: int, adapters: Path) -> dict[str, Any]:
+def mixture(
+    lm: LanguageModel, _: Path, params: Params, texts: Sequence[str], seed: int, adapters: Path
+) -> dict[str, Any]:
     """Join the experts under a fresh router, train it, and measure before and after."""
+    study = MixtureStudy(lm, params, texts)
     model = join_experts(lm, [adapters / domain for domain in DOMAINS], top_k=study.settings.top_k, seed=seed)
     before = measure_mixture(study, model, None, {})
     curve = jointly(study, model, seed, f"mixture of {lm.key}: seed {seed}")
@@ -171,8 +191,11 @@ def mixture(lm: LanguageModel, _: Path, study: MixtureStudy, seed: int, adapters
     return {"seed": seed, "curve": curve, "before": before, "after": after}
 
 
-def twin(lm: LanguageModel, _: Path, study: MixtureStudy, seed: int, adapters: Path) -> dict[str, Any]:
+def twin(
+    lm: LanguageModel, _: Path, params: Params, texts: Sequence[str], seed: int, adapters: Path
+) -> dict[str, Any]:
     """The dense model with all text in one update of its MLPs, and the same further steps on its norm gains."""
+    study = MixtureStudy(lm, params, texts)
     model = merge_adapter(lm, adapters / "all")
     curve = jointly(study, model, seed, f"dense twin of {lm.key}: seed {seed}")
     save_file(trained_tensors(model), adapters / f"twin-{seed}.safetensors")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from classifier_emergence.reading.estimator import LayerProbes as LayerProbes
     from classifier_emergence.reading.model import LanguageModel as LanguageModel
 
-__version__ = "1.2.0"
+__version__ = "1.3.0"
 
 # Before huggingface_hub is imported, which reads it once.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

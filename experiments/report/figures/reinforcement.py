@@ -152,6 +152,17 @@ def collapse_gradients(collapse: Results) -> Figure:
     return draw.legend(figure)
 
 
+def apart(heights: Sequence[float], least: float) -> list[float]:
+    """Heights of two labels within (0, 1): clear of its ends, and at least so far from each other."""
+    low, high = sorted(range(2), key=lambda i: heights[i])
+    placed = [min(max(height, least / 2), 1 - least / 2) for height in heights]
+    if (gap := least - (placed[high] - placed[low])) > 0:
+        room = min(gap, 1 - least / 2 - placed[high])
+        placed[high] += room
+        placed[low] -= gap - room
+    return placed
+
+
 @draw.figure("staged")
 def staged(staged: Results) -> Figure:
     """Alignment and reward before training and after each part of it, for every order of the rewards."""
@@ -164,11 +175,12 @@ def staged(staged: Results) -> Figure:
             found = [[result["before"], *run["stages"]] for run in result["orders"][order]["runs"]]
             alignment = [[part["lens"]["alignment"]["mean"] for part in run] for run in found]
             reward = [[part["sampled_reward"]["mean"] for part in run] for run in found]
-            for label, values in (("alignment", alignment), ("reward", reward)):
+            lines = {"alignment": alignment, "reward": reward}
+            ends = [float(np.mean(values, axis=0)[-1]) for values in lines.values()]
+            for (label, values), height in zip(lines.items(), apart(ends, 0.16), strict=True):
                 seeds_line(axis, values, marker="o", ms=3, **looks[label])
-                axis.annotate(label, (len(found[0]) - 1, np.mean(values, axis=0)[-1]), xytext=(4, 0),
-                              textcoords="offset points", color=looks[label]["color"], va="center",
-                              annotation_clip=False)  # fmt: skip
+                axis.annotate(label, (len(found[0]) - 1, height), xytext=(4, 0), textcoords="offset points",
+                              color=looks[label]["color"], va="center", annotation_clip=False)  # fmt: skip
             trained_on = [NAMES["staged_rewards"][part["reward"]].replace(" ", "\n", 1) for part in found[0][1:]]
             axis.set_xticks(range(len(found[0])), ["before", *trained_on])
             axis.set(xlim=(-0.3, len(found[0]) - 0.7), ylim=(0, 1.02))
