@@ -64,6 +64,16 @@ HEADLINES = {
         "controls.random_weights.jacobian.symbol.selected",
         "trained.dual_reward|cot_alignment.after.logit|jacobian|tuned.symbol.choice|alignment",
     ],
+    "conversations": [
+        "train|test.ended|right",
+    ],
+    "tuning": [
+        "conversations",
+        "models.base|tuned|control.follows.right",
+        "models.base|tuned|control.reward.symbol_alignment|steps_to_half",
+        "tuned_minus_base|tuned_minus_control.probes.symbol|word",
+        "tuned_minus_base|tuned_minus_control.alignment",
+    ],
     "other_tasks": [
         "comparison|places.probing.held_out_groups.selected.accuracy|interval|layers",
         "comparison|places.lens.largest",

@@ -67,12 +67,15 @@ def requests(*, held_out: bool) -> list[Request]:
 
 def replies(lm: LanguageModel, prompts: Sequence[str], *, new_tokens: int) -> tuple[list[str], list[bool]]:
     """What the model writes greedily after each prompt, up to its end of text; and whether it came to that."""
-    texts: list[str] = []
-    ended: list[bool] = []
-    for start in range(0, len(prompts), GENERATED_TOGETHER):
-        ids, width = generated_ids(lm, prompts[start : start + GENERATED_TOGETHER], new_tokens, do_sample=False)
-        texts += [text.strip() for text in lm.tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)]
-        ended += torch.isin(ids[:, width:], torch.tensor(ends_of(lm)).to(ids)).any(1).tolist()
+    order = sorted(range(len(prompts)), key=prompts.__getitem__)  # like requests together: their replies end alike
+    texts, ended = [""] * len(prompts), [False] * len(prompts)
+    for start in range(0, len(order), GENERATED_TOGETHER):
+        rows = order[start : start + GENERATED_TOGETHER]
+        ids, width = generated_ids(lm, [prompts[row] for row in rows], new_tokens, do_sample=False)
+        written = lm.tokenizer.batch_decode(ids[:, width:], skip_special_tokens=True)
+        ends = torch.isin(ids[:, width:], torch.tensor(ends_of(lm)).to(ids)).any(1).tolist()
+        for row, text, end in zip(rows, written, ends, strict=True):
+            texts[row], ended[row] = text.strip(), end
     return texts, ended
 
 

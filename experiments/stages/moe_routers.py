@@ -100,15 +100,19 @@ def upcycle(params: Params, key: str) -> None:
         texts = runs.once("text", write_texts, params)["texts"]
         base = runs.once("base", measure_base, params, texts)
         # The twin's update takes as many steps as those of all experts together: beside them it keeps two workers busy.
-        branches = runs.all([
-            Run(f"expert_{name}", branch, (params, texts, domains, runs.adapters))
-            for name, domains in {"all": DOMAINS, **{of: (of,) for of in DOMAINS}}.items()
-        ])
-        joint = runs.all([
-            Run(f"{kind}_{n}", train, (params, texts, n, runs.adapters))
-            for kind, train in (("mixture", mixture), ("twin", twin))
-            for n in settings.seeds
-        ])
+        branches = runs.all(
+            [
+                Run(f"expert_{name}", branch, (params, texts, domains, runs.adapters))
+                for name, domains in {"all": DOMAINS, **{of: (of,) for of in DOMAINS}}.items()
+            ]
+        )
+        joint = runs.all(
+            [
+                Run(f"{kind}_{n}", train, (params, texts, n, runs.adapters))
+                for kind, train in (("mixture", mixture), ("twin", twin))
+                for n in settings.seeds
+            ]
+        )
         experts = {of: branches[f"expert_{of}"] for of in (*DOMAINS, "all")}
         mixtures, twins = ([joint[f"{kind}_{n}"] for n in settings.seeds] for kind in ("mixture", "twin"))
         lm, study = runs.study, MixtureStudy(runs.study, params, texts)
@@ -191,9 +195,7 @@ def mixture(
     return {"seed": seed, "curve": curve, "before": before, "after": after}
 
 
-def twin(
-    lm: LanguageModel, _: Path, params: Params, texts: Sequence[str], seed: int, adapters: Path
-) -> dict[str, Any]:
+def twin(lm: LanguageModel, _: Path, params: Params, texts: Sequence[str], seed: int, adapters: Path) -> dict[str, Any]:
     """The dense model with all text in one update of its MLPs, and the same further steps on its norm gains."""
     study = MixtureStudy(lm, params, texts)
     model = merge_adapter(lm, adapters / "all")

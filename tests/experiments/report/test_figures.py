@@ -14,6 +14,7 @@ from experiments.params import load_params
 from experiments.report.figures import draw
 from experiments.report.figures.__main__ import FIGURES
 from experiments.report.figures.draw import PaperFigure
+from experiments.report.figures.reinforcement import apart
 from experiments.report.names import NAMES
 from experiments.shared.stage import STAGES, result_path
 
@@ -101,6 +102,18 @@ def test_a_model_and_a_training_look_the_same_everywhere_and_no_two_alike() -> N
     assert len({look["color"] for look in looks}) == len(names) == 9
     trainings = [draw.training(name) for name in NAMES["looks"]["trainings"]]
     assert len({tuple(look.values()) for look in trainings}) == len(trainings)
+
+
+@pytest.mark.parametrize(
+    "heights", [(0.0, 0.5), (0.5, 0.52), (0.52, 0.5), (1.0, 1.0), (0.0, 0.0), (0.98, 0.02), (0.3, 0.9)]
+)
+def test_two_labels_stand_apart_and_within_the_axis(heights: tuple[float, float]) -> None:
+    placed = apart(heights, 0.16)
+    assert abs(placed[0] - placed[1]) >= 0.16 - 1e-9
+    assert all(0.08 - 1e-9 <= height <= 0.92 + 1e-9 for height in placed)
+    assert heights[0] == heights[1] or (placed[0] < placed[1]) == (heights[0] < heights[1])
+    if heights == (0.3, 0.9):
+        assert placed == [0.3, 0.9]
 
 
 def test_every_committed_figure_is_drawn() -> None:

@@ -119,6 +119,8 @@ def test_a_reply_ends_at_the_end_of_text(params: Params) -> None:
     lm = tuning.build(params, KEY)
     texts, ended = replies(lm, ["7 * 8 =", "what is"], new_tokens=3)
     assert len(texts) == len(ended) == 2
+    backwards, _ = replies(lm, ["what is", "7 * 8 ="], new_tokens=3)
+    assert texts == backwards[::-1] != backwards
     lm.model.generation_config.eos_token_id = int(np.argmax(np.bincount(lm.tokenizer(texts[0])["input_ids"])))
     _, ended = replies(lm, ["7 * 8 ="], new_tokens=3)
     assert ended == [True]
