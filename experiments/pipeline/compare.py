@@ -45,6 +45,8 @@ RULES: tuple[Rule, ...] = (
     Rule("exact", r"(^|_)(n|k|seed|layer|id|index|size|step)s?$|^n_", types=(int,)),
     # Near ties change order across CPUs. A LoRA rank is a setting.
     Rule("rank", r"(?<!lora_)rank", absolute=2.0, relative=0.02, types=(int, float)),
+    # Written greedily: a near tie turns a word, and with it what follows. Whether a reply is right is exact.
+    Rule("text", r"^reply$", absolute=math.inf, types=(str,)),
     # float32 attention and softmax drift by 1e-5 to 1e-3 between instruction sets.
     Rule("log-probability", r"^log_|^logits?$|^logp|log_gap$", absolute=1e-3),
     Rule("p-value", r"(^|_)p(_value)?$", absolute=0.01, relative=0.05),  # a count over a null, so it moves in steps

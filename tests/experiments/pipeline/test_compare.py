@@ -214,3 +214,10 @@ def test_what_an_unconverged_solver_left_is_compared_by_type_and_length_alone() 
     assert [d.reason for d in differences(expected, of([0.5, 1], ["a", "b"]))] == ["type"]
     assert [d.reason for d in differences(expected, of([0.5], ["a", "b", "c"]))] == ["length", "length"]
     assert differences({"reported": {"score": 0.5}}, {"reported": {"score": 0.9}})  # of any other score nothing changes
+
+
+def test_a_reply_may_be_worded_otherwise_but_not_become_wrong() -> None:
+    expected = {"replies": [{"request": "Is it so?", "reply": "Yes.", "right": True}]}
+    assert differences(expected, {"replies": [{"request": "Is it so?", "reply": "Yes, it is.", "right": True}]}) == []
+    assert differences(expected, {"replies": [{"request": "Is it so?", "reply": "Yes.", "right": False}]})
+    assert differences(expected, {"replies": [{"request": "Is it not?", "reply": "Yes.", "right": True}]})
