@@ -2,15 +2,18 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.results import read_result
 from classifier_emergence.tasks.arithmetic import OPERATIONS, prompt_bank
 from experiments.params import Params, load_params
+from experiments.shared import conversations as shared
 from experiments.shared.conversations import MEMBERS, Request, replies, requests
 from experiments.shared.probing import held_out_probes
 from experiments.stages import conversations, tuning
@@ -119,8 +122,16 @@ def test_a_reply_ends_at_the_end_of_text(params: Params) -> None:
     lm = tuning.build(params, KEY)
     texts, ended = replies(lm, ["7 * 8 =", "what is"], new_tokens=3)
     assert len(texts) == len(ended) == 2
-    backwards, _ = replies(lm, ["what is", "7 * 8 ="], new_tokens=3)
-    assert texts == backwards[::-1] != backwards
     lm.model.generation_config.eos_token_id = int(np.argmax(np.bincount(lm.tokenizer(texts[0])["input_ids"])))
     _, ended = replies(lm, ["7 * 8 ="], new_tokens=3)
     assert ended == [True]
+
+
+def test_replies_stand_in_the_order_of_their_prompts(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    def echo(lm: LanguageModel, prompts: list[str], *_: Any, **__: Any) -> tuple[torch.Tensor, int]:
+        return lm.tokenizer(prompts, return_tensors="pt", padding=True)["input_ids"], 0
+
+    monkeypatch.setattr(shared, "generated_ids", echo)
+    monkeypatch.setattr(shared, "GENERATED_TOGETHER", 2)
+    prompts = ["what is 7 times 8", "7 * 8 =", "what is"]
+    assert replies(tuning.build(params, KEY), prompts, new_tokens=3)[0] == prompts
