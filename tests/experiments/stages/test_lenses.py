@@ -1,6 +1,5 @@
 """The stage on lenses: what its lenses are fitted on, what is chosen on what, and that it goes on where it was."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,22 +15,12 @@ from classifier_emergence.tasks.arithmetic import STYLES
 from classifier_emergence.tasks.problems import NEUTRAL
 from classifier_emergence.training.adapters import Adapter, adapted
 from classifier_emergence.training.modules import VO
-from experiments.params import Params, load_params
+from experiments.params import Params
 from experiments.shared.lens_fits import selected
 from experiments.stages import lenses, logit_lens, residuals, word_lenses
 from experiments.stages.lenses import LensStudy, adapters_of, chosen, untrained_twin
 
-ROOT = Path(__file__).resolve().parents[3]
 KEY = "tiny-llama"
-
-
-@pytest.fixture
-def params(tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
-    """A folder to run in, with what the stage needs: states, and adapters that do something."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "models").symlink_to(tiny_models)
-    shutil.copy(ROOT / "params.tiny.yaml", tmp_path / "params.yaml")
-    return load_params()
 
 
 @pytest.fixture

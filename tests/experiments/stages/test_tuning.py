@@ -1,6 +1,5 @@
 """The stages on instruction tuning: what is asked, what is trained on, what is compared."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,14 @@ from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.results import read_result
 from classifier_emergence.tasks.arithmetic import OPERATIONS, prompt_bank
-from experiments.params import Params, load_params
+from experiments.params import Params
 from experiments.shared import conversations as shared
 from experiments.shared.conversations import MEMBERS, Request, replies, requests
 from experiments.shared.probing import held_out_probes
 from experiments.stages import conversations, tuning
 from experiments.stages.tuning import PROBED, contrasts, examples, merged, probed, reward, tune
 
-ROOT = Path(__file__).resolve().parents[3]
 TEACHER, KEY = "tiny-llama", "tiny-gemma"
-
-
-@pytest.fixture
-def params(tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "models").symlink_to(tiny_models)
-    shutil.copy(ROOT / "params.tiny.yaml", tmp_path / "params.yaml")
-    return load_params()
 
 
 @pytest.mark.parametrize(
