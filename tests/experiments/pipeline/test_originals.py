@@ -59,11 +59,13 @@ def place(tmp_path: Path) -> Path:
             "supervised_models",
             "trained_models",
             "lens_models",
+            "teachers",
+            "tuning_models",
             "grpo_models",
             "reinforcement_models",
             "moe_models",
         )
-    } | {"at_size": {"llama-3.2-1b": {}}}
+    } | {"at_size": {"llama-3.2-1b": {}}, "tuning": base["tuning"] | {"teacher": "llama-3.2-1b"}}
     base["registry"] = {
         key: {"source": "hub", "repo": repo, "revision": COMMIT, "licence": "MIT"}
         for key, (repo, *_) in MODELS.items() if key != "granite-3.1-2b"
