@@ -33,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-WHICH = "probing, probing@MODEL or MODEL, with what it needs and what ends in the paper. Default: all."
+WHICH = "Stages, models (both: these stages of these models) or STAGE@MODEL, with what they need and the paper. Default: all."
 Picks = Annotated[list[str] | None, typer.Argument(metavar="[STAGE|MODEL]...", help=WHICH)]
 
 
@@ -73,7 +73,7 @@ def run(picks: Picks = None) -> None:
     dvc_repro(*select(picks or []))
 
 
-@app.command("reproduce", epilog=f"{SHOW}reproduce probing@smollm2-135m-instruct")
+@app.command("reproduce", epilog=f"{SHOW}reproduce smollm2-135m-instruct probing logit_lens")
 def reproduce_stages(
     picks: Picks = None,
     list_only: Annotated[bool, typer.Option("--list", help="Only list what would run, and its minutes.")] = False,

@@ -17,10 +17,12 @@ def select(picks: Collection[str]) -> dict[str, PipelineStage]:
     """The stages to run, in order: the picked ones, what they need, and what ends in the paper.
 
     Args:
-        picks: Stages (probing), stages of one model (probing@smollm2-135m-instruct) and models; empty for everything.
+        picks: Stages (probing) and models (smollm2-135m-instruct); where both are named, these stages of these models.
+            Beside them, single ones (probing@gemma-3-270m). Empty for everything.
 
     Raises:
-        InputError: There is no such stage or model; names the nearest. Or this is no pipeline that DVC can read.
+        InputError: There is no such stage or model (names the nearest), or no such stage of such a model. Or this is no
+            pipeline that DVC can read.
     """
     with _repository() as repo:
         graph, place = repo.index.graph, {stage: i for i, stage in enumerate(repo.index.stages)}
@@ -33,13 +35,23 @@ def select(picks: Collection[str]) -> dict[str, PipelineStage]:
     for pick in picks:
         if pick not in known:
             raise InputError(f"{pick!r}: no such stage or model; {did_you_mean(pick, known, 'known: {}')}")
-    wanted = {name for name in order if name in ENDING or not picks or called[name] & {*picks}}
+    wanted = {name for name in order if _picked(name, {*picks}, {*models})}
+    if not wanted:
+        raise InputError(f"{' '.join(picks)}: none of these stages runs on any of these models; --list shows which do")
+    wanted |= {*ENDING}
     # Of the ending only itself: what it needs from other models is committed.
     needed = (nx.descendants(graph, order[name]) for name in wanted - {*ENDING})
     wanted |= {stage.addressing for stages in needed for stage in stages}
     # Model by model, in the order of the parameters: one model's answer does not wait for the others.
     rank = {name: models.index(name.partition("@")[2]) if "@" in name else len(models) for name in wanted}
     return {name: order[name] for name in sorted(order, key=lambda name: rank.get(name, 0)) if name in wanted}
+
+
+def _picked(name: str, picks: set[str], models: set[str]) -> bool:
+    stage, _, model = name.partition("@")
+    of, kinds = picks & models, {pick for pick in picks - models if "@" not in pick}
+    both = (not kinds or stage in kinds) and (not of or model in of)
+    return not picks or name in picks or bool(of or kinds) and both
 
 
 def minutes_of(stage: PipelineStage) -> float:

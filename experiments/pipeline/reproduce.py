@@ -38,13 +38,20 @@ def reproduce(picks: Collection[str]) -> bool:
     for i, name in enumerate(stages):
         done, left = sum(minutes[:i]), sum(minutes[i:])
         elapsed = (time.monotonic() - started) / 60
-        # The table of minutes is for one machine; after the first stages this machine's own pace corrects it.
-        pace = elapsed / done if done >= 1 else 1.0
-        console.rule(f"[{i + 1}/{len(stages)}] {name}: {elapsed:.0f} min gone, about {left * pace:.0f} min left")
+        left *= pace(elapsed, done)
+        console.rule(f"[{i + 1}/{len(stages)}] {name}: {elapsed:.0f} min gone, about {left:.0f} min left")
         dvc_repro("--quiet", "--force", "--single-item", name, what=f"stage {name}")
     console.rule("committed against regenerated")
     outs = (Path(out.fspath).relative_to(Path.cwd()) for stage in stages.values() for out in stage.outs)
     return report(committed, sorted(out for out in outs if out.suffix == ".json" and out.is_relative_to(RESULTS)))
+
+
+def pace(elapsed: float, planned: float) -> float:
+    """How much longer this machine takes than the table of minutes says, by what ran so far.
+
+    ``(elapsed + 10) / (planned + 10)``, in minutes: a slow download at the start is no forecast of the training to come.
+    """
+    return (elapsed + 10) / (planned + 10)
 
 
 def dvc_repro(*arguments: str, what: str = "dvc repro") -> None:

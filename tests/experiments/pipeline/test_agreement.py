@@ -10,7 +10,7 @@ from rich.console import Console
 
 from classifier_emergence.numbers import number
 from classifier_emergence.results import write_result
-from experiments.pipeline.reproduce import report
+from experiments.pipeline.reproduce import pace, report
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = "smollm2-135m-instruct"
@@ -54,6 +54,12 @@ def test_it_ends_with_the_primary_numbers_of_what_ran(
     assert changed[5].startswith("0.042")
     assert changed[6] == "inconclusive"
     assert all("same" in row for row in rows if "│ C20" not in row)
+
+
+def test_a_slow_start_is_no_forecast_but_a_slow_machine_is() -> None:
+    assert pace(0, 0) == 1
+    assert pace(5, 1) < 1.5  # a download
+    assert pace(200, 100) == pytest.approx(2, rel=0.1)
 
 
 def test_other_numbers_of_training_agree_as_long_as_seeds_overlap(

@@ -220,6 +220,18 @@ def test_reproduce_picks_what_is_needed_and_ends_in_the_paper() -> None:
     assert names == [f"fetch@{key}", f"residuals@{key}", f"probing@{key}", *stage.ENDING]
 
 
+def test_stages_and_models_together_are_these_stages_of_these_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    small, base = "smollm2-135m-instruct", "gemma-3-270m"
+    both = [name for name in select([small, "probing", "logit_lens"]) if name not in stage.ENDING]
+    assert both == [f"{kind}@{small}" for kind in ("fetch", "residuals", "probing", "logit_lens")]
+    assert {*select([small, "probing", f"grpo@{small}"])} == {*select([f"probing@{small}", f"grpo@{small}"])}
+    assert {f"probing@{small}", f"probing@{base}"} < {*select(["probing"])}
+    assert {f"grpo@{small}", f"staged@{small}"} < {*select([small])}
+    with pytest.raises(InputError, match="^tuning smollm2-135m-instruct: none of these stages runs on any of"):
+        select(["tuning", small])
+
+
 def test_routers_of_a_model_too_large_to_load_need_no_other_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
