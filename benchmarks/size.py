@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,8 @@ def main() -> None:
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 points.append(json.loads(done.stdout.splitlines()[-1]))
                 print(f"{instrument}, {n}: {points[-1]['gigabytes']:.2f} GB, {points[-1]['seconds']:.2f} s")
-        keep("size", arguments.model, {"threads": torch.get_num_threads(), "points": points})
+        machine = {"threads": torch.get_num_threads(), "vectors": torch.backends.cpu.get_cpu_capability()}
+        keep("size", Path(arguments.model).name, {**machine, "points": points})
     show("size", as_table(kept("size")))
 
 

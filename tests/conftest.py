@@ -55,6 +55,16 @@ def _libraries_are_no_garbage() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session")
+def committed() -> Iterator[Path]:
+    """A folder with the committed results; those of the tree may have been regenerated on another processor."""
+    from experiments.pipeline.reproduce import results_in_git  # not before the network is guarded
+
+    folder = results_in_git()
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.fixture
 def numbers(snapshot: SnapshotAssertion) -> SnapshotAssertion:
     """Snapshot that compares floats within the tolerance of their kind and everything else exactly."""

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from syrupy.assertion import SnapshotAssertion
 
 from classifier_emergence.results import read_result
 from experiments.params import load_params
-from experiments.shared.stage import STAGES, TRAINING
+from experiments.pipeline.reproduce import report
+from experiments.shared.stage import RESULTS, STAGES, TRAINING, result_path
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,13 +30,30 @@ def test_every_stage_with_a_result_has_headlines() -> None:
     assert {*HEADLINES, "residuals"} == {*STAGES}
 
 
+@pytest.fixture
+def pinned(committed: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Any]:
+    """Of a file of results what a snapshot pins, as it is committed; the tree's must agree, as ``reproduce`` asks it to.
+
+    With ``--snapshot-update``, and of a result that is not committed yet, what is in the tree.
+    """
+    monkeypatch.chdir(ROOT)
+
+    def read(file: Path) -> Any:
+        if request.config.option.update_snapshots or not (committed / file).exists():
+            return read_result(file)
+        assert report(committed, [file]), "see the table above"
+        return read_result(committed / file)
+
+    return read
+
+
 @pytest.mark.parametrize(("stage", "model"), results_of("params.yaml"))  # which name the snapshot files
-def test_headlines(stage: str, model: str, numbers: SnapshotAssertion) -> None:
-    assert headline(read_result(ROOT / "results" / stage / f"{model}.json"), HEADLINES[stage]) == numbers
+def test_headlines(stage: str, model: str, pinned: Callable[[Path], Any], numbers: SnapshotAssertion) -> None:
+    assert headline(pinned(result_path(stage, model)), HEADLINES[stage]) == numbers
 
 
-def test_verdicts(numbers: SnapshotAssertion) -> None:
-    assert verdicts(read_result(ROOT / "results" / "claims.json")) == numbers
+def test_verdicts(pinned: Callable[[Path], Any], numbers: SnapshotAssertion) -> None:
+    assert verdicts(pinned(RESULTS / "claims.json")) == numbers
 
 
 SHAKY = r"^((top|bottom)_tokens?|null_words|texts|hits|(null_)?categor(y|ies))$"

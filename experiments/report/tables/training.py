@@ -95,7 +95,7 @@ def sample_efficiency(result: Result) -> Rows:
 
 @table(
     "tuning",
-    "Model | Right replies | Probe, symbols | Probe, words | Class loss | Steps to half | Alignment | Exact answers",
+    "Variant | Right replies | Probe, symbols | Probe, words | Class loss | Steps to half | Alignment | Exact answers",
 )
 def tuning(result: Result) -> Rows:
     """A base model, tuned on conversations, and tuned on the same words in another order; then dual reward on each."""

@@ -137,11 +137,11 @@ def test_the_order_of_models_is_irrelevant(primary: dict, reported: list, order:
 
 
 @pytest.fixture(scope="module")
-def paper() -> dict:
-    """Of every claim of the paper what ``judge`` takes: claim, pieces, confidence, facts."""
+def paper(committed: Path) -> dict:
+    """Of every claim of the paper, as committed, what ``judge`` takes: claim, pieces, confidence, facts."""
+    params, ledger = load_params(ROOT / "params.yaml"), load_claims(ROOT / LEDGER)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        params, ledger = load_params(), load_claims(LEDGER)
+        patch.chdir(committed)
         results = {stage: results_of(stage, params) for stage in STAGES if stage != "residuals"}
     return {
         key: (claim, measure(claim, results, params.models, params.confidence), params.confidence, results["fetch"])
@@ -199,8 +199,8 @@ def test_asking_students_interval_over_seeds_as_well_changes_no_steady_headline(
         assert judge(claim, asked, *rest)[0] == judge(claim, pieces, *rest)[0]
 
 
-def test_what_moves_around_its_bound_inside_its_interval_is_open() -> None:
-    claims = read_result(ROOT / "results" / "claims.json")
+def test_what_moves_around_its_bound_inside_its_interval_is_open(committed: Path) -> None:
+    claims = read_result(committed / "results" / "claims.json")
     (added,) = [piece for piece in claims["C23"]["evidence"] if "adds to the reward" in piece["what"]]
     assert added["interval"][0] < 0.006 < 0.01 < 0.017 < added["interval"][1]
     assert added["state"] == "open"
