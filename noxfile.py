@@ -72,8 +72,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run unit, pipeline, snapshot and claim tests (arguments go to pytest)."""
-    run(session, "python", "-m", "pytest", *session.posargs)
+    """Run unit, pipeline, snapshot and claim tests, file by file on all cores (arguments go to pytest alone)."""
+    spread = ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]  # 2 GB each
+    run(session, "python", "-m", "pytest", *(session.posargs or spread), OMP_NUM_THREADS="1")
 
 
 @nox.session
