@@ -32,7 +32,7 @@ def test_every_stage_with_a_result_has_headlines() -> None:
 
 @pytest.fixture
 def pinned(committed: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Any]:
-    """Of a file of results what a snapshot pins, as it is committed; the tree's must agree, as ``reproduce`` asks it to.
+    """Of a file of results what a snapshot pins, as it is committed; the tree's must agree as ``reproduce`` asks it to.
 
     With ``--snapshot-update``, and of a result that is not committed yet, what is in the tree.
     """

@@ -50,8 +50,9 @@ def select(picks: Collection[str]) -> dict[str, PipelineStage]:
 def _picked(name: str, picks: set[str], models: set[str]) -> bool:
     stage, _, model = name.partition("@")
     of, kinds = picks & models, {pick for pick in picks - models if "@" not in pick}
-    both = (not kinds or stage in kinds) and (not of or model in of)
-    return not picks or name in picks or bool(of or kinds) and both
+    if of or kinds:
+        return name in picks or ((not kinds or stage in kinds) and (not of or model in of))
+    return not picks or name in picks
 
 
 def minutes_of(stage: PipelineStage) -> float:

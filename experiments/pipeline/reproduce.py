@@ -49,7 +49,7 @@ def reproduce(picks: Collection[str]) -> bool:
 def pace(elapsed: float, planned: float) -> float:
     """How much longer this machine takes than the table of minutes says, by what ran so far.
 
-    ``(elapsed + 10) / (planned + 10)``, in minutes: a slow download at the start is no forecast of the training to come.
+    ``(elapsed + 10) / (planned + 10)``, in minutes: a slow download at the start is no forecast of what is to come.
     """
     return (elapsed + 10) / (planned + 10)
 
