@@ -33,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-WHICH = "Stages, models (both: these stages of these models), STAGE@MODEL; with what they need, and the paper. Default: all."
+WHICH = "Stages, models (both: these stages of these models), STAGE@MODEL, what they need and the paper. None: all."
 Picks = Annotated[list[str] | None, typer.Argument(metavar="[STAGE|MODEL]...", help=WHICH)]
 
 
