@@ -112,7 +112,8 @@ def as_table(every: dict[str, Any]) -> str:
     by_model = {model: [Point(**point) for point in entry["points"]] for model, entry in every.items()}
     by_model = dict(sorted(by_model.items(), key=lambda item: item[1][0].parameters))
     enough = len({points[0].parameters for points in by_model.values()}) > 2
-    rows = []
+    machines = [f"{every[model]['vectors']}, {every[model]['threads']} threads" for model in by_model]
+    rows = [["measured with", "", *machines, *[""] * 3]]
     for instrument, counts in COUNTS.items():
         points = [point for some in by_model.values() for point in some if point.instrument == instrument]
         for n in counts if points else ():

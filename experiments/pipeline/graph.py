@@ -30,8 +30,7 @@ def select(picks: Collection[str]) -> dict[str, PipelineStage]:
         ordered = nx.lexicographical_topological_sort(graph.reverse(), key=place.__getitem__)
         order = {stage.addressing: stage for stage in ordered}
         models = list(dict.fromkeys(stage.addressing.partition("@")[2] for stage in place))
-    called = {name: {name, *name.split("@")} for name in order}
-    known = sorted(set().union(*called.values()))
+    known = sorted({*order, *(part for name in order for part in name.split("@"))})
     for pick in picks:
         if pick not in known:
             raise InputError(f"{pick!r}: no such stage or model; {did_you_mean(pick, known, 'known: {}')}")

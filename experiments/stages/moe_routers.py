@@ -51,7 +51,7 @@ from experiments.shared.mixtures import DOMAINS, READ, MixtureStudy, in_use, pro
 from experiments.shared.probing import TOLERANCE
 from experiments.shared.runs import ADAPTERS, Run, Runs
 from experiments.shared.stage import main, result_path
-from experiments.shared.summaries import accuracy_curve, over, over_seeds
+from experiments.shared.summaries import accuracy_curve, over, summary_over_seeds
 
 PLANTED = {"planted": "found", "planted_largest": "largest_found", "planted_words": "word_found"}
 """Name in the summary -> test of planted rows."""
@@ -136,7 +136,7 @@ def upcycle(params: Params, key: str) -> None:
                 for run in mixtures
             ],
             "twins": [{**run, "after": _public(run["after"])} for run in twins],
-            "over_seeds": {name: {path: over_seeds(runs, path) for path in shown} for name, runs in sets.items()},
+            "over_seeds": {name: summary_over_seeds(runs, shown) for name, runs in sets.items()},
             "mixture_minus_twin": {s: alignment_gap(study, sets["mixture"], sets["twin"], "lens", s) for s in READ},
             "mixture_minus_base": {s: alignment_gap(study, sets["mixture"], [base], "lens", s) for s in READ},
             "written_minus_twin": {s: alignment_gap(study, sets["mixture"], sets["twin"], "written", s) for s in READ},

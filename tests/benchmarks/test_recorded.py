@@ -80,7 +80,8 @@ def test_the_error_is_that_of_the_largest_model_told_by_the_others() -> None:
 
 def test_the_table_tells_of_larger_models_from_three_on() -> None:
     found = [vars(point) for point in points([0.7, 4e-9, 0.0, 0.0, 0.0, 0.0])]
-    every = {f"model-{i}": {"points": found[2 * i : 2 * i + 2]} for i in range(4)}
+    machine = {"threads": 2, "vectors": "AVX2"}
+    every = {f"model-{i}": {**machine, "points": found[2 * i : 2 * i + 2]} for i in range(4)}
     assert "| lens | 32 | 1.22 GB, 1.2 s | 1.78 GB, 1.8 s | 2.66 GB, 2.7 s | 6.7 GB, 6.7 s | 32.7 GB, 33 s |" in (
         size.as_table(every)
     )

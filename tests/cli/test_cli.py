@@ -328,6 +328,7 @@ def test_every_number_of_a_verdict_leads_to_its_file_script_and_test(
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "results", tmp_path / "results")
     (tmp_path / "paper").mkdir()
+    (tmp_path / "paper" / "made_by.yaml").symlink_to(ROOT / "paper" / "made_by.yaml")
     for source, key in (("claims", "C09"), ("predictions", "P01")):  # a claim of ours makes a prediction, too
         text = (ROOT / "paper" / "claims.yaml").read_text()
         (tmp_path / "paper" / f"{source}.yaml").write_text(text.replace("C09:", f"{key}:", 1))
@@ -344,6 +345,8 @@ def test_every_number_of_a_verdict_leads_to_its_file_script_and_test(
             held = lookup(read_result(tmp_path / told["file"]), told["key"])
             assert float(told["committed"]) == held
             assert (ROOT / told["script"]).is_file()
+            file, _, function = told["made_by"].partition(": ")
+            assert f"def {function.split('.')[-1]}(" in (ROOT / file).read_text()
             assert told["stage"] == f"{Path(told['script']).stem}@{told['model']}"
             file, _, line = told["test"].rpartition(":")
             assert file == f"paper/{ledger}.yaml"

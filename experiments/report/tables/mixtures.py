@@ -194,7 +194,7 @@ def mixture_twin(result: Result) -> Rows:
         """A number of the base model, then over seeds of the joined experts, of the mixture and of the twin."""
         return [
             lookup(result["base"], key),
-            *(result["over_seeds"][kind][key] for kind in ("joined", "mixture", "twin")),
+            *(lookup(result["over_seeds"][kind], key) for kind in ("joined", "mixture", "twin")),
         ]
 
     for domain in result["experts"]:

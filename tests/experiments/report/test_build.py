@@ -1,3 +1,4 @@
+import ast
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ from pypdf import PdfReader
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.numbers import percent
+from classifier_emergence.trace import LEDGERS, made_by, read_makers
 from experiments.report.build import build
 from experiments.report.tables.__main__ import TABLES
 from experiments.report.typeset import write_table
@@ -15,6 +17,7 @@ from experiments.shared.stage import STAGES
 
 ROOT = Path(__file__).parents[3]
 PAPER = ROOT / "paper"
+ENDS = {"value", "by_seed", "least", "largest", "mean", "accuracy", "interval", "n", "std", "*"}
 SOURCES = sorted(path for path in PAPER.rglob("*.typ") if path.name != "lib.typ")
 
 
@@ -435,6 +438,43 @@ def test_every_number_of_a_result_leads_to_its_line(paper: PdfReader) -> None:
     assert len(inner) > 500
     ends = [note["/Dest"] if "/Dest" in note else note["/A"]["/D"] for note in inner]
     assert all(isinstance(end, list) or str(end) in names for end in ends)
+
+
+def test_every_number_leads_to_the_function_that_names_it(paper: PdfReader) -> None:
+    makers = read_makers(ROOT)
+    judged = [json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8")) for name in LEDGERS]
+    asked = [piece["result"] for items in judged for item in items.values() for piece in item["evidence"]]
+    led = {(made_by(makers, Path(place["file"]).parent.name, place["key"]), place["key"]) for place in asked}
+    indexed = by_function(paper)
+    assert len(indexed) > 400
+    for where, key in {*indexed, *led}:
+        source = function_source(*where.split(": "))
+        # The ends are those of every number. What a loop names (an arm, a style) has its quantity one step up.
+        named = [step for step in key.split(".") if step not in ENDS and not step.isdigit()][-2:]
+        names = {part for step in named for part in (step, step.split("_")[-1])}
+        words = {*re.findall(r"[A-Za-z0-9]+", source), *re.findall(r"\w+", source)}
+        assert not names or words & names, f"{key} is not in {where}"
+
+
+def by_function(paper: PdfReader) -> list[tuple[str, str]]:
+    """Function and key of every line of the index; lines break after a dot, an underscore or a slash."""
+    text = "\n".join(page.extract_text() for page in paper.pages[-15:]).partition("Index of numbers\nMeasured")[2]
+    text = re.sub(r"\.py:\s+", ".py: ", re.sub(r"(?<=[._/])\n", "", text.partition("What every figure")[0]))
+    found, where = [], ""
+    for line in text.splitlines():
+        if re.fullmatch(r"(src|experiments)/\S+\.py: \S+", line):
+            where = line
+        elif where and (key := re.match(r"([a-z][\w*]*(\.[\w*]+)*): ", line)):
+            found.append((where, key[1]))
+    return found
+
+
+def function_source(file: str, name: str) -> str:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    node: ast.AST = ast.parse(text)
+    for step in name.split("."):
+        node = next(part for part in ast.iter_child_nodes(node) if getattr(part, "name", None) == step)
+    return ast.get_source_segment(text, node) or ""
 
 
 def test_no_type_is_smaller_than_seven_points_but_in_formulas(paper: PdfReader) -> None:

@@ -38,7 +38,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("params.yaml", "dvc.yaml"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "paper").mkdir()
-    for name in ("tables", "claims.yaml", "names.yaml"):
+    for name in ("tables", "claims.yaml", "names.yaml", "made_by.yaml"):
         (folder / "paper" / name).symlink_to(ROOT / "paper" / name)
     shutil.copytree(ROOT / "results", folder / "results")
     text = (ROOT / "paper" / "claims.yaml").read_text(encoding="utf-8")
