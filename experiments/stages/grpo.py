@@ -84,7 +84,7 @@ def run(params: Params, key: str) -> None:
             "n_trained_on": {operation: len(problems) for operation, problems in study.problems.train.items()},
             "before": before,
             "arms": {
-                name: {"runs": seeds, "summary": arm_summary(seeds, before, study.row)}
+                name: {"runs": seeds, "summary": arm_summary(study, seeds, before)}
                 for name, seeds in results.items()
             },
         }
@@ -244,14 +244,14 @@ def first_token(study: GrpoStudy, problems: Sequence[Problem]) -> dict[str, Any]
 # --- Over seeds ---
 
 
-def arm_summary(runs: Sequence[dict[str, Any]], before: dict[str, Any], row: int) -> dict[str, Any]:
-    """The numbers of an arm over its seeds, and what changed; ``row`` is the lens's layer."""
+def arm_summary(study: GrpoStudy, runs: Sequence[dict[str, Any]], before: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of an arm over its seeds, and what changed."""
     paths = (
         "answers.exact", "answers.change", "sampled_reward", "statements.selected", "reward.early", "reward.late",
         "share_of_weights_changed", "reported.first_token.rank", "reported.first_token.probability",
     )  # fmt: skip
     old, new = before["alignment"], [run["alignment"] for run in runs]
-    effects = [effect(run, before, row) for run in runs]
+    effects = [effect(study, run, before) for run in runs]
     return {
         "seeds": len(runs),
         **summary_over_seeds(runs, paths),
@@ -266,20 +266,21 @@ def arm_summary(runs: Sequence[dict[str, Any]], before: dict[str, Any], row: int
     }
 
 
-def effect(run: Mapping[str, Any], before: Mapping[str, Any], row: int) -> dict[str, Any]:
-    """What one run made, next to the model before training."""
+def effect(study: GrpoStudy, run: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """What one run made, next to the model before training; answers and rewards are paired by problem."""
     lens, token, base = run["alignment"], run["reported"]["first_token"], before["reported"]["first_token"]
     # The embedding is trained too, but is no layer of the lens.
     at_row, at_peak = (
         {"mean": lens["alignment"][i], "interval": lens["interval"][i], "n": lens["n"]}
-        for i in (row, peak_row(lens["alignment"]))
+        for i in (study.row, peak_row(lens["alignment"]))
     )
     words = set(run["reported"]["direction"]["found"]) - set(before["reported"]["direction"]["found"])
     return {
         "alignment_at_classifier": at_row,
         "alignment_peak": at_peak,
-        "answers_exact_change": difference(run["answers"]["exact"], before["answers"]["exact"]),
-        "sampled_reward_change": difference(run["sampled_reward"], before["sampled_reward"]),
+        "answers_exact_change": study.paired(run, before, "exact"),
+        "sampled_reward_change": study.paired(run, before, "reward"),
+        # The layer is chosen anew, so statements are not paired.
         "statements_selected_change": difference(run["statements"]["selected"], before["statements"]["selected"]),
         "truth_words_gained": len(words),
         "reported_rank_ratio": token["rank"]["mean"] / base["rank"]["mean"],

@@ -40,7 +40,7 @@ class Origin:
         """The chain in one line."""
         less = f" minus {self.minus}" if self.minus else ""
         number = f"{self.file}: {self.key} = {self.committed}{less}"
-        return f"{number}; stage {self.stage}, {self.script}; {self.made_by}; {self.test}"
+        return f"{number}; stage {self.stage} ({self.script}), measured by {self.made_by}; asked in {self.test}"
 
 
 def judged(root: Path) -> dict[str, dict[str, Any]]:

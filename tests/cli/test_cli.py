@@ -311,7 +311,7 @@ def test_claims(ce: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = ce("claims", "c09")
     assert code == 0
     assert committed["C09"]["claim"] in out
-    assert f"verdict: {committed['C09']['headline']} (3 models; other tests: " in out
+    assert f"verdict: {committed['C09']['headline']} (3 models; other tests, without flaws switched on: " in out
     assert len(out.splitlines()) == 6 + len(committed["C09"]["evidence"])
     predicted = read_result(ROOT / "results" / "predictions.json")
     code, out, _ = ce("claims")

@@ -126,7 +126,8 @@ def claims(
     """Show the verdicts, or the evidence for one and where each of its numbers comes from.
 
     A claim's verdict is that of its primary test; what the other tests and flawed protocols give is shown beside it.
-    Of every number: file and key, what is committed there, the stage and script that made it, the line of the ledger.
+    Of every number: file and key, what is committed there, the stage that made it and the function that measures it,
+    the line of the ledger.
     """
     check_outputs(json, None)
     from classifier_emergence.trace import judged, origins
@@ -149,7 +150,8 @@ def claims(
     said = {"claims": "reported", "predictions": "expected"}[home[key]]
     say(f"{key}: {printable(item['claim'])}")
     say(f"source: {printable(item['source'])}; {said}: {printable(item['reported'])}")
-    say(f"verdict: {item['headline']} ({_count(len(item['primary']), 'model')}; other tests: {_others(item)})")
+    others = f"other tests, without flaws switched on: {_others(item)}"
+    say(f"verdict: {item['headline']} ({_count(len(item['primary']), 'model')}; {others})")
     say(f"reported number reproduced: {item['reproduced']}" + (f"; needs {item['needs']}" if item["needs"] else ""))
     if item["criterion"]:
         say("primary: " + printable("{what}; {expected} (write-up: {theirs}): {why}".format(**item["criterion"])))

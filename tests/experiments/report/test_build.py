@@ -447,6 +447,7 @@ def test_every_number_leads_to_the_function_that_names_it(paper: PdfReader) -> N
     led = {(made_by(makers, Path(place["file"]).parent.name, place["key"]), place["key"]) for place in asked}
     indexed = by_function(paper)
     assert len(indexed) > 400
+    loose = 0
     for where, key in {*indexed, *led}:
         source = function_source(*where.split(": "))
         # The ends are those of every number. What a loop names (an arm, a style) has its quantity one step up.
@@ -454,6 +455,8 @@ def test_every_number_leads_to_the_function_that_names_it(paper: PdfReader) -> N
         names = {part for step in named for part in (step, step.split("_")[-1])}
         words = {*re.findall(r"[A-Za-z0-9]+", source), *re.findall(r"\w+", source)}
         assert not names or words & names, f"{key} is not in {where}"
+        loose += bool(named) and named[-1] not in words
+    assert loose < 0.1 * len(indexed)
 
 
 def by_function(paper: PdfReader) -> list[tuple[str, str]]:

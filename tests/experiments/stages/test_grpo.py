@@ -91,25 +91,30 @@ def test_arms_differ_in_what_is_trained_on_what_and_under_which_flaw_alone() -> 
     assert causes["bf16_shared_signed"] == replace(sound, precision="bf16", shared_target=True, signed_kl=True)
 
 
-def test_an_effect_counts_new_words_alone_and_never_the_embedding() -> None:
-    def run(alignment: list[float], rank: float, found: list[str]) -> dict[str, Any]:
+def test_an_effect_counts_new_words_alone_and_never_the_embedding(study: grpo.GrpoStudy) -> None:
+    n = len(study.problems.test)
+
+    def run(alignment: list[float], rank: float, found: list[str], right: int = 0) -> dict[str, Any]:
         share = {"accuracy": 0.5, "mean": 0.5, "interval": [0.4, 0.6], "n": 10}
         token = {"rank": {"mean": rank}, "probability": {"mean": 1 / rank}}
         return {
             "alignment": {"alignment": alignment, "interval": [[x, x] for x in alignment], "n": 3},
-            "answers": {"exact": share},
-            "sampled_reward": share,
+            "items": {"exact": [i < right for i in range(n)], "reward": [0.25] * n},
             "statements": {"selected": share},
             "reported": {"direction": {"found": found}, "first_token": token},
         }
 
     before = run([0.0, 0.0, 0.0, 0.0], 4.0, ["bad", "no"])
-    effect = grpo.effect(run([0.9, 0.1, 0.3, 0.2], 2.0, ["no", "yes"]), before, row=1)
-    assert effect["alignment_at_classifier"] == {"mean": 0.1, "interval": [0.1, 0.1], "n": 3}
+    effect = grpo.effect(study, run([0.9, 0.1, 0.3, 0.2], 2.0, ["no", "yes"], right=n // 2), before)
+    at_row = [0.9, 0.1, 0.3, 0.2][study.row]
+    assert effect["alignment_at_classifier"] == {"mean": at_row, "interval": [at_row, at_row], "n": 3}
     assert effect["alignment_peak"]["mean"] == 0.3
     assert effect["truth_words_gained"] == 1
     assert (effect["reported_rank_ratio"], effect["reported_probability_ratio"]) == (0.5, 2.0)
-    assert effect["answers_exact_change"]["mean"] == 0
+    # Paired by problem: where none changes the interval has no width, whatever the rewards are.
+    assert effect["answers_exact_change"]["mean"] == pytest.approx(n // 2 / n)
+    assert effect["sampled_reward_change"]["mean"] == 0
+    assert effect["sampled_reward_change"]["interval"].tolist() == [0, 0]
 
 
 def test_one_word_is_the_share_of_the_commonest_class_on_top() -> None:
