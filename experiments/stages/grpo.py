@@ -84,8 +84,7 @@ def run(params: Params, key: str) -> None:
             "n_trained_on": {operation: len(problems) for operation, problems in study.problems.train.items()},
             "before": before,
             "arms": {
-                name: {"runs": seeds, "summary": arm_summary(study, seeds, before)}
-                for name, seeds in results.items()
+                name: {"runs": seeds, "summary": arm_summary(study, seeds, before)} for name, seeds in results.items()
             },
         }
         runs.finish(result)
