@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.report.figures import draw
 from experiments.report.figures.draw import INK, PALE, Results, line, seeds_line
-from experiments.report.names import NAMES
+from experiments.report.names import NAMES, short_name
 
 CURVES = {
     "reward": "reward", "kl": "KL, nats", "entropy": "entropy, nats", "zero_variance": "equal groups",
@@ -59,6 +59,7 @@ def collapse_arms(collapse: Results) -> Figure:
     groups = _collapse_groups()
     rows = {key: name for title, arms in groups.items() for key, name in {title: title, **arms}.items()}
     y = np.arange(len(rows))[::-1]
+    on_white = {"fc": "white", "ec": "none", "pad": 0.5}
     figure, made = draw.blocks(collapse, 1, 2, across=2, height=0.4 + 0.15 * len(rows), sharey=True)
     for i, (model, result, ((one_word, reward),)) in enumerate(made):
         color, arms = draw.look(model, list(collapse))["color"], result["arms"]
@@ -69,7 +70,8 @@ def collapse_arms(collapse: Results) -> Figure:
                 draw.dots(one_word, [found["classes"]["one_word"]], [place], marker="o", face=face, edge=color)
                 draw.dots(reward, [found["sampled_reward"]], [place], marker="D", face=face, edge=color)
             elif key not in groups:
-                one_word.text(0, place, "not run", color="0.4", va="center")
+                for axis in (one_word, reward):
+                    axis.text(0, place, "not run", color="0.4", va="center", bbox=on_white)
         one_word.axvline(1 / len(result["classes"]), color=PALE, lw=0.6, zorder=0)
         reward.axvline(result["before"]["sampled_reward"]["mean"], **draw.training("before"), lw=1.1)
         one_word.set_xlabel("one word on top")
@@ -105,16 +107,21 @@ def collapse_map(collapse: Results) -> Figure:
     cells, beside = NAMES["collapse_factorial"], (NAMES["collapse_attempts"],)
     seeds = max(len(result["arms"][key]["runs"]) for result in collapse.values() for key in cells)
     rows = len(cells) * len(collapse)
-    figure, grid = draw.panels(rows, seeds + len(beside), height=0.3 + 0.95 * rows, xlabel="step", sharey=True)
+    # Two models fill a page.
+    height = 0.3 + rows * (0.95 if len(collapse) == 1 else 0.62)
+    figure, grid = draw.panels(rows, seeds + len(beside), height=height, xlabel="step", sharey=True)
     for block, (model, result) in zip(np.split(grid, len(collapse)), collapse.items(), strict=True):
         arms, classes = result["arms"], result["classes"]
         for row, (key, words) in zip(block, cells.items(), strict=True):
-            row[0].set_ylabel("\n".join(words))
+            row[0].set_ylabel("\n".join(words), rotation=0, ha="right", va="center")
             for axis, run in zip(row, arms[key]["runs"], strict=False):
                 _class_shares(axis, run["watched"], classes)
         for seed, axis in enumerate(block[0, :seeds]):
-            named = f"{model}, " if seed == 0 and len(collapse) > 1 else ""
-            axis.set_title(f"{named}seed {seed}", pad=2)
+            axis.set_title(f"seed {seed}", pad=2)
+        block[0, 0].annotate(
+            short_name(model), (0, 1), xytext=(-2, 4), textcoords="offset points", ha="right", va="bottom",
+            color=draw.look(model, list(collapse))["color"], fontweight="bold",
+        )  # fmt: skip
         for column, runs in zip(block.T[seeds:], beside, strict=True):
             for axis, (key, name) in zip(column, runs.items() if "reported_first" in arms else (), strict=False):
                 _class_shares(axis, arms[key]["runs"][0]["watched"], classes)

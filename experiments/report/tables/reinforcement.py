@@ -33,7 +33,7 @@ def grpo_reported(result: Result) -> Rows:
     cases = [("before training", result["before"], [NOTHING, NOTHING])]
     for key, name in NAMES["grpo_arms"].items():
         (run, *_), summary = result["arms"][key]["runs"], result["arms"][key]["summary"]
-        cases.append((name, run, [number(summary["cohens_d"][0]), percent(run["share_of_weights_changed"])]))
+        cases.append((name, run, [number(round(summary["cohens_d"][0], 9)), percent(run["share_of_weights_changed"])]))
     for name, run, effect in cases:
         found = run["reported"]
         accuracy, deviation = percent(found["accuracy"][row]), f"± {percent(found['std'][row])}"

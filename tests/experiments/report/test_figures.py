@@ -1,4 +1,5 @@
 import itertools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,10 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt):
         PaperFigure(Figure, ()).write(folder=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_figure_fits_on_a_page_with_its_caption() -> None:
+    for file in sorted((ROOT / "paper" / "figures").glob("*.svg")):
+        height = re.search(r'height="([\d.]+)pt"', file.read_text(encoding="utf-8"))
+        assert height, file
+        assert float(height[1]) <= 620, f"{file.name} is higher than what a page leaves beside a caption"
