@@ -90,7 +90,7 @@ class Atom(Where):
         words = [f"{name} {bound:.3g}" for name, bound in (("at least", bounds.low), ("at most", bounds.high))
                  if np.isfinite(bound)]  # fmt: skip
         of = self.all_of or self.none_of
-        return " and ".join(words) + (f" ({'all' if self.all_of else 'none'} of {of})" if of else "")
+        return " and ".join(words).replace("-", "−") + (f" ({'all' if self.all_of else 'none'} of {of})" if of else "")
 
 
 class Claim(_Strict):

@@ -14,19 +14,19 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(x: float | None, digits: int = 2) -> str:
-    """A number with fixed decimals, a true minus and thousands separated: ``−1,234.50``. Integers stay whole.
+    """A number with fixed decimals, a true minus and thousands separated: ``−1,234.50``.
 
-    What would round to zero without being zero keeps one digit, ``0.004``, and below a thousandth (or from
-    10¹⁵ up) is written as ``3.2 × 10⁻⁷``. Ties go to the even digit, decided on the decimal form that a
-    result file holds. None is ``n/a``.
+    Integers stay whole, and so do whole numbers from a thousand up: ``15,594``. What would round to zero without being
+    zero keeps one digit, ``0.004``, and below a thousandth (or from 10¹⁵ up) is written as ``3.2 × 10⁻⁷``. Ties go to
+    the even digit, decided on the decimal form that a result file holds. None is ``n/a``.
 
     Raises:
         InputError: ``x`` is NaN or infinite.
     """
     if x is None:
         return NONE
-    if isinstance(x, int):
-        return f"{x:,}".replace("-", "−")
+    if isinstance(x, int) or (1000 <= abs(x) < 1e15 and x == int(x)):
+        return f"{int(x):,}".replace("-", "−")
     vanishes = _rounded(x, digits) == 0 and x != 0
     if vanishes and abs(x) >= 0.001:
         return f"{Decimal(f'{x:.1g}'):f}".replace("-", "−")

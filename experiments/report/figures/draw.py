@@ -264,6 +264,15 @@ def dots(
     axis.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
 
 
+def not_run(axes: Sequence[Axes], places: Sequence[float]) -> None:
+    """Say so once in every stretch of rows without a dot."""
+    ordered = np.sort(places)
+    for stretch in np.split(ordered, 1 + np.flatnonzero(np.diff(ordered) > 1)):
+        for axis in axes if len(stretch) else ():
+            axis.text(0.03, stretch.mean(), "not run", color="0.4", va="center", transform=axis.get_yaxis_transform(),
+                      bbox={"fc": "white", "ec": "none", "pad": 0.5})  # fmt: skip
+
+
 def key(drawn: Figure, lines: Mapping[str, Mapping[str, Any]]) -> Figure:
     """The figure with a legend above it of what lines mean in all panels: name -> options of ``Line2D``."""
     handles = [Line2D([], [], label=name, **{"lw": 1.1, **options}) for name, options in lines.items()]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,14 @@ FLOOR = 1e-9
 @draw.figure("grpo")
 def grpo_steps(grpo: Results) -> Figure:
     """Curves of training: reward, divergence, entropy, share of groups that all score alike, and of cut completions."""
-    figure, panels = draw.by_model(grpo, CURVES, height=0.8 * len(CURVES), xlabel="step")
+    figure, panels = draw.by_model(grpo, CURVES, height=0.8 * len(CURVES), xlabel="step", sharey="row")
     looks = (("-", draw.training("grpo")["color"]), ("--", "#009e73"), (":", "#cc79a7"))
     for axis, key, result in panels:
         for (arm, name), (ls, shade) in zip(NAMES["grpo_arms"].items(), looks, strict=True):
             runs = [run["steps"] for run in result["arms"][arm]["runs"]]
             values = [[entry[key] for entry in steps] for steps in runs]
             seeds_line(axis, values, x=[entry["step"] for entry in runs[0]], color=shade, ls=ls, label=name)
+    for axis, _, _ in panels:  # at the end, as what is drawn after it would not widen the axis that models share
         axis.set_ylim(bottom=0)
     return draw.legend(figure)
 
@@ -59,7 +61,6 @@ def collapse_arms(collapse: Results) -> Figure:
     groups = _collapse_groups()
     rows = {key: name for title, arms in groups.items() for key, name in {title: title, **arms}.items()}
     y = np.arange(len(rows))[::-1]
-    on_white = {"fc": "white", "ec": "none", "pad": 0.5}
     figure, made = draw.blocks(collapse, 1, 2, across=2, height=0.4 + 0.15 * len(rows), sharey=True)
     for i, (model, result, ((one_word, reward),)) in enumerate(made):
         color, arms = draw.look(model, list(collapse))["color"], result["arms"]
@@ -69,9 +70,10 @@ def collapse_arms(collapse: Results) -> Figure:
                 face = color if found["collapsed"] else "white"
                 draw.dots(one_word, [found["classes"]["one_word"]], [place], marker="o", face=face, edge=color)
                 draw.dots(reward, [found["sampled_reward"]], [place], marker="D", face=face, edge=color)
-            elif key not in groups:
-                for axis in (one_word, reward):
-                    axis.text(0, place, "not run", color="0.4", va="center", bbox=on_white)
+        for names in groups.values():
+            draw.not_run(
+                (one_word, reward), [place for place, key in zip(y, rows, strict=True) if key in names.keys() - arms]
+            )
         one_word.axvline(1 / len(result["classes"]), color=PALE, lw=0.6, zorder=0)
         reward.axvline(result["before"]["sampled_reward"]["mean"], **draw.training("before"), lw=1.1)
         one_word.set_xlabel("one word on top")
@@ -102,41 +104,39 @@ def _collapse_groups() -> dict[str, dict[str, str]]:
 def collapse_map(collapse: Results) -> Figure:
     """Shares of the classes that the lens gives to held-out problems, over the steps of every run.
 
-    The cells of the factorial go down, its seeds across; beside them the originals' configurations.
+    A row for each model with the cells of the factorial, the seeds of a cell side by side; then the originals'
+    configurations on the models that went through them.
     """
-    cells, beside = NAMES["collapse_factorial"], (NAMES["collapse_attempts"],)
-    seeds = max(len(result["arms"][key]["runs"]) for result in collapse.values() for key in cells)
-    rows = len(cells) * len(collapse)
-    # Two models fill a page.
-    height = 0.3 + rows * (0.95 if len(collapse) == 1 else 0.62)
-    figure, grid = draw.panels(rows, seeds + len(beside), height=height, xlabel="step", sharey=True)
-    for block, (model, result) in zip(np.split(grid, len(collapse)), collapse.items(), strict=True):
-        arms, classes = result["arms"], result["classes"]
-        for row, (key, words) in zip(block, cells.items(), strict=True):
-            row[0].set_ylabel("\n".join(words), rotation=0, ha="right", va="center")
-            for axis, run in zip(row, arms[key]["runs"], strict=False):
-                _class_shares(axis, run["watched"], classes)
-        for seed, axis in enumerate(block[0, :seeds]):
-            axis.set_title(f"seed {seed}", pad=2)
-        block[0, 0].annotate(
-            short_name(model), (0, 1), xytext=(-2, 4), textcoords="offset points", ha="right", va="bottom",
-            color=draw.look(model, list(collapse))["color"], fontweight="bold",
-        )  # fmt: skip
-        for column, runs in zip(block.T[seeds:], beside, strict=True):
-            for axis, (key, name) in zip(column, runs.items() if "reported_first" in arms else (), strict=False):
-                _class_shares(axis, arms[key]["runs"][0]["watched"], classes)
-                axis.set_title(name, pad=2)
-    for axis in grid.flat:
-        if not axis.collections:
+    cells, attempts = NAMES["collapse_factorial"], NAMES["collapse_attempts"]
+    rows = [(model, arms) for arms in (cells, attempts) for model in collapse if {*arms} <= {*collapse[model]["arms"]}]
+    height = 0.9 + min(0.75, 7.2 / len(rows)) * len(rows)
+    figure, grid = draw.panels(len(rows), max(len(cells), len(attempts)), height=height, sharey=True)
+    for i, (row, (model, arms)) in enumerate(zip(grid, rows, strict=True)):
+        first, last = (not 0 <= j < len(rows) or rows[j][1] is not arms for j in (i - 1, i + 1))
+        color = draw.look(model, list(collapse))["color"]
+        row[0].set_ylabel(short_name(model), color=color, weight="bold", rotation=0, ha="right", va="center")
+        for axis, (key, name) in zip(row, arms.items(), strict=False):
+            runs = [run["watched"] for run in collapse[model]["arms"][key]["runs"]]
+            _class_shares(axis, runs, collapse[model]["classes"])
+            axis.tick_params(labelbottom=last)
+            if first:
+                axis.set_title("\n".join(name) if arms is cells else fill(name, 13), pad=3)
+            if last:
+                axis.set_xlabel("step")
+        for axis in row[len(arms) :]:
             axis.set_axis_off()
     return draw.legend(figure)
 
 
-def _class_shares(axis: Axes, watched: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
-    steps = [entry["step"] for entry in watched]
-    shares = [[entry["shares"][name] for entry in watched] for name in classes]
-    axis.stackplot(steps, shares, colors=CLASS_SHADES, labels=classes)
-    axis.set(xlim=(0, steps[-1]), ylim=(0, 1), xticks=[0, steps[-1]], yticks=[0, 1])
+def _class_shares(axis: Axes, runs: Sequence[Sequence[Mapping[str, Any]]], classes: Sequence[str]) -> None:
+    """One run after the other, a white line between."""
+    last = runs[0][-1]["step"]
+    for i, watched in enumerate(runs):
+        steps = [i * last + entry["step"] for entry in watched]
+        shares = [[entry["shares"][name] for entry in watched] for name in classes]
+        axis.stackplot(steps, shares, colors=CLASS_SHADES, labels=["_" * (i > 0) + name for name in classes])
+        axis.axvline(i * last, color="white", lw=1)
+    axis.set(xlim=(0, last * len(runs)), ylim=(0, 1), xticks=[0, last], yticks=[0, 1])
 
 
 @draw.figure("collapse")

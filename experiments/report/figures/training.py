@@ -78,7 +78,9 @@ def dual_reward_arms(dual: Results) -> Figure:
     figure, made = draw.blocks(dual, 1, 2, across=2, height=0.5 + 0.16 * len(names), sharey=True)
     for i, (model, result, ((lens, answers),)) in enumerate(made):
         arms = [result["arms"][key] for key in names if key in result["arms"]]
-        at, color = y[[key in result["arms"] for key in names]], draw.look(model, list(dual))["color"]
+        ran, color = np.array([key in result["arms"] for key in names]), draw.look(model, list(dual))["color"]
+        at = y[ran]
+        draw.not_run((lens, answers), y[~ran])
         keys = ("symbol.top", "word.top", "answers.exact")
         symbols, words, exact = ([lookup(arm, key) for arm in arms] for key in keys)
         dots(lens, symbols, at + 0.15, marker="o", face=color, edge=color)
