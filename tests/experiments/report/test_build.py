@@ -460,15 +460,20 @@ def test_every_number_leads_to_the_function_that_names_it(paper: PdfReader) -> N
 
 
 def by_function(paper: PdfReader) -> list[tuple[str, str]]:
-    """Function and key of every line of the index; lines break after a dot, an underscore or a slash."""
+    """Function and key of every line of the index, whose groups say their file and function at least every eight lines.
+
+    Lines break after a dot, an underscore or a slash.
+    """
     text = "\n".join(page.extract_text() for page in paper.pages[-15:]).partition("Index of numbers\nMeasured")[2]
     text = re.sub(r"\.py:\s+", ".py: ", re.sub(r"(?<=[._/])\n", "", text.partition("What every figure")[0]))
-    found, where = [], ""
+    found, where, since = [], "", 0
     for line in text.splitlines():
-        if re.fullmatch(r"(src|experiments)/\S+\.py: \S+", line):
-            where = line
+        if head := re.fullmatch(r"(?:(\w+/\S+)\.json )?((?:src|experiments)/\S+\.py: \S+)", line):
+            where, since = head[2], 0
         elif where and (key := re.match(r"([a-z][\w*]*(\.[\w*]+)*): ", line)):
             found.append((where, key[1]))
+            since += 1
+            assert since <= 8, f"{key[1]} is far from the name of its function"
     return found
 
 
