@@ -19,6 +19,14 @@ nox.options.default_venv_backend = "none"
 ROOT = Path(__file__).parent
 ENVIRONMENT = ROOT / ".nox" / "env"
 SCRIPTS = ENVIRONMENT / ("Scripts" if sys.platform == "win32" else "bin")
+_SAME = ("torch==2.13.0", "transformers==5.23.0")
+PEERS = {
+    "tuned-lens": ("tuned-lens==0.2.0", *_SAME),
+    "nnterp": ("nnterp==1.3.0", "nnsight==0.7.0", *_SAME),  # it does not know nnsight 0.8 yet
+    "TransformerLens": ("transformer-lens==4.3.0", *_SAME),
+}
+"""Environment of a package that benchmarks.lens compares with -> what it holds; the other peers are in ours."""
+BENCHED = ("smollm2-135m-instruct", "gemma-3-270m")
 TREES = ("src", "experiments", "tests", "benchmarks", "noxfile.py")
 
 
@@ -100,6 +108,26 @@ def verify(session: nox.Session) -> None:
         session.run("git", "clone", "--quiet", str(ROOT), str(clone), external=True)
         picks = session.posargs or ["probing@smollm2-135m-instruct", "logit_lens@smollm2-135m-instruct"]
         run(session, "python", "-m", "experiments.pipeline", "reproduce", *picks, cwd=clone)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure every job beside its peers, which get environments of their own, for the README (an hour or more)."""
+    prepare(session)
+    for package, wanted in PEERS.items():
+        folder = ROOT / ".nox" / "peers" / package
+        if not (folder / "made-from").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            session.run(sys.executable, "-m", "virtualenv", "--quiet", str(folder), external=True)
+            session.run(str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *wanted, external=True)
+            (folder / "made-from").write_text("\n".join(wanted))
+    for model in BENCHED:
+        run(session, "python", "-m", "benchmarks.lens", model)
+        run(session, "python", "-m", "benchmarks.training", model)
+    # scikit-learn takes hours for the unscaled states of the other
+    run(session, "python", "-m", "benchmarks.probes", BENCHED[0])
+    run(session, "python", "-m", "benchmarks.grpo", BENCHED[0])
+    run(session, "python", "-m", "benchmarks.grpo", BENCHED[0], "--members", "6")
 
 
 @nox.session

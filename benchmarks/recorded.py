@@ -1,13 +1,21 @@
-"""Measurements that the guide shows: kept as JSON under ``results/benchmarks``, and tables of them in the guide."""
+"""Measurements that guide and README show: kept as JSON under ``results/benchmarks``, and tables of them there."""
 
+import platform
 import re
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from classifier_emergence.results import read_result, write_result
 
-FOLDER, GUIDE = Path("results/benchmarks"), Path("docs/guide.md")
+FOLDER, GUIDE, README = Path("results/benchmarks"), Path("docs/guide.md"), Path("README.md")
+JOBS = ("lens", "training", "grpo", "probes")
+"""What is measured against peers, in the order of the table."""
+PROCESSORS = Path("/proc/cpuinfo")
 
 
 def kept(name: str) -> dict[str, Any]:
@@ -22,18 +30,98 @@ def keep(name: str, model: str, found: Any) -> dict[str, Any]:
     return kept(name)  # in the order of the file
 
 
+def compared(
+    seconds: Mapping[str, Sequence[float]], gap: float, *, gigabytes: Mapping[str, float] | None = None,
+    operations: float | None = None, limit: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Seconds of one piece of work by several packages, and ours against the best of the others.
+
+    Args:
+        seconds: Package, one of them ``ours`` -> of every repetition.
+        gap: What their outputs differ by at most.
+        gigabytes: Peak memory of each package's process, where each has one.
+        operations: Multiplications and additions that the work needs, where they can be counted.
+        limit: How many of them a second this machine does in one large product.
+    """
+    medians = {package: statistics.median(found) for package, found in seconds.items()}
+    best = min((package for package in medians if package != "ours"), key=lambda package: medians[package])
+    return {
+        "machine": machine(),
+        "seconds": {
+            package: {"median": medians[package], "least": min(found), "largest": max(found), "n": len(found)}
+            for package, found in seconds.items()
+        },
+        "gigabytes": gigabytes,
+        "summary": {
+            "ratio_to_best_peer": medians[best] / medians["ours"],
+            "best_peer": best,
+            "memory_ratio": gigabytes["ours"] / gigabytes[best] if gigabytes else None,
+            "fraction_of_limit": operations / limit / medians["ours"] if operations and limit else None,
+            "outputs_equal_within": gap,
+        },
+    }
+
+
+def machine() -> str:
+    """Processor, widest instructions and threads of this machine."""
+    text = PROCESSORS.read_text(encoding="utf-8") if PROCESSORS.exists() else ""
+    name = re.search(r"model name\s*: (.+)", text)
+    widest = torch.backends.cpu.get_cpu_capability()
+    return f"{name[1] if name else platform.machine()}, {widest}, {torch.get_num_threads()} threads"
+
+
+def float32_limit(size: int = 2048, repetitions: int = 7) -> float:
+    """Operations a second of this machine in a product of two square float32 matrices, a median."""
+    a, b = torch.ones(size, size), torch.ones(size, size)
+    seconds = []
+    for _ in range(1 + repetitions):
+        started = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / statistics.median(seconds[1:])
+
+
+def keep_comparison(job: str, model: str, work: str, found: Mapping[str, Any]) -> None:
+    """Keep what ``compared`` gives of a job on a model, under the piece of work; show it here and in the README."""
+    keep(job, model, kept(job).get(model, {}) | {work: found})
+    print(f"{model}, {work}: {found['summary']['ratio_to_best_peer']:.2f} times as fast as the best peer")
+    for package, of in found["seconds"].items():
+        print(f"  {package:18} {of['median']:8.3f} s  [{of['least']:.3f}, {of['largest']:.3f}], n = {of['n']}")
+    show("bench", comparisons(), README)
+
+
+def comparisons() -> str:
+    """All jobs against their peers, and where they were measured."""
+    head = ["job", "model", "work", "seconds, median [least, largest]", "best peer", "times as fast", "memory",
+            "of the limit", "outputs differ by"]  # fmt: skip
+    rows, machines = [], []
+    for job in JOBS:
+        for model, works in kept(job).items():
+            for work, found in works.items():
+                summary, ours = found["summary"], found["seconds"]["ours"]
+                shares = (summary[key] for key in ("memory_ratio", "fraction_of_limit"))
+                rows.append([
+                    job, f"`{model}`", work, f"{ours['median']:.3g} [{ours['least']:.3g}, {ours['largest']:.3g}]",
+                    summary["best_peer"], f"{summary['ratio_to_best_peer']:.2f}",
+                    *("–" if share is None else f"{share:.2f}" for share in shares),
+                    f"{summary['outputs_equal_within']:.0e}",
+                ])  # fmt: skip
+                machines.append(found["machine"])
+    return f"{table(head, rows)}\n\nMeasured on {' and '.join(dict.fromkeys(machines))}."
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
-def shown(name: str, text: str) -> str:
-    """The guide with ``text`` between its marks of that name."""
-    start, end = f"<!-- {name}, written by python -m benchmarks.{name} -->", f"<!-- end of {name} -->"
-    guide = GUIDE.read_text(encoding="utf-8")
-    return re.sub(f"({start}\n).*?({end})", lambda m: f"{m[1]}\n{text}\n\n{m[2]}", guide, flags=re.DOTALL)
+def shown(name: str, text: str, file: Path = GUIDE) -> str:
+    """The guide, or another file, with ``text`` between its marks of that name."""
+    start, end = f"<!-- {name}, written by [^>]+ -->", f"<!-- end of {name} -->"
+    page = file.read_text(encoding="utf-8")
+    return re.sub(f"({start}\n).*?({end})", lambda m: f"{m[1]}\n{text}\n\n{m[2]}", page, flags=re.DOTALL)
 
 
-def show(name: str, text: str) -> None:
-    """Write that guide."""
-    GUIDE.write_text(shown(name, text), encoding="utf-8")
+def show(name: str, text: str, file: Path = GUIDE) -> None:
+    """Write that file."""
+    file.write_text(shown(name, text, file), encoding="utf-8")

@@ -1,14 +1,13 @@
 """A step of dual-reward training against the same loss written plainly for ``transformers.Trainer``.
 
 ``python -m benchmarks.training gemma-3-270m [--steps N] [--members M]`` trains the main arm of params.yaml with both,
-from the same adapter on the same batches, in turns, and prints the median seconds of a step (forward, backward and
-optimiser) and their ratio: ours alone, and M seeds that train together, by member. The plain loss takes the model's
-logits at all positions, and the lens's too: final norm and unembedding of the whole hidden state, of which one position
-is read. All losses must agree at every step.
+from the same adapter on the same batches, in turns, and keeps the seconds of a step (forward, backward and optimiser)
+in results/benchmarks/training.json: ours alone, and M seeds that train together, by member. The plain loss takes the
+model's logits at all positions, and the lens's too: final norm and unembedding of the whole hidden state, of which one
+position is read. All losses must agree at every step.
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from benchmarks.recorded import compared, float32_limit, keep_comparison
 from classifier_emergence.models.loading import load
 from classifier_emergence.reading.layers import layer_at, layer_row
 from classifier_emergence.reading.model import LanguageModel
@@ -138,8 +138,21 @@ def examples_of(lm: LanguageModel, settings: DualReward) -> list[Example]:
     ]
 
 
+def needed(lm: LanguageModel, batches: list[list[Example]]) -> float:
+    """Operations of a step, a mean: forward, and backward to the states as the weights are frozen.
+
+    Two each way for each weight of the blocks and token, and of the unembedding for each token of an answer and each
+    prompt that the lens reads.
+    """
+    blocks = sum(weight.numel() for block in lm.blocks for weight in block.parameters())
+    examples = [example for batch in batches for example in batch]
+    tokens = sum(len(example.ids) for example in examples)
+    read = sum(len(example.ids) - example.prompt_length + 1 for example in examples)
+    return 4.0 * (blocks * tokens + lm.readout.weight.numel() * read) / len(batches)
+
+
 def main() -> None:
-    """Measure and print."""
+    """Measure, compare and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a key of registry in params.yaml")
     parser.add_argument("--steps", type=int, default=8, help="steps a run, each run twice; default: %(default)s")
@@ -159,12 +172,15 @@ def main() -> None:
             seconds[kind] += [step / (kind or 1) for step in found[1:]]  # the first step warms up
         gaps = [abs(a - b) for kind in kinds[1:] for a, b in zip(losses[0], losses[kind], strict=True)]
         gap = max(gap, *gaps)
-    theirs, alone, together = (statistics.median(seconds[kind]) for kind in kinds)
-    print(f"{lm.key}: batches of {settings.batch_size}, {len(seconds[0])} steps each; median seconds a step")
-    print(f"  plain Trainer       {theirs:7.3f}")
-    print(f"  ours alone          {alone:7.3f}  ratio {theirs / alone:5.2f}")
-    print(f"  {arguments.members:2} together, a member {together:6.3f}  ratio {theirs / together:5.2f}")
-    print(f"  losses differ by at most {gap:.1e} nats")
+    size = settings.batch_size
+    batches = [examples[start : start + size] for start in range(0, len(examples) - size + 1, size)]
+    operations, limit = needed(lm, batches), float32_limit()
+    for kind, name in (
+        (1, "dual-reward step, one run"),
+        (arguments.members, f"dual-reward step, {arguments.members} runs together, each"),
+    ):
+        both = {"plain Trainer": seconds[0], "ours": seconds[kind]}
+        keep_comparison("training", lm.key, name, compared(both, gap, operations=operations, limit=limit))
     if not gap <= TOLERANCE:
         sys.exit("the losses do not agree: these are not the same training")
 

@@ -5,9 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import precision, recorded, size
+from benchmarks import lens, precision, recorded, size
+from benchmarks.peers import LENSES
 from benchmarks.size import LARGER, Point, error, features, fit
+from classifier_emergence import open_model
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = " ".join((ROOT / "docs" / "guide.md").read_text(encoding="utf-8").split())
@@ -23,6 +26,40 @@ def test_the_tables_of_the_guide_are_those_of_the_measurements(name: str) -> Non
     made = {"precision": precision, "size": size}[name].as_table(recorded.kept(name))
     assert made in recorded.GUIDE.read_text(encoding="utf-8")
     assert recorded.shown(name, made) == recorded.GUIDE.read_text(encoding="utf-8")
+
+
+def test_the_table_of_the_readme_is_that_of_the_measurements() -> None:
+    assert recorded.shown("bench", recorded.comparisons(), recorded.README) == recorded.README.read_text("utf-8")
+    every = [found for job in recorded.JOBS for works in recorded.kept(job).values() for found in works.values()]
+    assert len(every) >= 10  # pieces of work
+    assert all(of["n"] >= 7 for found in every for of in found["seconds"].values())
+
+
+def test_ours_is_compared_with_the_fastest_other_package() -> None:
+    seconds = {"ours": [2.0, 1.0, 3.0], "slow": [9.0], "fast": [4.0, 5.0, 3.0]}
+    found = recorded.compared(
+        seconds, 1e-6, gigabytes={"ours": 1.0, "slow": 1.0, "fast": 2.0}, operations=8e9, limit=1e10
+    )
+    assert found["summary"] == {
+        "ratio_to_best_peer": 2.0, "best_peer": "fast", "memory_ratio": 0.5, "fraction_of_limit": 0.4,
+        "outputs_equal_within": 1e-6,
+    }  # fmt: skip
+    assert found["seconds"]["ours"] == {"median": 2.0, "least": 1.0, "largest": 3.0, "n": 3}
+    assert recorded.compared(seconds, 0.0)["summary"]["fraction_of_limit"] is None
+
+
+def test_a_package_reads_the_same_lens_in_a_process_of_its_own(tiny_models: Path) -> None:
+    job = {"texts": ["7 * 8 =", "12 - 5 ="], "prompts": [[1, 2, 3], [4, 5]], "wanted": [7, 8]}
+    lm = open_model(str(tiny_models / "tiny-llama"))
+    job["prompts"] = lm.tokenizer(job["texts"])["input_ids"]
+    folder, read = str(tiny_models / "tiny-llama"), []
+    for package in ("ours", "plain Transformers"):
+        worker = lens.Worker(package, Path(folder), job)
+        assert worker.measure()["seconds"] > 0
+        worker.end()
+        read.append(LENSES[package](folder)(job).detach())
+    assert read[0].shape == (2, lm.n_layers, 2)
+    torch.testing.assert_close(*read)
 
 
 def test_bfloat16_is_within_the_tolerances_that_the_guide_states() -> None:
