@@ -116,11 +116,12 @@ def bench(session: nox.Session) -> None:
     prepare(session)
     for package, wanted in PEERS.items():
         folder = ROOT / ".nox" / "peers" / package
-        if not (folder / "made-from").exists():
+        stamp = folder / "made-from"
+        if not (stamp.exists() and stamp.read_text() == "\n".join(wanted)):
             shutil.rmtree(folder, ignore_errors=True)
             session.run(sys.executable, "-m", "virtualenv", "--quiet", str(folder), external=True)
             session.run(str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *wanted, external=True)
-            (folder / "made-from").write_text("\n".join(wanted))
+            stamp.write_text("\n".join(wanted))
     for model in BENCHED:
         run(session, "python", "-m", "benchmarks.lens", model)
         run(session, "python", "-m", "benchmarks.training", model)
