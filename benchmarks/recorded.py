@@ -13,20 +13,20 @@ import torch
 from classifier_emergence.results import read_result, write_result
 
 FOLDER, GUIDE, README = Path("results/benchmarks"), Path("docs/guide.md"), Path("README.md")
-JOBS = ("lens", "training", "grpo", "probes")
-"""What is measured against peers, in the order of the table."""
+PEERS = "peers"
+"""Every job against the packages that do the same: job -> model -> piece of work -> what ``compared`` gives."""
 PROCESSORS = Path("/proc/cpuinfo")
 
 
 def kept(name: str) -> dict[str, Any]:
-    """What was measured so far, by model."""
+    """What was measured so far, by model or job."""
     file = FOLDER / f"{name}.json"
     return read_result(file) if file.exists() else {}
 
 
-def keep(name: str, model: str, found: Any) -> dict[str, Any]:
-    """Put what was measured on a model in the place of what is kept of it; all that is kept then."""
-    write_result(FOLDER / f"{name}.json", kept(name) | {model: found})
+def keep(name: str, key: str, found: Any) -> dict[str, Any]:
+    """Put what was measured on a model, or of a job, in the place of what is kept of it; all that is kept then."""
+    write_result(FOLDER / f"{name}.json", kept(name) | {key: found})
     return kept(name)  # in the order of the file
 
 
@@ -83,7 +83,8 @@ def float32_limit(size: int = 2048, repetitions: int = 7) -> float:
 
 def keep_comparison(job: str, model: str, work: str, found: Mapping[str, Any]) -> None:
     """Keep what ``compared`` gives of a job on a model, under the piece of work; show it here and in the README."""
-    keep(job, model, kept(job).get(model, {}) | {work: found})
+    models = kept(PEERS).get(job, {})
+    keep(PEERS, job, models | {model: models.get(model, {}) | {work: found}})
     print(f"{model}, {work}: {found['summary']['ratio_to_best_peer']:.2f} times as fast as the best peer")
     for package, of in found["seconds"].items():
         print(f"  {package:18} {of['median']:8.3f} s  [{of['least']:.3f}, {of['largest']:.3f}], n = {of['n']}")
@@ -95,8 +96,8 @@ def comparisons() -> str:
     head = ["job", "model", "work", "seconds, median [least, largest]", "best peer", "times as fast", "memory",
             "of the limit", "outputs differ by"]  # fmt: skip
     rows, machines = [], []
-    for job in JOBS:
-        for model, works in kept(job).items():
+    for job, models in kept(PEERS).items():
+        for model, works in models.items():
             for work, found in works.items():
                 summary, ours = found["summary"], found["seconds"]["ours"]
                 shares = (summary[key] for key in ("memory_ratio", "fraction_of_limit"))

@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PARAMS = "params.tiny.yaml"
 REPORT = ("ledger", "tables.__main__", "figures.__main__", "build", "page.__main__")
 """Modules of the stages of ``ENDING``."""
-SHOWN = ("dvc.yaml", "pyproject.toml", "constraints.txt", "src/classifier_emergence/tasks/prompts.yaml")
+SHOWN = ("dvc.yaml", "pyproject.toml", "constraints.txt", "src/classifier_emergence/tasks/prompts.yaml",
+         "results/benchmarks/peers.json")  # fmt: skip
 """What the paper's appendices print as it is."""
 STEPS = 20
 

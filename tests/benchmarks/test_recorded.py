@@ -30,7 +30,12 @@ def test_the_tables_of_the_guide_are_those_of_the_measurements(name: str) -> Non
 
 def test_the_table_of_the_readme_is_that_of_the_measurements() -> None:
     assert recorded.shown("bench", recorded.comparisons(), recorded.README) == recorded.README.read_text("utf-8")
-    every = [found for job in recorded.JOBS for works in recorded.kept(job).values() for found in works.values()]
+    every = [
+        found
+        for models in recorded.kept(recorded.PEERS).values()
+        for works in models.values()
+        for found in works.values()
+    ]
     assert len(every) >= 10  # pieces of work
     assert all(of["n"] >= 7 for found in every for of in found["seconds"].values())
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import dpath
 import pytest
+import tiny
 import yaml
 
 from classifier_emergence.cli.app import run
@@ -97,6 +98,14 @@ def test_a_command_names_a_module_that_takes_its_options(
 def test_the_paper_depends_on_every_source_that_it_is_made_of() -> None:
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "paper").glob("*.typ")}
     assert sources <= set(body("paper")["deps"])
+
+
+def test_a_tiny_run_has_every_file_that_the_paper_reads_and_no_stage_writes() -> None:
+    texts = [path.read_text() for path in (ROOT / "paper").rglob("*.typ")]
+    found = {file for text in texts for file in re.findall(r'\b(?:json|yaml|toml|csv|read)\("/([^"]+[^/"])"', text)}
+    outs = {next(iter(out)) if isinstance(out, dict) else out for name in STAGES for out in body(name)["outs"]}
+    given = {file for file in found if not file.startswith("paper/") and file not in outs}
+    assert given - {"params.yaml"} == {*tiny.SHOWN}
 
 
 def test_every_parameter_that_a_stage_names_exists() -> None:
