@@ -70,6 +70,11 @@ def machine() -> str:
     return f"{name[1] if name else platform.machine()}, {widest}, {torch.get_num_threads()} threads"
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16; others emulate it, many times slower than float32."""
+    return PROCESSORS.exists() and "bf16" in PROCESSORS.read_text(encoding="utf-8")
+
+
 def float32_limit(size: int = 2048, repetitions: int = 7) -> float:
     """Operations a second of this machine in a product of two square float32 matrices, a median."""
     a, b = torch.ones(size, size), torch.ones(size, size)
