@@ -81,6 +81,6 @@ def test_the_wheel_reads_a_model_outside_a_clone(wheel: Path, tiny_models: Path,
     assert ran(*script, "--version").strip() == classifier_emergence.__version__
     assert "gemma-3-270m" in ran(*script, "models", "list")
     model = str(tiny_models / "tiny-llama")
-    assert "multiply" in ran(*script, "lens", "-m", model, "7 * 8 =", "--target", "multiply", "--null-words", "5")
-    ran(*script, "lens", "-m", model, "7 * 8 =", "--position", "all", "--plot", "map.html")
+    words = ("--target", "multiply", "--null-words", "5", "--position", "all", "--plot", "map.html")
+    assert "multiply" in ran(*script, "lens", "-m", model, "7 * 8 =", *words)
     assert "Bokeh" in (tmp_path / "elsewhere" / "map.html").read_text(encoding="utf-8")

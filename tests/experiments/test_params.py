@@ -1,5 +1,5 @@
 import copy
-import subprocess
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -116,9 +116,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (["--model", "gemma-3-270m", "--params", "none.yaml"], "error: none.yaml: cannot be read"),
     ],
 )
-def test_stages_exit_with_2_and_one_line(arguments: list[str], message: str) -> None:
-    command = [sys.executable, "-m", "experiments.stages.probing", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith(message)
-    assert done.stderr.count("\n") == 1
+def test_stages_exit_with_2_and_one_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["probing", *arguments])
+    with pytest.raises(SystemExit) as exited:
+        runpy.run_module("experiments.stages.probing", run_name="__main__", alter_sys=True)
+    assert exited.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith(message)
+    assert told.count("\n") == 1

@@ -19,9 +19,11 @@ from transformers import PreTrainedTokenizerFast
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments import finetune as finetuning
-from classifier_emergence.instruments.finetune import dual_reward, held_out, sft
+from classifier_emergence.instruments.fine_tuned import FineTuned
+from classifier_emergence.instruments.finetune import dual_reward, sft
 from classifier_emergence.instruments.grpo import begins_with_answer, grpo, in_turn
 from classifier_emergence.instruments.lens import lens
+from classifier_emergence.instruments.prepared_task import held_out, prepare
 from classifier_emergence.models.loading import load, open_model
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.vocabulary import word_tokens
@@ -117,7 +119,7 @@ def test_a_run_that_is_ended_before_its_adapter_is_in_place_writes_its_result_ag
     def ended(_: object) -> None:
         raise KeyboardInterrupt
 
-    written: list[finetuning.FineTuned] = []
+    written: list[FineTuned] = []
     settings: dict[str, Any] = {"steps": 4, "learning_rate": 1e-2, "output": tmp_path / "adapter"}
     with pytest.raises(KeyboardInterrupt):
         dual_reward(llama, arithmetic(), write=ended, **settings)
@@ -135,7 +137,7 @@ def test_training_goes_on_top_of_an_adapter(outspoken: Path, tmp_path: Path) -> 
     both = open_model(str(outspoken), adapter=[tmp_path / "a", tmp_path / "b"])
     assert both.key == "model+a+b"
     recipe = finetuning.Recipe("", Adapter(VO, 1, 1.0, (0,)), Schedule(1, 1, 1.0, 0, 1), 2, 0.4, 0.6)
-    again, _ = finetuning._measure(finetuning.prepare(both, arithmetic()), recipe)
+    again, _ = finetuning._measure(prepare(both, arithmetic()), recipe)
     assert np.allclose(again.alignment, second.after.alignment, rtol=1e-3)
     assert not np.allclose(again.alignment, second.before.alignment, rtol=0.1)
 
@@ -249,7 +251,7 @@ def chatty(tiny_models: Path, request: pytest.FixtureRequest) -> LanguageModel:
 
 
 def test_training_in_a_chat_reads_what_the_lens_reads_there(chatty: LanguageModel) -> None:
-    prepared = finetuning.prepare(chatty, arithmetic(), **CHAT)
+    prepared = prepare(chatty, arithmetic(), **CHAT)
     items = [*prepared.train, *prepared.test]
     assert {item.answer for item in items} == {item.answer.strip() for item in arithmetic().items if item.answer}
     for item, fed in zip(items, prepared.fed, strict=True):
@@ -290,7 +292,7 @@ def test_words_of_a_sentencepiece_vocabulary_are_trained_on() -> None:
         tokenizer_object=unigram, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
     )
     lm = LanguageModel("mine", build("llama"), tokenizer)
-    assert [word.forms[f" {word.word}"] for word in finetuning.prepare(lm, arithmetic()).words] == [4, 5]
+    assert [word.forms[f" {word.word}"] for word in prepare(lm, arithmetic()).words] == [4, 5]
     tuned = dual_reward(lm, arithmetic(), steps=1, layer="L1")
     assert tuned.before.answers is not None
     assert tuned.fed[0].tokens[:2] == ("<s>", "▁")

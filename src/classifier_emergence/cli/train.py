@@ -13,7 +13,7 @@ from classifier_emergence.numbers import percent, share_text
 from classifier_emergence.processes import is_first
 
 if TYPE_CHECKING:
-    from classifier_emergence.instruments.finetune import FineTuned
+    from classifier_emergence.instruments.fine_tuned import FineTuned
 
 Output = Annotated[
     Path | None, typer.Option("--output", metavar="FOLDER", help="New folder for the adapter (PEFT format).")

@@ -4,7 +4,6 @@ Every way of training, ``instruments.grpo`` among them, trains an adapter on par
 rest, held out with their groups, before and after.
 """
 
-import copy
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -12,27 +11,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
-from tokenizers.processors import TemplateProcessing
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.instruments.base import (
-    Reading,
-    check_prompts,
-    feed_prompts,
-    known_word,
-    one_position,
-    pick_rows,
-)
-from classifier_emergence.instruments.probe import folds_of
+from classifier_emergence.instruments.base import pick_rows
+from classifier_emergence.instruments.fine_tuned import FineTuned, HeldOutScores
+from classifier_emergence.instruments.prepared_task import PreparedTask, prepare
 from classifier_emergence.processes import is_first
 from classifier_emergence.reading.layers import layer_at, layer_of, layer_row
 from classifier_emergence.reading.lens import lens_scores
@@ -48,88 +39,10 @@ from classifier_emergence.training.modules import MLP, QKVO, VO
 from classifier_emergence.training.sharding import check_whole
 from classifier_emergence.training.supervised import Example, Objective, Schedule, encode, train
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-HELD_OUT = 4
-"""One item in so many is held out."""
 CONFIDENCE = 0.95
 LARGE = 2.0
 """Nats a token from which on a model says something else. Random guesses are ``ln(vocabulary)`` from certainty, about
 11; what training on a narrow task does to other text is below 1."""
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOutScores:
-    """The model on the held-out items."""
-
-    alignment: NDArray[np.float64]
-    """(layers,) mean total probability of the forms of the item's own class word."""
-    top: Proportion
-    """How often the lens's top token at the classifier layer is a form of the own word."""
-    choice: Proportion
-    """How often the own word has the largest alignment of all class words there."""
-    answers: Proportion | None
-    """How often greedy decoding writes the answer; None where the items have none."""
-
-
-@dataclass(frozen=True, eq=False)
-class FineTuned(Reading):
-    """What fine-tuning did, on items that were never trained on."""
-
-    task: str
-    method: str
-    classes: tuple[str, ...]
-    words: tuple[str, ...]
-    layer: str
-    """The classifier layer, where the lens is read (and trained, by dual reward)."""
-    settings: dict[str, Any]
-    n_train: int
-    n_test: int
-    parameters: int
-    """Trained parameters."""
-    losses: tuple[dict[str, float], ...]
-    before: HeldOutScores
-    after: HeldOutScores
-    drift: float
-    """How far the model moved on text that has nothing to do with the task: ``divergence`` on ``NEUTRAL``, the mean."""
-    warnings: tuple[str, ...]
-    """What is wrong with the run, in words; empty if nothing is."""
-    fed: tuple[Fed, ...]
-    """What the model was fed for each prompt, and where it was read: of items trained on, then of those held out."""
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One row a layer: mean alignment of the own word before and after."""
-        return [
-            {"layer": layer, "before": b, "after": a, "n": self.n_test}
-            for layer, b, a in zip(self.layers, self.before.alignment, self.after.alignment, strict=True)
-        ]
-
-    def plot(self) -> "Figure":
-        """Alignment over depth, before and after; and what was trained, or rewarded, over steps."""
-        from classifier_emergence.instruments.drawing import FLOOR, drawable, layer_axis, panels, probability_axis
-
-        figure, (depth, curve) = panels(1, 2, (9.6, 3.4), width_ratios=[3, 2])
-        depth.plot(np.clip(self.before.alignment, FLOOR, None), color="0.5", ls="--", label="before")
-        depth.plot(np.clip(self.after.alignment, FLOOR, None), color="0.0", label="after")
-        depth.axvline(self.layers.index(self.layer), color="0.7", lw=0.7)
-        depth.set_xlabel(f"layer  ({self.method}, {self.n_test} held-out items)")
-        layer_axis(depth, self.layers)
-        probability_axis(depth, "alignment of the class's word")
-        depth.legend(frameon=False)
-        depth.set_title(drawable(self.model), loc="left", fontsize="medium")
-        shown = ("reward", "class_loss") if "reward" in self.losses[-1] else ("class_loss", "answer_loss")
-        for part, line in zip(shown, ("-", "--"), strict=True):
-            if part in self.losses[-1]:
-                x, y = zip(*((step["step"], step[part]) for step in self.losses if part in step), strict=True)
-                curve.plot(x, y, color="0.0", ls=line, marker=".", label=part.replace("_", " "))
-        curve.set_xlabel("step")
-        units = {"reward": "mean reward", "class_loss": "nats", "answer_loss": "nats"}
-        curve.set_ylabel("; ".join(dict.fromkeys(units[part] for part in shown if part in self.losses[-1])))
-        curve.set_ylim(bottom=0)
-        curve.legend(frameon=False)
-        curve.set_title("while training", loc="left", fontsize="medium")
-        return figure
 
 
 def dual_reward(
@@ -222,7 +135,7 @@ def sft(
 def _supervised(
     lm: LanguageModel,
     task: Task,
-    prepared: "PreparedTask",
+    prepared: PreparedTask,
     output: str | Path | None,
     recipe: "Recipe",
     objective: Objective,
@@ -273,118 +186,6 @@ class Outcome:
     """Trained parameters."""
     losses: list[dict[str, float]]
     """By step."""
-
-
-@dataclass(frozen=True)
-class PreparedTask:
-    """A task made ready for a model."""
-
-    lm: LanguageModel
-    """With a tokenizer that makes of the prompts what is fed."""
-    words: list[WordTokens]
-    """Of the classes."""
-    train: list[Item]
-    """Prompts as the model is fed."""
-    test: list[Item]
-    fed: tuple[Fed, ...]
-    """Of the items to train on, then of those to test on."""
-    how: dict[str, Any]
-    """``position``, ``chat`` and ``system``."""
-
-
-def prepare(
-    lm: LanguageModel,
-    task: Task,
-    *,
-    position: Position = "last",
-    chat: bool = False,
-    system: str | None = None,
-    shots: int = 0,
-) -> PreparedTask:
-    """Check a task against a model and hold a part of it out.
-
-    Args:
-        lm: The model.
-        task: The task.
-        position: Where prompts are read, see ``positions.feed``.
-        chat: Pass them through the model's own chat template; answers then lose their leading space.
-        system: What the system says in the chat.
-        shots: Solved training items, the classes in turn, before every prompt; they are not trained on themselves.
-
-    Raises:
-        InputError: An adapter is on the model, a prompt cannot be read, a class word with its leading space is no
-            single token, a class is too small to hold any out, or see ``shots_of`` and ``positions.feed``.
-    """
-    if any(isinstance(module, BaseTunerLayer) for module in lm.model.modules()):
-        raise InputError(f"{lm.key}: an adapter is on it, which training would overwrite; merge it (merge_and_unload)")
-    if lm.tokenizer.eos_token_id is None:
-        raise InputError(f"{lm.key}: the tokenizer has no end token, which ends every answer; set one")
-    check_prompts(lm, [item.prompt for item in task.items])
-    words = [_target_word(word, lm) for word in task.words]
-    train, test = held_out(task)
-    shown = shots_of(train, shots)
-    lead = "".join(f"{item.prompt}{item.answer}\n" for item in shown)
-    prompts = [lead + item.prompt for item in task.items]
-    fed = feed_prompts(lm, prompts, one_position(position), chat=chat, system=system)
-    lm, texts = _as_texts(lm, fed, prompts)
-    of_item = {item: (text, one) for item, text, one in zip(task.items, texts, fed, strict=True)}
-    train = [item for item in train if item not in shown]
-
-    def ready(item: Item) -> Item:
-        answer = item.answer.lstrip() if chat and item.answer else item.answer
-        return replace(item, prompt=of_item[item][0], answer=answer)
-
-    return PreparedTask(
-        lm,
-        words,
-        [ready(item) for item in train],
-        [ready(item) for item in test],
-        tuple(of_item[item][1] for item in [*train, *test]),
-        {"position": position, "chat": chat, "system": system},
-    )
-
-
-def shots_of(train: Sequence[Item], n: int) -> list[Item]:
-    """``n`` solved training items, the classes in turn, to show before every prompt.
-
-    Raises:
-        InputError: ``n`` is negative or leaves a class without items, or one of the items has no answer.
-    """
-    if n < 0:
-        raise InputError(f"shots: {n} is negative; pass 0 or more")
-    turns = zip(*by_label(train).values(), strict=False)  # as long as all classes have items
-    shown = [item for turn in turns for item in turn][:n]
-    if {item.label for item in train if item not in shown} != {item.label for item in train}:
-        raise InputError(f"shots: {n} leave a class without items to train on; take fewer")
-    if any(item.answer is None for item in shown):
-        raise InputError("shots: an item without an answer cannot be shown solved; give answers, or take 0")
-    return shown
-
-
-def by_label(items: Sequence[Item]) -> dict[int, list[Item]]:
-    """The items of every class."""
-    return {label: [item for item in items if item.label == label] for label in sorted({item.label for item in items})}
-
-
-def _as_texts(lm: LanguageModel, fed: Sequence[Fed], prompts: Sequence[str]) -> tuple[LanguageModel, list[str]]:
-    """Texts, and the model with a tokenizer that makes of them what is fed.
-
-    They are the prompts themselves, unless a template or other special tokens than the tokenizer adds make another text
-    of one; then they are what the tokens decode to, for a tokenizer that adds none.
-
-    Raises:
-        InputError: The tokenizer does not make these tokens of any text.
-    """
-    wanted = [list(one.ids) for one in fed]
-    if lm.tokenizer(list(prompts))["input_ids"] == wanted:
-        return lm, list(prompts)
-    if lm.tokenizer.is_fast:
-        bare = copy.deepcopy(lm.tokenizer)
-        bare.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
-        texts: list[str] = bare.batch_decode(wanted, clean_up_tokenization_spaces=False)
-        if bare(texts)["input_ids"] == wanted:
-            return replace(lm, tokenizer=bare), texts
-    raise InputError(f"{lm.key}: no text gives its tokenizer the tokens of these prompts; leave the chat template out")
 
 
 def all_linear_maps(lm: LanguageModel, rank: int, *, scale: float) -> Adapter:
@@ -493,19 +294,6 @@ def _warnings(rise: NDArray[np.float64], groups: Sequence[int], moved: float) ->
         )
 
 
-def held_out(task: Task) -> tuple[list[Item], list[Item]]:
-    """Items to train on and items to test on: about a quarter of each class, with their groups.
-
-    Raises:
-        InputError: There is one class only, or a class has one group.
-    """
-    if len(task.classes) < 2:
-        raise InputError(f"task {task.name}: {len(task.classes)} class; give at least two")
-    y = torch.tensor([item.label for item in task.items])
-    train_rows, test_rows = folds_of(y, task.classes, [item.group for item in task.items], limit=HELD_OUT)[0]
-    return [task.items[i] for i in train_rows.tolist()], [task.items[i] for i in test_rows.tolist()]
-
-
 def classifier_block(lm: LanguageModel, layer: str | int | None) -> int:
     """The block after which the lens is read: the one that is named, or the one at 55 % depth."""
     if layer is None:
@@ -525,15 +313,6 @@ def check_positive(**settings: int) -> None:
     for name, value in settings.items():
         if value < 1:
             raise InputError(f"{name}: {value} is too small; pass at least 1")
-
-
-def _target_word(word: str, lm: LanguageModel) -> WordTokens:
-    tokens = known_word(word, lm)
-    if f" {word}" not in tokens.forms:
-        raise InputError(
-            f"target word {word!r}: with a leading space it is no single token of {lm.key}; name the class by another"
-        )
-    return tokens
 
 
 def _example(lm: LanguageModel, item: Item, fed: Fed, word: WordTokens, objective: Objective) -> Example:

@@ -9,18 +9,17 @@ from peft import PeftModel
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.extras import missing_extras_named
+from classifier_emergence.instruments.fine_tuned import FineTuned
 from classifier_emergence.instruments.finetune import (
-    FineTuned,
     Outcome,
     Recipe,
     Writer,
     all_linear_maps,
-    by_label,
     check_positive,
     classifier_block,
     fine_tune,
-    prepare,
 )
+from classifier_emergence.instruments.prepared_task import by_label, prepare
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.positions import Position
 from classifier_emergence.tasks.classification import Item, Task

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.results import read_result, write_result
@@ -101,7 +102,7 @@ print(Runs("dual_reward", "m", load_params(PARAMS), print).state)
             env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{PATH}", "PYTHONHASHSEED": str(seed)},
             capture_output=True, text=True, check=True,
         ).stdout
-        for seed in range(4)
+        for seed in range(2)
     }  # fmt: skip
     assert len(states) == 1
 
@@ -141,6 +142,14 @@ def test_an_accuracy_over_seeds_spans_the_seeds_intervals() -> None:
     low, high = found["interval"]
     assert low == seeds[1]["part"]["top"]["interval"][0]
     assert high == seeds[0]["part"]["top"]["interval"][1]
+
+
+def test_with_one_thread_there_is_one_process(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    with runs:  # of functions that no other process could be given
+        assert runs.all([Run(name, gives({"process": os.getpid()})) for name in "ab"]) == {
+            name: {"process": os.getpid()} for name in "ab"
+        }
 
 
 def test_names_of_arms_are_plain_file_names() -> None:
@@ -214,11 +223,11 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     write_result(tmp_path / "results/fetch/tiny-gemma.json", {"sha256": "a"})
     command = [sys.executable, "-m", "experiments.nine", "--model", "tiny-gemma"]
 
-    def started(case: str = "", threads: int = 2) -> subprocess.Popen[str]:
+    def started(case: str = "") -> subprocess.Popen[str]:
         environment = {
             **os.environ,
             "PYTHONPATH": f"{tmp_path}{os.pathsep}{PATH}",
-            "OMP_NUM_THREADS": str(threads),
+            "OMP_NUM_THREADS": "2",
             "CASE": case,
         }
         # A background job ignores interrupts, and so would its children, unless one of them was told otherwise.
@@ -276,14 +285,6 @@ def test_two_workers_make_runs_on_half_of_the_threads_and_show_no_bars(start: St
     assert not any(map(is_alive, workers))
 
 
-def test_with_one_thread_there_is_one_process(start: Start, tmp_path: Path) -> None:
-    stage = start(threads=1)
-    stage.communicate()
-    assert stage.returncode == 0
-    result = read_result(tmp_path / "results/dual_reward/tiny-gemma.json")
-    assert {run["process"] for run in result["runs"]} == {result["parent"]} == set(notes(tmp_path, "built"))
-
-
 @pytest.mark.parametrize(
     ("case", "message"),
     [
@@ -304,6 +305,8 @@ def test_what_ends_a_worker_is_told_in_one_line_and_finished_runs_are_kept(
     kept = {path.stem for path in (tmp_path / "data/runs/dual_reward/tiny-gemma").glob("*.json")}
     assert "run-2" in kept
     assert "run-4" not in kept
+    if case == "raises":  # what goes on is the same
+        return
     (tmp_path / "notes").unlink()
     again = start()
     again.communicate()
@@ -316,12 +319,6 @@ def test_what_ends_a_worker_is_told_in_one_line_and_finished_runs_are_kept(
 def test_workers_end_with_the_stage(ending: signal.Signals, start: Start, tmp_path: Path) -> None:
     stage = start("waits")
     wait_for(lambda: len(notes(tmp_path, "started")) == 2)
-    second = start("waits")
-    _, errors = second.communicate()
-    assert (second.returncode, errors.startswith("error: dual_reward: another process is running this stage")) == (
-        2,
-        True,
-    )
     stage.send_signal(ending)
     _, errors = stage.communicate(timeout=120)
     if ending == signal.SIGINT:
