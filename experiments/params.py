@@ -167,6 +167,13 @@ class Lenses(_Section):
     seed: Seed
 
 
+class TrainedWords(_Section):
+    """Trained words under another lens; how they are trained is in the sections of the stages that do."""
+
+    seeds: Seeds
+    chain_steps: Count
+
+
 class Conversations(_Section):
     """What a model that follows instructions replies to requests."""
 
@@ -303,6 +310,7 @@ class Params(_Section):
     lora_sft: LoraSft
     cot_alignment: CotAlignment
     lenses: Lenses
+    trained_words: TrainedWords
     teachers: Keys
     conversations: Conversations
     tuning_models: Keys

@@ -64,6 +64,10 @@ HEADLINES = {
         "controls.random_weights.jacobian.symbol.selected",
         "trained.dual_reward|cot_alignment.after.logit|jacobian|tuned.symbol.choice|alignment",
     ],
+    "trained_words": [
+        "ways.*.after.logit|jacobian.at_classifier|selected",
+        "ways.*.after.jacobian.minus_logit|change.at_classifier|selected",
+    ],
     "conversations": [
         "train|test.ended|right",
     ],

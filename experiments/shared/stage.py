@@ -30,7 +30,7 @@ FLAWED_SETS = ("symbol", "word")
 TRAINING = {
     "dual_reward": "supervised_models", "dual_reward_long": "trained_models", "sample_efficiency": "trained_models",
     "lora_sft": "supervised_models", "cot_alignment": "supervised_models", "lenses": "lens_models",
-    "tuning": "tuning_models", "other_tasks": "trained_models",
+    "trained_words": "trained_models", "tuning": "tuning_models", "other_tasks": "trained_models",
     "grpo": "grpo_models", "collapse": "grpo_models", "staged": "reinforcement_models",
     "moe_routers": "moe_models",
 }  # fmt: skip

@@ -1,31 +1,21 @@
-"""Stage word_lenses@model: the Jacobian lens of a few words alone, which is cheap enough for every model.
+"""Stage word_lenses@model: which of the operation words a Jacobian lens of these words alone chooses, on any model."""
 
-Which of the four words is the most probable one does not depend on the scale of a state. So it needs no map of the
-whole space, d backward passes a text, but only the images of the words' own directions: a cotangent each, exactly.
-"""
-
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from classifier_emergence.models.loading import load
-from classifier_emergence.reading.jacobian_lens import jacobian
 from classifier_emergence.reading.lens_maps import LensMaps
 from classifier_emergence.reading.model import LanguageModel
-from classifier_emergence.reading.positions import feed
-from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.tasks.arithmetic import OPERATIONS, STYLES, prompt_bank
-from classifier_emergence.tasks.problems import NEUTRAL
 from experiments.params import Params
-from experiments.shared.lens import OPERATION_WORDS, null_words
 from experiments.shared.lens_fits import FITS, kept_maps, selected
 from experiments.shared.runs import Runs
 from experiments.shared.stage import main, read_residuals
 from experiments.shared.summaries import accuracy_curve, mean_of, over, share_of
+from experiments.shared.word_lens import WordLens
 
 
 def build(params: Params, key: str) -> LanguageModel:
@@ -35,46 +25,33 @@ def build(params: Params, key: str) -> LanguageModel:
 
 def run(params: Params, key: str) -> None:
     """Fit the words' directions at every layer, let them choose and write one result."""
-    settings = params.lenses
     with Runs("word_lenses", key, params, build, "lenses", "bank") as runs:
-        lm = runs.study
-        targets = [word_tokens(operation, lm.tokenizer) for operation in OPERATIONS]
-        null = null_words(lm, targets, settings.word_nulls, OPERATION_WORDS)
-        words = [word.ids for word in targets] + [word.ids for others in null for word in others]
-        directions = lm.readout.directions(torch.tensor([i for ids in words for i in ids]))
-        texts = [
-            fed.ids[: settings.jacobian_tokens] for fed in feed(lm.tokenizer, NEUTRAL[: FITS * settings.word_texts])
-        ]
+        words = WordLens(runs.study, params.lenses)
+        texts = words.texts
 
         def of_text(i: int) -> LensMaps:
-            text = f"directions of {len(words)} words in {key}: text {i + 1} of {len(texts)}"
-            return LensMaps.linear(jacobian(lm, texts[i], skip=settings.skip, directions=directions, description=text))
+            text = f"directions of {len(words.directions)} tokens in {key}: text {i + 1} of {len(texts)}"
+            return words.jacobian(texts[i], text)
 
         fits = [
             LensMaps.mean([kept_maps(runs, f"text-{i}", partial(of_text, i)) for i in range(fit, len(texts), FITS)])
             for fit in range(FITS)
         ]
-        lenses = {"logit": [LensMaps.linear(directions.expand(len(lm.layers), -1, -1))], "jacobian": fits}
-        sizes = [len(ids) for ids in words]
+        lenses = {"logit": [words.logit], "jacobian": fits}
         result = {
             "model": key,
-            "layers": lm.layers,
-            "directions": len(directions),
-            "texts": settings.word_texts,
-            "null_words": {op: [word.word for word in of] for op, of in zip(OPERATIONS, null, strict=True)},
-            "styles": {style: read(params, lm, style, lenses, sizes) for style in STYLES},
+            "layers": words.lm.layers,
+            "directions": len(words.directions),
+            "texts": params.lenses.word_texts,
+            "null_words": {op: [word.word for word in of] for op, of in zip(OPERATIONS, words.null, strict=True)},
+            "styles": {style: read(params, words, style, lenses) for style in STYLES},
         }
         runs.finish(result)
 
 
-def read(
-    params: Params, lm: LanguageModel, style: str, lenses: dict[str, list[LensMaps]], sizes: Sequence[int]
-) -> dict[str, Any]:
-    """Choice among the words by either lens on the bank, by layer and at the layer that is best on other frames.
-
-    A word counts by its best form. Matched words, one for each operation, choose beside them.
-    """
-    settings, confidence = params.logit_lens, params.confidence
+def read(params: Params, words: WordLens, style: str, lenses: dict[str, list[LensMaps]]) -> dict[str, Any]:
+    """Choice among the words by either lens on the bank, by layer and at the layer that is best on other frames."""
+    settings, confidence, lm = params.logit_lens, params.confidence, words.lm
     prompts = prompt_bank(style, params.bank)
     own = torch.tensor([OPERATIONS.index(prompt.operation) for prompt in prompts])
     clusters = [str(prompt.template) for prompt in prompts]
@@ -84,9 +61,7 @@ def read(
     for name, fits in lenses.items():
         tables, hits = [], []
         for maps in fits:
-            scores = torch.stack([part.amax(-1) for part in maps(states).split(list(sizes), -1)], -1)
-            right = right_choice(scores[..., : len(OPERATIONS), None], own)[..., 0]
-            null = right_choice(scores[..., len(OPERATIONS) :].unflatten(-1, (len(OPERATIONS), -1)), own).mean(1)
+            right, null = words.choose(maps, states, own)
             chosen, layers = selected(right, clusters)
             hits.append(chosen)
             tables.append({
@@ -108,12 +83,6 @@ def read(
             "minus_logit": over(gains),
         }
     return found
-
-
-def right_choice(scores: Tensor, own: Tensor) -> np.ndarray:
-    """(layers, prompts, draws): whether the own class has the largest of scores (layers, prompts, classes, draws)."""
-    right: np.ndarray = (scores.argmax(2) == own[:, None]).numpy()
-    return right
 
 
 if __name__ == "__main__":

@@ -40,6 +40,25 @@ def lenses_trained(result: Result) -> Rows:
 
 
 @table(
+    "trained_words",
+    "Trained by | Lens | Trained layer | Trained layer, minus logit lens | Best layer | Best layer, minus logit lens | "
+    "Best layer, before",
+)
+def trained_words(result: Result) -> Rows:
+    """Choice among the operation words by the words' own directions, on held-out problems over seeds."""
+    for way, name in NAMES["trained_words"].items():
+        found = result["ways"][way]
+        for lens, name_of_lens in lenses_of(found["after"]).items():
+            read = found["after"][lens]
+            shown = []
+            for place in ("at_classifier", "selected"):
+                less = " ".join(cells(read["minus_logit"][place], ":2 | interval:2")) if lens != "logit" else NOTHING
+                shown += [*cells(read, f"{place}:share"), less]
+            was = cells(found["before"][lens], "selected:percent") if lens in found["before"] else [NOTHING]
+            yield [name, name_of_lens, *shown, *was]
+
+
+@table(
     "word_lenses", "Prompts | Logit lens | Jacobian lens | Chosen layers | Minus logit lens | Matched words, largest"
 )
 def word_lenses(result: Result) -> Rows:

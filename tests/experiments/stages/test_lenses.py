@@ -17,7 +17,7 @@ from classifier_emergence.training.adapters import Adapter, adapted
 from classifier_emergence.training.modules import VO
 from experiments.params import Params
 from experiments.shared.lens_fits import selected
-from experiments.stages import lenses, logit_lens, residuals, word_lenses
+from experiments.stages import lenses, logit_lens, residuals, trained_words, word_lenses
 from experiments.stages.lenses import LensStudy, adapters_of, chosen, untrained_twin
 
 KEY = "tiny-llama"
@@ -120,6 +120,35 @@ def test_the_words_alone_choose_as_whole_maps_do(params: Params) -> None:
         right = (best.argmax(-1) == asked.own).double().mean(-1)
         assert table["accuracy"][1:] == pytest.approx(right[1:].tolist())
     assert found["styles"]["symbol"]["jacobian"]["selected"]["n"] == 4 * params.bank.pairs
+
+
+def test_trained_words_are_read_by_both_lenses_and_a_stopped_stage_goes_on(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trained_words, "train_grpo_together", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trained_words.run(params, KEY)
+    with monkeypatch.context() as patch:
+        patch.setattr(trained_words, "train_together", interrupted)  # those are done
+        trained_words.run(params, KEY)
+    result = read_result(f"results/trained_words/{KEY}.json")
+    for found in result["ways"].values():
+        assert {*found["after"]} == {"logit", "jacobian", "jacobian_after"}
+        (run,) = found["runs"]
+        for lens, read in found["after"].items():
+            assert read["selected"]["n"] == params.lenses.problems
+            # Under every lens the last layer is the model's own output.
+            assert run[lens]["by_layer"]["accuracy"][-1] == run["logit"]["by_layer"]["accuracy"][-1]
+            was = found["before"]["jacobian" if lens == "jacobian_after" else lens]
+            for place in trained_words.PLACES:
+                now = run[lens][place]["accuracy"]
+                assert read["change"][place]["value"] == pytest.approx(now - was[place]["accuracy"])
+                less = now - run["logit"][place]["accuracy"]
+                assert read["minus_logit"][place]["value"] == pytest.approx(less)
 
 
 def test_a_missing_adapter_is_named(study: LensStudy) -> None:
