@@ -34,6 +34,7 @@ from classifier_emergence.reading.layers import layer_at
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.tasks.problems import sample, split
 from classifier_emergence.training.adapters import Adapter, Start, adapted, adapted_together
+from classifier_emergence.training.group_trainer import Schedule, group_arguments
 from classifier_emergence.training.modules import VO
 from classifier_emergence.training.rl import run as grpo
 from classifier_emergence.training.rl import trainer as grpo_trainer
@@ -42,7 +43,6 @@ from classifier_emergence.training.rl.rollouts import generator_of
 from classifier_emergence.training.rl.run import all_weights_trainable
 from classifier_emergence.training.rl.together import PolicyMember, PolicyTrainer, kept_starts
 from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, PolicyTask, Sampling
-from classifier_emergence.training.supervised import Schedule, group_arguments
 from experiments.params import load_params
 
 ROUNDS = 2

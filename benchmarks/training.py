@@ -28,8 +28,9 @@ from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.tasks.arithmetic import OPERATIONS
 from classifier_emergence.tasks.problems import sample, split
 from classifier_emergence.training.adapters import Adapter, Start, adapted_together
+from classifier_emergence.training.examples import Example, Objective, encode
 from classifier_emergence.training.modules import VO
-from classifier_emergence.training.supervised import Example, LensTrainer, Member, Objective, encode
+from classifier_emergence.training.supervised import LensTrainer, Member
 from experiments.params import DualReward, load_params
 
 ROUNDS = 2

@@ -27,9 +27,10 @@ from classifier_emergence.training.evaluation import (
     word_basis,
     words_interchanged,
 )
+from classifier_emergence.training.examples import Example, Objective, encode
 from classifier_emergence.training.flaws import forgotten
 from classifier_emergence.training.modules import VO
-from classifier_emergence.training.supervised import Example, Member, Objective, Trained, encode, train_together
+from classifier_emergence.training.supervised import Member, Trained, train_together
 from experiments.params import Params
 from experiments.shared.study import ProblemStudy, adapter_of, curves_of, schedule_of
 from experiments.shared.summaries import over, summary_over_seeds

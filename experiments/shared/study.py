@@ -16,8 +16,9 @@ from classifier_emergence.tasks.arithmetic import N_TEMPLATES
 from classifier_emergence.tasks.problems import Problem, split
 from classifier_emergence.training.adapters import Adapter
 from classifier_emergence.training.evaluation import Alignment, Answers, alignment, answers
+from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.modules import VO
-from classifier_emergence.training.supervised import Schedule, Trained
+from classifier_emergence.training.supervised import Trained
 from experiments.params import Params, Supervised, Update
 from experiments.shared.summaries import mean_of, share_of
 

@@ -23,11 +23,11 @@ from classifier_emergence.results import lookup
 from classifier_emergence.tasks.arithmetic import LENS, labelled
 from classifier_emergence.tasks.problems import Problem
 from classifier_emergence.training.adapters import Start, adapted_together
+from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.rl.rewards import exact, parse_answer, parse_reported
 from classifier_emergence.training.rl.run import GrpoRun, all_weights_trainable, train_grpo
 from classifier_emergence.training.rl.together import PolicyMember, train_grpo_together
 from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask
-from classifier_emergence.training.supervised import Schedule
 from experiments.params import Params
 from experiments.shared.interference import cosines, gradient_products
 from experiments.shared.reinforcement import PolicyStudy, early_and_late, reported_problems, reported_prompt

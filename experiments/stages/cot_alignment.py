@@ -20,9 +20,10 @@ from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.tasks.problems import COT_REPORTED, Problem, sample
 from classifier_emergence.training.adapters import Start, adapted_together, save_adapter
 from classifier_emergence.training.evaluation import generate, parse_number
+from classifier_emergence.training.examples import Objective, encode
 from classifier_emergence.training.flaws import forgotten
 from classifier_emergence.training.modules import QKVO
-from classifier_emergence.training.supervised import Member, Objective, encode, train_together
+from classifier_emergence.training.supervised import Member, train_together
 from experiments.params import Params
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main

@@ -25,10 +25,10 @@ from classifier_emergence.reading.vocabulary import token_text
 from classifier_emergence.statistics import cohens_d, expected_max_cosine
 from classifier_emergence.tasks.arithmetic import prompt_bank
 from classifier_emergence.tasks.problems import Problem, sample
+from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.rl.rewards import exact, parse_answer, parse_reported
 from classifier_emergence.training.rl.run import all_weights_trainable, train_grpo
 from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask
-from classifier_emergence.training.supervised import Schedule
 from experiments.params import Params
 from experiments.shared.lens import OPERATION_WORDS, TRUTH_WORDS, bank_lens, null_words
 from experiments.shared.probing import held_out_probes

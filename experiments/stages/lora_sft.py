@@ -19,8 +19,9 @@ from classifier_emergence.reading.vocabulary import token_text
 from classifier_emergence.results import plain
 from classifier_emergence.tasks.problems import COT_REPORTED, Problem, sample
 from classifier_emergence.training.adapters import Start, adapted_together, save_adapter
+from classifier_emergence.training.examples import Objective, encode
 from classifier_emergence.training.modules import MLP, QKVO
-from classifier_emergence.training.supervised import Member, Objective, encode, train_together
+from classifier_emergence.training.supervised import Member, train_together
 from experiments.params import Params
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main

@@ -43,11 +43,12 @@ from classifier_emergence.tasks.problems import NEUTRAL
 from classifier_emergence.tasks.splits import rotations
 from classifier_emergence.training.adapters import Adapter
 from classifier_emergence.training.evaluation import answers
+from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.modules import MLP
-from classifier_emergence.training.supervised import Schedule
 from experiments.params import Params
+from experiments.shared.expert_words import projection
 from experiments.shared.lens import own_class
-from experiments.shared.mixtures import DOMAINS, READ, MixtureStudy, in_use, projection, writing
+from experiments.shared.mixtures import DOMAINS, READ, MixtureStudy, in_use, writing
 from experiments.shared.probing import TOLERANCE
 from experiments.shared.runs import ADAPTERS, Run, Runs
 from experiments.shared.stage import main, result_path

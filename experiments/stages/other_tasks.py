@@ -24,7 +24,8 @@ from classifier_emergence.tasks.classification import Item, Task, balanced, get_
 from classifier_emergence.tasks.splits import rotations
 from classifier_emergence.training.adapters import Start, adapted_together, save_adapter
 from classifier_emergence.training.evaluation import Answers, alignment, answers
-from classifier_emergence.training.supervised import Example, Member, Objective, encode, train_together
+from classifier_emergence.training.examples import Example, Objective, encode
+from classifier_emergence.training.supervised import Member, train_together
 from experiments.params import Params
 from experiments.shared.lens import against_null, contrast, null_words, own_alignment, own_class
 from experiments.shared.probing import bag_of_tokens, held_out_probes

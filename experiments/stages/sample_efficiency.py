@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from classifier_emergence.tasks.arithmetic import STYLES
 from classifier_emergence.training.adapters import Start, adapted_together
-from classifier_emergence.training.supervised import Schedule, train_together
+from classifier_emergence.training.group_trainer import Schedule
+from classifier_emergence.training.supervised import train_together
 from experiments.params import Params
 from experiments.shared.dual_reward import DualRewardArm, DualRewardStudy, measure_held_out
 from experiments.shared.runs import Run, Runs

@@ -14,10 +14,12 @@ from peft import PeftModel
 
 from classifier_emergence.tasks.problems import sample
 from classifier_emergence.training.adapters import Start, adapted_together, copy_adapter
+from classifier_emergence.training.examples import Objective, encode
+from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.rl.rewards import exact, parse_answer
 from classifier_emergence.training.rl.together import PolicyMember, train_grpo_together
 from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask
-from classifier_emergence.training.supervised import Member, Objective, Schedule, encode, train_together
+from classifier_emergence.training.supervised import Member, train_together
 from experiments.params import Params
 from experiments.shared.reinforcement import PolicyStudy
 from experiments.shared.runs import Run, Runs

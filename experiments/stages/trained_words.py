@@ -20,11 +20,13 @@ from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.tasks.arithmetic import OPERATIONS
 from classifier_emergence.tasks.problems import COT_REPORTED, Problem, sample
 from classifier_emergence.training.adapters import Start, adapted_together
+from classifier_emergence.training.examples import Objective, encode
+from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.modules import QKVO
 from classifier_emergence.training.rl.rewards import exact, parse_answer
 from classifier_emergence.training.rl.together import PolicyMember, train_grpo_together
 from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask
-from classifier_emergence.training.supervised import Member, Objective, Schedule, encode, train_together
+from classifier_emergence.training.supervised import Member, train_together
 from experiments.params import Params
 from experiments.shared.dual_reward import DualRewardArm, DualRewardStudy
 from experiments.shared.lens_fits import kept_maps, selected

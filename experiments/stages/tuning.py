@@ -25,8 +25,10 @@ from classifier_emergence.results import read_result
 from classifier_emergence.tasks.arithmetic import OPERATIONS, prompt_bank
 from classifier_emergence.tasks.splits import rotations
 from classifier_emergence.training.adapters import Start, adapted_together, save_adapter
+from classifier_emergence.training.examples import Example, Objective
+from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.modules import MLP, QKVO
-from classifier_emergence.training.supervised import Example, Member, Objective, Schedule, train_together
+from classifier_emergence.training.supervised import Member, train_together
 from experiments.params import Params
 from experiments.shared.conversations import replies, requests
 from experiments.shared.dual_reward import DualRewardArm, DualRewardStudy, measure_arm

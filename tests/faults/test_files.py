@@ -32,10 +32,12 @@ from classifier_emergence.reading.lens_maps import LensMaps
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.results import write_result
 from classifier_emergence.training.adapters import Adapter, adapted
+from classifier_emergence.training.examples import Objective, encode
+from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.modules import QKVO, VO
 from classifier_emergence.training.rl.run import train_grpo
 from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask, Sampling
-from classifier_emergence.training.supervised import Objective, Schedule, encode, train
+from classifier_emergence.training.supervised import train
 from experiments.params import load_params
 from experiments.pipeline.compare import compare_files
 from experiments.report.build import build

@@ -32,8 +32,8 @@ from classifier_emergence.tasks.classification import Item, Task
 from classifier_emergence.tasks.problems import Problem
 from classifier_emergence.training.adapters import Adapter
 from classifier_emergence.training.evaluation import alignment
+from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.modules import VO
-from classifier_emergence.training.supervised import Schedule
 
 WORDS = ("multiply", "add")
 

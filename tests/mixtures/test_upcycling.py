@@ -27,8 +27,8 @@ from classifier_emergence.mixtures.upcycling import (
 )
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.training.adapters import Adapter, adapted
+from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.modules import MLP, VO
-from classifier_emergence.training.supervised import Schedule
 
 ONE_MODEL = pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
 SCHEDULE = Schedule(steps=6, batch_size=4, learning_rate=1e-2, seed=0, every=2)

@@ -9,8 +9,10 @@ from architectures import CONFIGS, LAYERS, WIDTH, build, language_model
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.readout import decoder_blocks
 from classifier_emergence.training.adapters import Adapter, adapted
+from classifier_emergence.training.examples import Objective, encode
+from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.modules import MLP, QKVO, VO, targets
-from classifier_emergence.training.supervised import Objective, Schedule, encode, train
+from classifier_emergence.training.supervised import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, about kernels that are not installed
 REFUSED = {"mamba", "recurrent-gemma"}

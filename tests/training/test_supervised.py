@@ -35,19 +35,10 @@ from classifier_emergence.training import supervised as training
 from classifier_emergence.training.adapters import ALONE, Adapter, Start, adapted, adapted_together, parameters_of
 from classifier_emergence.training.cross_entropy import cross_entropy
 from classifier_emergence.training.evaluation import alignment
+from classifier_emergence.training.examples import Example, Objective, collate, encode
+from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.modules import MLP, QK, QKVO, VO
-from classifier_emergence.training.supervised import (
-    Example,
-    LensTrainer,
-    Member,
-    Objective,
-    Schedule,
-    Trained,
-    collate,
-    encode,
-    train,
-    train_together,
-)
+from classifier_emergence.training.supervised import LensTrainer, Member, Trained, train, train_together
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [

@@ -35,9 +35,11 @@ from classifier_emergence.tasks.classification import Item, Task
 from classifier_emergence.tasks.problems import NEUTRAL
 from classifier_emergence.training.adapters import Adapter, adapted
 from classifier_emergence.training.evaluation import answers, divergence
+from classifier_emergence.training.examples import Example, Objective, encode
+from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.modules import MLP, QKVO, VO
 from classifier_emergence.training.sharding import check_whole
-from classifier_emergence.training.supervised import Example, Objective, Schedule, encode, train
+from classifier_emergence.training.supervised import train
 
 CONFIDENCE = 0.95
 LARGE = 2.0

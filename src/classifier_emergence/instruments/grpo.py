@@ -23,8 +23,8 @@ from classifier_emergence.instruments.prepared_task import by_label, prepare
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.positions import Position
 from classifier_emergence.tasks.classification import Item, Task
+from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.rl.rewards import Reward
-from classifier_emergence.training.supervised import Schedule
 
 
 def grpo(

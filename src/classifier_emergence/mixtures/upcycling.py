@@ -35,8 +35,8 @@ from classifier_emergence.results import write_text_atomic
 from classifier_emergence.training.adapters import Adapter, adapted
 from classifier_emergence.training.cross_entropy import cross_entropy
 from classifier_emergence.training.evaluation import generated_ids
+from classifier_emergence.training.group_trainer import EXPLODED, Schedule
 from classifier_emergence.training.modules import MLP
-from classifier_emergence.training.supervised import EXPLODED, Schedule
 
 GENERATED_TOGETHER = 40
 ROUTER_INIT_SCALE = 0.1

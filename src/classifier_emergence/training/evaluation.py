@@ -17,7 +17,7 @@ from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.residuals import first_tensor, removing, residual_stream, states_at
 from classifier_emergence.reading.tree import batches, one_pass
 from classifier_emergence.reading.vocabulary import WordTokens
-from classifier_emergence.training.supervised import encode
+from classifier_emergence.training.examples import encode
 
 GENERATED_TOGETHER = 50  # prompts in a batch
 

@@ -22,12 +22,12 @@ from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.training.adapters import Adapter, adapted
 from classifier_emergence.training.flaws import HeldInDtype, round_to_dtype_
+from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.modules import QKVO
 from classifier_emergence.training.rl import run as grpo
 from classifier_emergence.training.rl.rollouts import Draws, draw_completions, line_ends, sequence_log_probs
 from classifier_emergence.training.rl.run import GrpoRun, all_weights_trainable, train_grpo
 from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, PolicyTask, Sampling, arguments
-from classifier_emergence.training.supervised import Schedule
 
 ADAPTER = Adapter(QKVO, rank=4, scale=2.0, layers=(0, 1, 2, 3))
 SAMPLING = Sampling(group=3, temperature=1.0, new_tokens=5)

@@ -22,13 +22,13 @@ from classifier_emergence.training.adapters import (
     copy_adapter,
     parameters_of,
 )
+from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.modules import QKVO, VO
 from classifier_emergence.training.rl import run as grpo
 from classifier_emergence.training.rl.rollouts import Draws, draw_completions
 from classifier_emergence.training.rl.run import GrpoRun, train_grpo
 from classifier_emergence.training.rl.together import UNTRAINED, PolicyMember, kept_starts, train_grpo_together
 from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask, Sampling
-from classifier_emergence.training.supervised import Schedule
 
 SAMPLING = Sampling(group=3, temperature=0.8, new_tokens=5)
 SCHEDULE = Schedule(steps=5, batch_size=3, learning_rate=1e-3, seed=0, every=2)

@@ -24,6 +24,13 @@ from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.residuals import outputs_of, stopping_after
 from classifier_emergence.reading.tree import batches, joint_pass, last_states, one_pass
 from classifier_emergence.training.adapters import copy_adapter, each_its_own, make_trainable, parameters_of
+from classifier_emergence.training.group_trainer import (
+    GroupTrainer,
+    Schedule,
+    adapter_settings,
+    digest_of,
+    group_arguments,
+)
 from classifier_emergence.training.rl.rewards import Reward, checked
 from classifier_emergence.training.rl.rollouts import (
     Draws,
@@ -34,13 +41,6 @@ from classifier_emergence.training.rl.rollouts import (
 from classifier_emergence.training.rl.run import STATISTICS, GrpoRun, borrowed, check_run
 from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask, Sampling
 from classifier_emergence.training.run_folder import fingerprint, open_run_folder
-from classifier_emergence.training.supervised import (
-    GroupTrainer,
-    Schedule,
-    adapter_settings,
-    digest_of,
-    group_arguments,
-)
 
 UNTRAINED = ""
 """What the divergence is measured from where an adapter does nothing yet: the model without it. No adapter has it."""

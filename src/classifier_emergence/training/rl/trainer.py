@@ -25,6 +25,8 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.residuals import outputs_of, stopping_after
 from classifier_emergence.reading.tree import Tree, last_states, one_pass, takes_trees
+from classifier_emergence.training.examples import check_class_weight
+from classifier_emergence.training.group_trainer import Schedule, common_arguments
 from classifier_emergence.training.rl.rewards import Reward, checked
 from classifier_emergence.training.rl.rollouts import (
     Draws,
@@ -37,7 +39,6 @@ from classifier_emergence.training.rl.rollouts import (
     unpadded,
 )
 from classifier_emergence.training.run_folder import ProgressBar, WatchingTrainer
-from classifier_emergence.training.supervised import Schedule, check_class_weight, common_arguments
 
 
 @dataclass(frozen=True)
