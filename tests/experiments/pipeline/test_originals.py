@@ -90,7 +90,7 @@ def originals(place: Path, *arguments: str, **variables: str) -> "subprocess.Com
     without = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
     command = [sys.executable, "-m", "experiments.pipeline", "originals", *arguments]
     return subprocess.run(
-        command, cwd=place, env=without | ours | variables, capture_output=True, text=True, check=False, timeout=300
+        command, cwd=place, env=without | ours | variables, capture_output=True, text=True, check=False, timeout=900
     )
 
 
