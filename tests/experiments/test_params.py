@@ -106,6 +106,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_params(tmp_path / "nothing.yaml")
 
 
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -12,7 +12,7 @@ import pytest
 from tests.faults.damage import SEED, WHOLE, tried
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARE = 0.04 if WHOLE else 0.004
+SHARE = 0.04 if WHOLE else 0.01
 """Of a program's imports, of which there are a thousand to some thousands."""
 ALL = [
     ("classifier-emergence", "lens", "-m", "none", "x"),
