@@ -23,8 +23,8 @@ RELABELLINGS = 24**3 - 1
 Ranges = dict[str, Annotated[list[int], Field(min_length=2, max_length=2)]]
 
 
-AT_SIZE = ("dual_reward", "lora_sft", "cot_alignment")
-"""Sections that may differ by model: those of the stages that run on supervised_models."""
+AT_SIZE = ("dual_reward", "lora_sft", "cot_alignment", "replication")
+"""Sections that may differ by model."""
 
 
 class _Section(BaseModel):
@@ -174,6 +174,13 @@ class TrainedWords(_Section):
     chain_steps: Count
 
 
+class Replication(_Section):
+    """Trainings that are made again with other seeds; how is in the sections of the stages that made them first."""
+
+    seeds: dict[Literal["grpo", "dual_then_grpo", "dual_reward", "direct"], Annotated[Seeds, Field(min_length=2)]]
+    test_problems: Count
+
+
 class Conversations(_Section):
     """What a model that follows instructions replies to requests."""
 
@@ -321,6 +328,8 @@ class Params(_Section):
     reinforcement_models: Keys
     collapse: Collapse
     staged: Staged
+    replication_models: Keys
+    replication: Replication
     moe_models: Keys
     moe_routers: MoeRouters
     confidence: Fraction
@@ -332,7 +341,7 @@ class Params(_Section):
         of = {
             "supervised_models": "models", "trained_models": "supervised_models", "lens_models": "trained_models",
             "teachers": "models", "tuning_models": "trained_models", "grpo_models": "models",
-            "reinforcement_models": "grpo_models",
+            "reinforcement_models": "grpo_models", "replication_models": "supervised_models",
         }  # fmt: skip
         for name, larger in of.items():
             for key in getattr(self, name):

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from classifier_emergence.models.loading import load
+from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.vocabulary import word_tokens
 from classifier_emergence.tasks.arithmetic import LENS, SIGNS, labelled, prompt_bank
-from classifier_emergence.tasks.problems import Problem
+from classifier_emergence.tasks.problems import Problem, sample
 from classifier_emergence.training.evaluation import Alignment, Answers, alignment, answers
 from classifier_emergence.training.rl.rewards import exact, parse_answer
 from classifier_emergence.training.rl.rollouts import Draws, draw_completions, line_ends
-from classifier_emergence.training.rl.trainer import Sampling
+from classifier_emergence.training.rl.trainer import PolicyTask, Sampling
 from experiments.params import Params
 from experiments.shared.study import ProblemStudy
 
@@ -30,12 +31,12 @@ class PolicyStudy(ProblemStudy):
         base_answers: Of the model as it was loaded.
     """
 
-    def __init__(self, params: Params, key: str) -> None:
+    def __init__(self, params: Params, key: str, lm: LanguageModel | None = None) -> None:
         self.settings = params.grpo
         reserved = [Problem("add", *prompt.pair) for prompt in prompt_bank("symbol", params.bank)]
         reserved += [Problem.parse(text) for text in labelled(LENS)[0]]
-        lm, depth = load(key, params.registry), self.settings.depth
-        super().__init__(lm, params, self.settings, depth=depth, reserved=reserved)
+        lm = lm or load(key, params.registry)
+        super().__init__(lm, params, self.settings, depth=self.settings.depth, reserved=reserved)
         self.targets = {operation: word_tokens(operation, lm.tokenizer) for operation in SIGNS}
         self.sampling = Sampling(self.settings.group, self.settings.temperature, self.settings.new_tokens)
         self.base_answers = self.answer()
@@ -52,6 +53,12 @@ class PolicyStudy(ProblemStudy):
     def spaced_targets(self) -> dict[str, int]:
         """What the lens is told to say for each operation of the problems."""
         return dict(zip(self.operations, self.spaced_ids(self.words), strict=True))
+
+    def tasks(self, n: int, seed: int) -> list[PolicyTask]:
+        """Problems to train on, put as prompts, with what the lens is told to say."""
+        targets = self.spaced_targets()
+        problems = sample(self.problems.train, n, seed=seed)
+        return [PolicyTask(self.prompt(p), p.answer, targets[p.operation]) for p in problems]
 
     def read_problems(self, problems: Sequence[Problem], prompts: Sequence[str]) -> Alignment:
         """The lens at the classifier layer, on problems put as prompts."""

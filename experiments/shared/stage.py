@@ -32,7 +32,7 @@ TRAINING = {
     "lora_sft": "supervised_models", "cot_alignment": "supervised_models", "lenses": "lens_models",
     "trained_words": "trained_models", "tuning": "tuning_models", "other_tasks": "trained_models",
     "grpo": "grpo_models", "collapse": "grpo_models", "staged": "reinforcement_models",
-    "moe_routers": "moe_models",
+    "replication": "replication_models", "moe_routers": "moe_models",
 }  # fmt: skip
 """Stages that train -> the parameter that lists their models."""
 STAGES = {

@@ -7,7 +7,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
-from classifier_emergence.statistics import bootstrap_mean, clustered_wilson, newcombe_difference, wilson
+from classifier_emergence.statistics import (
+    bootstrap_mean,
+    clustered_wilson,
+    newcombe_difference,
+    student_interval,
+    wilson,
+)
 
 
 def share_of(hits: ArrayLike, confidence: float, *, clusters: ArrayLike | None = None) -> dict[str, Any]:
@@ -59,6 +65,37 @@ def paired(after: ArrayLike, before: ArrayLike, confidence: float, clusters: Seq
     half = np.where(spread > 1e-9, half, wilson(0, groups, confidence=confidence)[1])
     interval = np.stack([mean - half, mean + half], axis=-1)
     return {"mean": mean, "interval": interval, "n": n, "clusters": groups}
+
+
+def over_seeds_and_clusters(
+    changes: Sequence[ArrayLike], clusters: Sequence[object], confidence: float
+) -> dict[str, Any]:
+    """Mean of changes of the same examples after several trainings, with an interval of other seeds and other examples.
+
+    Two half-widths are added in quadrature: Student's over the seeds' means, and that of ``paired`` over clusters of
+    the examples' means. Their squares estimate two parts of the mean's variance; what a seed makes of an example is in
+    both, so the interval is rather too wide. Other than a union of the seeds' intervals, it gets narrower with seeds.
+
+    Args:
+        changes: (seeds, n), at least two seeds.
+        clusters: (n,) labels of examples that belong together.
+        confidence: Of the two-sided interval.
+
+    Source: two-way clustering, Cameron, Gelbach and Miller (2011), Journal of Business & Economic Statistics 29.
+    """
+    array = np.asarray(changes, dtype=np.float64)
+    by_seed, of_examples = array.mean(1), paired(array.mean(0), 0.0, confidence, clusters)
+    low, high = student_interval(by_seed, confidence=confidence)
+    mean, half = of_examples["mean"], np.hypot(high - low, np.ptp(of_examples["interval"])) / 2
+    return {
+        "value": mean,
+        "least": by_seed.min(),
+        "largest": by_seed.max(),
+        "by_seed": by_seed,
+        "interval": [mean - half, mean + half],
+        "n": of_examples["n"],
+        "clusters": of_examples["clusters"],
+    }
 
 
 def value_of(number: Mapping[str, Any]) -> float:

@@ -5,7 +5,7 @@ multiply: 56``). Reported protocol: nine prompts that end in a lone space, a few
 Controlled: operands never trained on, read at the equals sign, every layer to the last.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,20 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from classifier_emergence.models.loading import load
 from classifier_emergence.reading.layers import layer_row, peak_row, row_at
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.residuals import residual_stream
-from classifier_emergence.tasks.problems import COT_REPORTED, Problem, sample
 from classifier_emergence.training.adapters import Start, adapted_together, save_adapter
 from classifier_emergence.training.evaluation import generate, parse_number
-from classifier_emergence.training.examples import Objective, encode
 from classifier_emergence.training.flaws import forgotten
 from classifier_emergence.training.modules import QKVO
-from classifier_emergence.training.supervised import Member, train_together
 from experiments.params import Params
+from experiments.shared.chain_of_thought import FORMATS, ChainOfThoughtStudy, train_to_write
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main
-from experiments.shared.study import ProblemStudy, adapter_of, schedule_of
+from experiments.shared.study import adapter_of
 from experiments.shared.summaries import over, summary_over_seeds
 
-FORMATS: dict[str, Callable[[Problem], str]] = {
-    "direct": lambda problem: f" {problem.answer}",
-    "chain_of_thought": lambda problem: f" {problem.operation}: {problem.answer}",
-}
 SCORED = {
     "multiply": ("multiply", "multiplication", "times", "*"),
     "add": ("add", "addition", "plus", "sum", "+"),
@@ -42,20 +35,6 @@ SCORED = {
 """Words and signs of the write-up's score, without leading spaces."""
 FORGETFUL = ("k_proj", "o_proj")
 """What the originals' adapter loader dropped of this adapter: it falls back to Q and V."""
-
-
-class ChainOfThoughtStudy(ProblemStudy):
-    """The model and problems on operands that the write-up does not ask about."""
-
-    def __init__(self, params: Params, key: str) -> None:
-        self.settings, self.reported = params.cot_alignment, [Problem.parse(text) for text in COT_REPORTED]
-        lm, depth = load(key, params.registry), params.logit_lens.depth
-        super().__init__(lm, params, self.settings, depth=depth, reserved=self.reported)
-
-    def right(self) -> tuple[list[bool], list[str]]:
-        """Whether the number that the model writes answers each test problem, and what it writes."""
-        texts = generate(self.lm, self.prompts(), new_tokens=self.settings.new_tokens)
-        return [parse_number(t) == p.answer for t, p in zip(texts, self.problems.test, strict=True)], texts
 
 
 def run(params: Params, key: str) -> None:
@@ -92,16 +71,10 @@ def train_format(
     adapters: Path,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """One format, all seeds together."""
-    lm, settings = study.lm, study.settings
-    adapter = adapter_of(settings, study.n_layers, QKVO)
-    with adapted_together(lm, {member: Start(adapter, seed) for member, seed in seeds.items()}) as wrapped:
-        members = {}
-        for member, seed in seeds.items():
-            trained_on = sample(study.problems.train, settings.samples, seed=seed)
-            data = [encode(lm.tokenizer, problem.symbol, FORMATS[name](problem)) for problem in trained_on]
-            members[member] = Member(data, Objective(0.0), seed)
-        text = f"fine-tuning of {lm.key}: {name.replace('_', ' ')}, {len(seeds)} seeds"
-        trained = train_together(lm, wrapped, members, schedule_of(settings, 0), work=work, description=text)
+    adapter = adapter_of(study.settings, study.n_layers, QKVO)
+    with adapted_together(study.lm, {member: Start(adapter, seed) for member, seed in seeds.items()}) as wrapped:
+        text = f"fine-tuning of {study.lm.key}: {name.replace('_', ' ')}, {len(seeds)} seeds"
+        trained = train_to_write(study, wrapped, name, seeds, work, text)
         for member in wanted:
             save_adapter(wrapped, member, adapters / member)
             measured = {**measure_both(study, before), "flaws": measure_flaws(study, wrapped)}

@@ -6,37 +6,17 @@ learning, and does the reward of answers still grow?
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-
-from classifier_emergence.tasks.problems import sample
 from classifier_emergence.training.adapters import Start, adapted_together, copy_adapter
-from classifier_emergence.training.examples import Objective, encode
-from classifier_emergence.training.group_trainer import Schedule
-from classifier_emergence.training.rl.rewards import exact, parse_answer
-from classifier_emergence.training.rl.together import PolicyMember, train_grpo_together
-from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask
-from classifier_emergence.training.supervised import Member, train_together
 from experiments.params import Params
 from experiments.shared.reinforcement import PolicyStudy
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main
-from experiments.shared.study import adapter_of, schedule_of
+from experiments.shared.staged import Order, train_dual, train_reinforced
+from experiments.shared.study import adapter_of
 from experiments.shared.summaries import over, over_seeds, summary_over_seeds
-
-
-@dataclass(frozen=True)
-class Order:
-    """What an adapter is trained on, part by part, GRPO being one of the parts."""
-
-    rewards: tuple[str, ...]
-    learning_rate: float
-    """Of GRPO."""
-    class_weight: float = 0.0
-    """Of the loss on the lens during GRPO."""
 
 
 def run(params: Params, key: str) -> None:
@@ -92,61 +72,28 @@ def train_orders(
             wrapped.set_adapter(name)
             return {"reward": reward, **curves, **measure_model(study)}
 
+        def dual_losses(name: str, folder: str) -> list[dict[str, float]]:
+            text = f"staged training of {study.lm.key}: dual reward, seed {seed}"
+            return train_dual(study, wrapped, {name: seed}, work / folder, text)[name].losses
+
         first, *others = (name for name, order in orders.items() if order.rewards[0] == "dual")
-        losses = train_dual(study, wrapped, first, seed, work / "dual")
+        losses = dual_losses(first, "dual")
         copy_adapter(wrapped, first, others)
         dual = measured(first, "dual", losses=losses)
-        steps = train_reinforced(study, wrapped, orders, seed, work / "grpo")
+        of_all = {name: (order, seed) for name, order in orders.items()}
+        text = f"staged training of {study.lm.key}: GRPO in {len(orders)} orders, seed {seed}"
+        reinforced = train_reinforced(study, wrapped, of_all, work / "grpo", text)
         for name in wanted:
             rewards, stages = orders[name].rewards, []
             for reward in rewards:
                 if reward != "dual":
-                    stages.append(measured(name, reward, steps=steps[name]))
+                    stages.append(measured(name, reward, steps=reinforced[name].steps))
                 elif not stages:
                     stages.append(dual)
                 else:
-                    losses = train_dual(study, wrapped, name, seed, work / "dual_again")
+                    losses = dual_losses(name, "dual_again")
                     stages.append(measured(name, reward, losses=losses))
             yield name, {"stages": stages}
-
-
-def train_dual(study: PolicyStudy, wrapped: PeftModel, name: str, seed: int, work: Path) -> list[dict[str, float]]:
-    """Train an adapter on the word in the lens and on the answer, by cross-entropy."""
-    settings, steps, targets = study.params.dual_reward, study.params.staged.dual_steps, study.spaced_targets()
-    problems = sample(study.problems.train, steps * settings.batch_size, seed=seed)
-    examples = [encode(study.lm.tokenizer, study.prompt(p), f" {p.answer}", targets[p.operation]) for p in problems]
-    member = Member(examples, Objective(settings.class_weight, study.layer), seed)
-    trained = train_together(
-        study.lm, wrapped, {name: member}, schedule_of(settings, seed, steps), work=work,
-        description=f"staged training of {study.lm.key}: dual reward, seed {seed}",
-    )  # fmt: skip
-    return trained[name].losses
-
-
-def train_reinforced(
-    study: PolicyStudy, wrapped: PeftModel, orders: Mapping[str, Order], seed: int, work: Path
-) -> dict[str, list[dict[str, float | None]]]:
-    """Train every adapter on the reward of drawn answers, and on the word in the lens as well where it has a weight.
-
-    The divergence is from the model as this training finds it: after dual reward, from the model with the classifier.
-    """
-    settings, targets = study.params.collapse, study.spaced_targets()
-    # Drawn apart from those of the other reward.
-    problems = sample(study.problems.train, settings.steps * settings.prompts, seed=1000 + seed)
-    tasks = [PolicyTask(study.prompt(p), p.answer, targets[p.operation]) for p in problems]
-    members = {
-        name: PolicyMember(
-            tasks, PolicyObjective(study.settings.kl_weight, order.class_weight, study.layer), seed, order.learning_rate
-        )
-        for name, order in orders.items()
-    }
-    trained = train_grpo_together(
-        study.lm, wrapped, members, exact(parse_answer), study.sampling,
-        Schedule(settings.steps, settings.prompts, settings.vo_learning_rate, seed, settings.every), work=work,
-        checkpoint_every=settings.checkpoint_every,
-        description=f"staged training of {study.lm.key}: GRPO in {len(members)} orders, seed {seed}",
-    )  # fmt: skip
-    return {name: found.steps for name, found in trained.items()}
 
 
 def measure_model(study: PolicyStudy) -> dict[str, Any]:

@@ -18,16 +18,15 @@ from peft import PeftModel
 from classifier_emergence.reading.lens_maps import LensMaps
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.tasks.arithmetic import OPERATIONS
-from classifier_emergence.tasks.problems import COT_REPORTED, Problem, sample
 from classifier_emergence.training.adapters import Start, adapted_together
-from classifier_emergence.training.examples import Objective, encode
 from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.modules import QKVO
 from classifier_emergence.training.rl.rewards import exact, parse_answer
 from classifier_emergence.training.rl.together import PolicyMember, train_grpo_together
-from classifier_emergence.training.rl.trainer import PolicyObjective, PolicyTask
-from classifier_emergence.training.supervised import Member, train_together
+from classifier_emergence.training.rl.trainer import PolicyObjective
+from classifier_emergence.training.supervised import train_together
 from experiments.params import Params
+from experiments.shared.chain_of_thought import ChainOfThoughtStudy, train_to_write
 from experiments.shared.dual_reward import DualRewardArm, DualRewardStudy
 from experiments.shared.lens_fits import kept_maps, selected
 from experiments.shared.reinforcement import PolicyStudy
@@ -48,8 +47,7 @@ class TrainedWordsStudy:
         self.params, self.policy = params, PolicyStudy(params, key)
         self.lm = self.policy.lm
         self.dual = DualRewardStudy(params, key, self.lm)
-        reserved, depth = [Problem.parse(text) for text in COT_REPORTED], params.logit_lens.depth
-        self.chain = ProblemStudy(self.lm, params, params.cot_alignment, depth=depth, reserved=reserved)
+        self.chain = ChainOfThoughtStudy(params, key, self.lm)
         self.words = WordLens(self.lm, params.lenses)
         self.problems: dict[str, ProblemStudy] = {
             "dual_reward": self.dual,
@@ -119,17 +117,10 @@ def train_chain(
     study: TrainedWordsStudy, work: Path, wanted: Sequence[str], of: Members, lenses: Mapping[str, LensMaps]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """On the word and then the answer, both written, as in ``cot_alignment``."""
-    settings, lm = study.params.cot_alignment, study.lm
-    adapter = adapter_of(settings, lm.n_layers, QKVO)
-    with adapted_together(lm, {name: Start(adapter, seed) for name, (_, seed) in of.items()}) as wrapped:
-        members = {}
-        for name, (_, seed) in of.items():
-            problems = sample(study.chain.problems.train, settings.samples, seed=seed)
-            data = [encode(lm.tokenizer, p.symbol, f" {p.operation}: {p.answer}") for p in problems]
-            members[name] = Member(data, Objective(0.0), seed)
-        schedule = schedule_of(settings, 0, study.params.trained_words.chain_steps)
-        text = f"fine-tuning of {lm.key}: word and answer, {len(of)} seeds"
-        train_together(lm, wrapped, members, schedule, work=work, description=text)
+    adapter, seeds = adapter_of(study.chain.settings, study.lm.n_layers, QKVO), {name: s for name, (_, s) in of.items()}
+    with adapted_together(study.lm, {name: Start(adapter, seed) for name, seed in seeds.items()}) as wrapped:
+        text, steps = f"fine-tuning of {study.lm.key}: word and answer, {len(of)} seeds", study.params.trained_words
+        train_to_write(study.chain, wrapped, "chain_of_thought", seeds, work, text, steps=steps.chain_steps)
         yield from read_all(study, wrapped, wanted, of, lenses)
 
 
@@ -138,13 +129,11 @@ def train_policy(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """On the reward of drawn answers, and some on the word in the logit lens as well, as on V and O in ``collapse``."""
     policy, settings = study.policy, study.params.collapse
-    targets = policy.spaced_targets()
     starts = {name: Start(adapter_of(settings, policy.layer), seed) for name, (_, seed) in of.items()}
     with adapted_together(study.lm, starts) as wrapped:
         members = {}
         for name, (way, seed) in of.items():
-            problems = sample(policy.problems.train, settings.steps * settings.prompts, seed=seed)
-            tasks = [PolicyTask(policy.prompt(p), p.answer, targets[p.operation]) for p in problems]
+            tasks = policy.tasks(settings.steps * settings.prompts, seed)
             weight = settings.class_weight if way == "grpo_and_class" else 0.0
             members[name] = PolicyMember(tasks, PolicyObjective(policy.settings.kl_weight, weight, policy.layer), seed)
         train_grpo_together(
