@@ -57,7 +57,8 @@ def prepare(session: nox.Session) -> None:
     shutil.rmtree(ENVIRONMENT, ignore_errors=True)
     # virtualenv comes with nox; the standard library's venv is a separate package on some systems.
     session.run(sys.executable, "-m", "virtualenv", "--quiet", str(ENVIRONMENT), external=True)
-    install = [str(SCRIPTS / "python"), "-m", "pip", "install", "--quiet"]
+    # Not compiled: of all modules a small part is ever imported, which is compiled then.
+    install = [str(SCRIPTS / "python"), "-m", "pip", "install", "--quiet", "--no-compile"]
     with session.chdir(ROOT):
         session.run(*install, "pip>=26.3", external=True)  # known to check the hashes of constraints
         hashes = ["--no-require-hashes", "--constraint", "constraints.hashes.txt"]

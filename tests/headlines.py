@@ -104,6 +104,9 @@ HEADLINES = {
         "orders.*.summary.answers.exact|change",
         "kept_class_weight.alignment|reward",
     ],
+    "replication": [
+        "trainings.*.log_prob|exact|alignment",
+    ],
     "moe_routers": [
         "base.answers",
         "summary.experts|largest_cosine|words_smallest_q|reported_found|controlled_found|coherence_found",

@@ -60,7 +60,7 @@ SHAKY = r"^((top|bottom)_tokens?|null_words|texts|hits|(null_)?categor(y|ies))$"
 """Tokens and generated text: those of near ties flip between machines, and they are no claim."""
 COARSE = r"(^|_)p$"
 """On tiny models: p-values over few null words, in steps of one twentieth, of contrasts that are nearly none."""
-CHAOTIC = ("grpo", "collapse", "staged", "moe_routers", "tuning")
+CHAOTIC = ("grpo", "collapse", "staged", "replication", "moe_routers", "tuning")
 """Where a drawn or written token, or a choice between experts, that a rounding error turns changes all that follows."""
 DEPTH = 4
 

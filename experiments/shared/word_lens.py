@@ -49,9 +49,7 @@ class WordLens:
 
     def jacobian(self, ids: Sequence[int], description: str) -> LensMaps:
         """What at every layer leads to these directions at the last one, on one text, in the model as it is now."""
-        found = jacobian(
-            self.lm, ids, skip=self.settings.skip, directions=self.directions, description=description
-        )  # fmt: skip
+        found = jacobian(self.lm, ids, skip=self.settings.skip, directions=self.directions, description=description)
         return LensMaps.linear(found)
 
     def choose(self, maps: LensMaps, states: Tensor, own: Tensor) -> tuple[np.ndarray, np.ndarray]:

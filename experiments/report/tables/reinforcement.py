@@ -157,6 +157,18 @@ def _with_interval(found: Result) -> str:
     return f"{number(value(found))} {cell(found['interval'], '2')}"
 
 
+@table("replication", "Claim | Training | Change of | Seeds | Mean | By seed | n")
+def replication(result: Result) -> Rows:
+    """What trainings on which a verdict hung change with many seeds of their own."""
+    for key, (claim, training) in NAMES["replicated"].items():
+        found = result["trainings"].get(key, {})
+        for item, name in NAMES["replicated_changes"].items():
+            if item in found:
+                mean = " ".join(cells(found[item], "value:2 | interval:2"))
+                by_seed = " to ".join(cells(found[item], "least:2 | largest:2"))
+                yield [claim, training, name, len(found["seeds"]), mean, by_seed, found[item]["n"]]
+
+
 @table("staged", "Order | After | Alignment | Own word on top | Reward | Exact answers | Change")
 def staged(result: Result) -> Rows:
     """Dual reward and GRPO one after the other, and together: lens, reward and answers after each part."""

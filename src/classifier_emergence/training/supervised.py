@@ -202,7 +202,7 @@ class LensLoss(nn.Module):
 
 
 class LensTrainer(GroupTrainer):
-    """With the losses of this module."""
+    """Trains on what the lens and the text say: ``member_losses``."""
 
     shown: ClassVar[dict[str, str]] = {"loss": "loss", "class_loss": "class", "answer_loss": "answer"}
 

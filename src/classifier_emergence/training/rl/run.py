@@ -71,7 +71,9 @@ class UntilClassLoss(TrainerCallback):
 def all_weights_trainable(lm: LanguageModel) -> Iterator[PreTrainedModel]:
     """The model with every weight trainable; its weights are put back at the end."""
     model = lm.model
-    before = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+    before = [(parameter, parameter.data) for parameter in model.parameters()]
+    for parameter, values in before:
+        parameter.data = values.clone()  # what was loaded stays as it is, mapped from its file: it takes no memory
     model.requires_grad_(True)
     try:
         yield model
@@ -103,7 +105,7 @@ def train_grpo(
 
     Args:
         lm: The model.
-        model: It, from ``all_weights_trainable`` or ``supervised.adapted``: what requires a gradient is trained.
+        model: It, from ``all_weights_trainable`` or ``adapters.adapted``: what requires a gradient is trained.
             The reference of the divergence is the model as it was loaded, or with the adapter that it comes with.
         tasks: In the order in which they are taken, ``schedule.batch_size`` a step.
         reward: Of completions; what it does wrong stops the run (see ``rewards.checked``).
