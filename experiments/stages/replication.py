@@ -21,14 +21,15 @@ from classifier_emergence.training.modules import QKVO
 from classifier_emergence.training.rl.rewards import exact, parse_answer
 from classifier_emergence.training.rl.run import all_weights_trainable, train_grpo
 from classifier_emergence.training.rl.trainer import PolicyObjective
+from classifier_emergence.training.supervised import train_together
 from experiments.params import Params
 from experiments.shared.chain_of_thought import ChainOfThoughtStudy, train_to_write
-from experiments.shared.dual_reward import DualRewardArm, DualRewardStudy, train_arms
+from experiments.shared.dual_reward import DualRewardArm, DualRewardStudy
 from experiments.shared.reinforcement import PolicyStudy
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main
 from experiments.shared.staged import Order, train_dual, train_reinforced
-from experiments.shared.study import ProblemStudy, adapter_of
+from experiments.shared.study import ProblemStudy, adapter_of, schedule_of
 from experiments.shared.summaries import over_seeds_and_clusters
 
 Seeds = Mapping[str, int]
@@ -128,9 +129,14 @@ def dual_then_grpo(study: ReplicationStudy, work: Path, wanted: Sequence[str], s
 def dual_reward(study: ReplicationStudy, work: Path, wanted: Sequence[str], seeds: Seeds) -> Changes:
     """On the word in the lens and on the answer: the main arm of ``dual_reward``."""
     dual, arm = study.dual, DualRewardArm()
-    arms = {name: (arm, seed) for name, seed in seeds.items()}
-    for name, measured in train_arms(dual, work, wanted, arms, dual.settings.arm_steps):
-        yield name, {"log_prob": measured["items"]["log_prob"] - dual.base_answers.log_prob}
+    with adapted_together(study.lm, {name: Start(dual.adapter(arm), seed) for name, seed in seeds.items()}) as wrapped:
+        members = {name: dual.member(arm, seed) for name, seed in seeds.items()}
+        schedule = schedule_of(dual.settings, 0, dual.settings.arm_steps)
+        text = f"dual reward of {study.key}, {len(seeds)} seeds"
+        train_together(study.lm, wrapped, members, schedule, work=work, description=text)
+        for name in wanted:
+            wrapped.set_adapter(name)
+            yield name, {"log_prob": dual.answer().log_prob - dual.base_answers.log_prob}
 
 
 def direct(study: ReplicationStudy, work: Path, wanted: Sequence[str], seeds: Seeds) -> Changes:

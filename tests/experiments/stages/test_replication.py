@@ -8,6 +8,7 @@ import pytest
 from classifier_emergence.results import plain, read_result
 from experiments.params import Params
 from experiments.shared.chain_of_thought import ChainOfThoughtStudy
+from experiments.shared.dual_reward import DualRewardArm, train_arms
 from experiments.stages import cot_alignment, grpo, replication, staged
 from experiments.stages.replication import ReplicationStudy
 
@@ -32,6 +33,16 @@ def test_the_second_reward_takes_from_the_first_what_it_takes_in_its_own_stage(p
         ((_, of_stage),) = staged.train_orders(staged.PolicyStudy(params, POLICY), tmp_path / name, [order], seed)
         dual, end = (stage["lens"]["alignment"]["mean"] for stage in of_stage["stages"])
         assert changed[name] == pytest.approx(end - dual, abs=1e-6)
+
+
+def test_dual_reward_changes_what_it_changes_in_its_own_stage(params: Params, tmp_path: Path) -> None:
+    study = ReplicationStudy(params, SUPERVISED)
+    seeds = {"x": SEED, "y": SEED + 1}
+    arms, steps = {name: (DualRewardArm(), seed) for name, seed in seeds.items()}, params.dual_reward.arm_steps
+    of_stage = dict(train_arms(study.dual, tmp_path / "a", [*seeds], arms, steps))
+    for name, changed in replication.dual_reward(study, tmp_path / "b", [*seeds], seeds):
+        expected = of_stage[name]["answers"]["change"]["mean"]
+        assert float(changed["log_prob"].mean()) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_fine_tuning_changes_what_it_changes_in_its_own_stage(params: Params, tmp_path: Path) -> None:
