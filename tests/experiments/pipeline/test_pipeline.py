@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarni
 ROOT = Path(__file__).resolve().parents[3]
 PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES: dict[str, Any] = PIPELINE["stages"]
-SIZED: dict[str, str] = next(entry["sized"] for entry in PIPELINE["vars"] if "sized" in entry)
+VARS: dict[str, Any] = {name: value for entry in PIPELINE["vars"] for name, value in entry.items()}
 
 
 PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -38,9 +38,7 @@ PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
 def models_of(name: str) -> list[str]:
     """The models of a stage; some are written out in dvc.yaml."""
     each = STAGES[name].get("foreach", "${models}")
-    if each == "${sized}":
-        each = SIZED
-    return list(each) if isinstance(each, dict) else PARAMS[each.strip("${}")]
+    return list(each if isinstance(each, dict) else {**PARAMS, **VARS}[each.strip("${}")])
 
 
 def body(name: str) -> dict[str, Any]:
@@ -65,11 +63,11 @@ def test_fetch_depends_on_its_own_entry_of_the_registry() -> None:
 
 
 def test_a_stage_that_runs_at_several_sizes_depends_on_its_own_entry_alone() -> None:
-    for key, parameter in SIZED.items():
+    for key, parameter in (VARS["sized"] | VARS["replicated"]).items():
         assert parameter == f"at_size.{key.replace('.', '?')}"
         assert dpath.get(PARAMS, parameter, separator=".") == PARAMS["at_size"][key]
-    sized = {name for name, models in stage.STAGES.items() if models == "supervised_models"}
-    assert sized == {name for name in STAGES if STAGES[name].get("foreach") == "${sized}"} == set(AT_SIZE)
+    sized = {name for name in STAGES if STAGES[name].get("foreach") in ("${sized}", "${replicated}")}
+    assert sized == set(AT_SIZE)
     assert all("${item}" in body(name)["params"] for name in sized)
 
 
