@@ -63,6 +63,7 @@ def place(tmp_path: Path) -> Path:
             "teachers",
             "tuning_models",
             "grpo_models",
+            "replication_models",
             "reinforcement_models",
             "moe_models",
         )
