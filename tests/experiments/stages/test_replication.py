@@ -72,8 +72,8 @@ def test_every_training_has_its_seeds_and_a_stopped_stage_goes_on(
         with pytest.raises(KeyboardInterrupt):
             replication.run(params, key)
     with monkeypatch.context() as patch:  # all that is left is to sum up
-        for name in replication.TRAININGS:
-            patch.setattr(replication, name, interrupted)
+        for name, (_, *how) in replication.TRAININGS.items():
+            patch.setitem(replication.TRAININGS, name, (interrupted, *how))
         replication.run(params, key)
     trainings = read_result(f"results/replication/{key}.json")["trainings"]
     assert {*trainings} == {*params.replication.seeds}
