@@ -353,7 +353,9 @@ class Params(_Section):
             source_of(key, self.registry, parameter="moe_models")
         if {*self.at_size} != {*self.supervised_models}:
             raise ValueError("at_size: give one entry for each of supervised_models, {} if nothing differs")
-        for key in self.at_size:
+        for key, sections in self.at_size.items():
+            if "replication" in sections and key not in self.replication_models:
+                raise ValueError(f"at_size.{key}.replication: {key!r} is not among replication_models")
             self.of_model(key)
         return self
 

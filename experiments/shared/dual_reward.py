@@ -1,6 +1,7 @@
 """Dual reward: one arm trained and measured, for the stage and for its runs at full length with more seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -162,16 +163,28 @@ def train_main(study: DualRewardStudy, work: Path, seed: int, adapter_folder: Pa
     return {**result, "further": {"watched": further.watched, **after}}
 
 
-def train_arms(
-    study: DualRewardStudy, work: Path, wanted: Sequence[str], arms: Mapping[str, tuple[DualRewardArm, int]], steps: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Any arms, with a seed each, together; then what each of them did."""
+Arms = Mapping[str, tuple[DualRewardArm, int]]
+"""Name of a run -> its arm and its seed."""
+
+
+@contextmanager
+def trained_arms(
+    study: DualRewardStudy, work: Path, arms: Arms, steps: int
+) -> Iterator[tuple[PeftModel, dict[str, Trained]]]:
+    """Arms trained together: the model with their adapters, by name of the run, and how each training went."""
     starts = {name: Start(study.adapter(arm), seed, study.classes_of(arm)) for name, (arm, seed) in arms.items()}
     schedule = schedule_of(study.settings, 0, steps)
     with adapted_together(study.lm, starts) as wrapped:
         members = {name: study.member(arm, seed) for name, (arm, seed) in arms.items()}
-        text = f"dual reward of {study.lm.key}: {len(arms)} arms"
-        trained = train_together(study.lm, wrapped, members, schedule, work=work, description=text)
+        text = f"dual reward of {study.lm.key}: {len(arms)} runs"
+        yield wrapped, train_together(study.lm, wrapped, members, schedule, work=work, description=text)
+
+
+def train_arms(
+    study: DualRewardStudy, work: Path, wanted: Sequence[str], arms: Arms, steps: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Any arms, with a seed each, together; then what each of them did."""
+    with trained_arms(study, work, arms, steps) as (wrapped, trained):
         for name in wanted:
             arm, layer = arms[name][0], study.layer_of(arms[name][0])
             wrapped.set_adapter(name)

@@ -21,18 +21,17 @@ from classifier_emergence.training.modules import QKVO
 from classifier_emergence.training.rl.rewards import exact, parse_answer
 from classifier_emergence.training.rl.run import all_weights_trainable, train_grpo
 from classifier_emergence.training.rl.trainer import PolicyObjective
-from classifier_emergence.training.supervised import train_together
 from experiments.params import Params
 from experiments.shared.chain_of_thought import ChainOfThoughtStudy, train_to_write
-from experiments.shared.dual_reward import DualRewardArm, DualRewardStudy
+from experiments.shared.dual_reward import DualRewardArm, DualRewardStudy, trained_arms
 from experiments.shared.reinforcement import PolicyStudy
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main
 from experiments.shared.staged import Order, train_dual, train_reinforced
-from experiments.shared.study import ProblemStudy, adapter_of, schedule_of
+from experiments.shared.study import ProblemStudy, adapter_of
 from experiments.shared.summaries import over_seeds_and_clusters
 
-Seeds = Mapping[str, int]
+SeedOf = Mapping[str, int]
 """Name of a run -> its seed."""
 Changes = Iterator[tuple[str, dict[str, Any]]]
 """Name of a run, and what it changed of each test problem."""
@@ -90,7 +89,7 @@ def calls(training: str, seeds: Sequence[int]) -> Iterator[Run]:
 # --- Training ---
 
 
-def grpo(study: ReplicationStudy, work: Path, wanted: Sequence[str], seeds: Seeds) -> Changes:
+def grpo(study: ReplicationStudy, work: Path, wanted: Sequence[str], seeds: SeedOf) -> Changes:
     """On the reward of drawn answers, all weights: the controlled arm of ``grpo``."""
     policy, how = study.policy, study.params.grpo
     for name in wanted:
@@ -105,7 +104,7 @@ def grpo(study: ReplicationStudy, work: Path, wanted: Sequence[str], seeds: Seed
         yield name, {"log_prob": now.log_prob - base.log_prob, "exact": now.exact.double() - base.exact.double()}
 
 
-def dual_then_grpo(study: ReplicationStudy, work: Path, wanted: Sequence[str], seeds: Seeds) -> Changes:
+def dual_then_grpo(study: ReplicationStudy, work: Path, wanted: Sequence[str], seeds: SeedOf) -> Changes:
     """On one reward and then the other: what the second changes of what the first has made, as in ``staged``."""
     policy, settings = study.policy, study.params.dual_reward
     order = Order(("dual", "grpo"), study.params.collapse.vo_learning_rate)
@@ -126,20 +125,16 @@ def dual_then_grpo(study: ReplicationStudy, work: Path, wanted: Sequence[str], s
             yield name, {"alignment": alignment(name) - dual[name]}
 
 
-def dual_reward(study: ReplicationStudy, work: Path, wanted: Sequence[str], seeds: Seeds) -> Changes:
+def dual_reward(study: ReplicationStudy, work: Path, wanted: Sequence[str], seeds: SeedOf) -> Changes:
     """On the word in the lens and on the answer: the main arm of ``dual_reward``."""
-    dual, arm = study.dual, DualRewardArm()
-    with adapted_together(study.lm, {name: Start(dual.adapter(arm), seed) for name, seed in seeds.items()}) as wrapped:
-        members = {name: dual.member(arm, seed) for name, seed in seeds.items()}
-        schedule = schedule_of(dual.settings, 0, dual.settings.arm_steps)
-        text = f"dual reward of {study.key}, {len(seeds)} seeds"
-        train_together(study.lm, wrapped, members, schedule, work=work, description=text)
+    dual, arms = study.dual, {name: (DualRewardArm(), seed) for name, seed in seeds.items()}
+    with trained_arms(dual, work, arms, dual.settings.arm_steps) as (wrapped, _):
         for name in wanted:
             wrapped.set_adapter(name)
             yield name, {"log_prob": dual.answer().log_prob - dual.base_answers.log_prob}
 
 
-def direct(study: ReplicationStudy, work: Path, wanted: Sequence[str], seeds: Seeds) -> Changes:
+def direct(study: ReplicationStudy, work: Path, wanted: Sequence[str], seeds: SeedOf) -> Changes:
     """On answers without a word before them, as in ``cot_alignment``."""
     chain = study.chain
     before = np.array(chain.right()[0], dtype=float)

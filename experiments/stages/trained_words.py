@@ -24,15 +24,14 @@ from classifier_emergence.training.modules import QKVO
 from classifier_emergence.training.rl.rewards import exact, parse_answer
 from classifier_emergence.training.rl.together import PolicyMember, train_grpo_together
 from classifier_emergence.training.rl.trainer import PolicyObjective
-from classifier_emergence.training.supervised import train_together
 from experiments.params import Params
 from experiments.shared.chain_of_thought import ChainOfThoughtStudy, train_to_write
-from experiments.shared.dual_reward import DualRewardArm, DualRewardStudy
+from experiments.shared.dual_reward import DualRewardArm, DualRewardStudy, trained_arms
 from experiments.shared.lens_fits import kept_maps, selected
 from experiments.shared.reinforcement import PolicyStudy
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main
-from experiments.shared.study import ProblemStudy, adapter_of, schedule_of
+from experiments.shared.study import ProblemStudy, adapter_of
 from experiments.shared.summaries import accuracy_curve, over, share_of
 from experiments.shared.word_lens import WordLens
 
@@ -102,14 +101,8 @@ def train_dual(
     study: TrainedWordsStudy, work: Path, wanted: Sequence[str], of: Members, lenses: Mapping[str, LensMaps]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """On the word in the logit lens and on the answer: the main arm of ``dual_reward``."""
-    dual, arm = study.dual, DualRewardArm()
-    with adapted_together(
-        study.lm, {name: Start(dual.adapter(arm), seed) for name, (_, seed) in of.items()}
-    ) as wrapped:
-        members = {name: dual.member(arm, seed) for name, (_, seed) in of.items()}
-        schedule = schedule_of(dual.settings, 0, dual.settings.arm_steps)
-        text = f"dual reward of {study.lm.key}: {len(of)} seeds"
-        train_together(study.lm, wrapped, members, schedule, work=work, description=text)
+    arms = {name: (DualRewardArm(), seed) for name, (_, seed) in of.items()}
+    with trained_arms(study.dual, work, arms, study.dual.settings.arm_steps) as (wrapped, _):
         yield from read_all(study, wrapped, wanted, of, lenses)
 
 

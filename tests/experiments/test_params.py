@@ -77,6 +77,10 @@ def test_the_shipped_parameters_are_valid(name: str) -> None:
             "at_size.gemma-3-270m.grpo: no such section; known: dual_reward, lora_sft, cot_alignment",
         ),
         (
+            lambda raw: raw["at_size"]["gemma-3-270m"].update(replication={"seeds": {"grpo": [3, 4]}}),
+            "at_size.gemma-3-270m.replication: 'gemma-3-270m' is not among replication_models",
+        ),
+        (
             lambda raw: raw["dual_reward"].update(clas_weight=0.3),
             "dual_reward.clas_weight: unknown parameter; did you mean 'class_weight'?",
         ),

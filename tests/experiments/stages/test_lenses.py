@@ -133,7 +133,8 @@ def test_trained_words_are_read_by_both_lenses_and_a_stopped_stage_goes_on(
         with pytest.raises(KeyboardInterrupt):
             trained_words.run(params, KEY)
     with monkeypatch.context() as patch:
-        patch.setattr(trained_words, "train_together", interrupted)  # those are done
+        for done in ("trained_arms", "train_to_write"):
+            patch.setattr(trained_words, done, interrupted)
         trained_words.run(params, KEY)
     result = read_result(f"results/trained_words/{KEY}.json")
     for found in result["ways"].values():
