@@ -1,6 +1,6 @@
 """The figure of page one: which training puts the word into the lens, at which depth, how well, in which model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,13 +94,11 @@ def _published(result: Result) -> Reading:
 
 
 def _plain(result: Result) -> Reading:
-    finals = [seed["final"] for seed in result["by_seed"]]
-    means = np.mean([final["symbol"]["by_layer"] for final in finals], axis=0)
-    peaks = [final["symbol"]["peak"]["interval"] for final in finals]
-    word = result["final"]["word"]["peak"]
-    row = int(np.argmax(means[1:])) + 1
-    interval = (min(low for low, _ in peaks), max(high for _, high in peaks))
-    return Reading(means, (means[row], interval), (word["value"], tuple(word["interval"])), row / (len(means) - 1))
+    """Each seed's largest at any layer, of each style at its own: intervals were kept of these alone."""
+    means = np.mean([seed["final"]["symbol"]["by_layer"] for seed in result["by_seed"]], axis=0)
+    symbol, word = (_band(result["final"][style]["peak"]) for style in ("symbol", "word"))
+    at = (int(np.argmax(means[1:])) + 1) / (len(means) - 1)
+    return Reading(means, symbol, word, at)
 
 
 def _chain(result: Result) -> Reading:
@@ -116,20 +114,22 @@ def _grpo(result: Result) -> Reading:
 def _dual(result: Result, long: Result | None) -> Reading:
     """All seeds at full length where there are some, else those of the short arm."""
     seeds = long["main"] if long else result["arms"]["vo"]
-    by_layer, (symbol, word) = result["main"]["symbol"]["by_layer"]["mean"], _summaries(seeds)
+    by_layer, (symbol, word) = (
+        result["main"]["symbol"]["by_layer"]["mean"],
+        [_band(seeds[style]["alignment"]) for style in ("symbol", "word")],
+    )
     return Reading(by_layer, symbol, word, result["layers"].index(result["layer"]) / (len(by_layer) - 1))
 
 
 def _staged(result: Result) -> Reading:
     found = result["orders"]["dual_then_grpo"]["summary"]["lens"]["alignment"]
     at = result["layers"].index(result["layer"]) / (len(result["layers"]) - 1)
-    return Reading(None, (found["value"], tuple(found["interval"])), at=at)
+    return Reading(None, _band(found), at=at)
 
 
-def _summaries(main: Result) -> Iterator[Band]:
-    for style in ("symbol", "word"):
-        found = main[style]["alignment"]
-        yield found["value"], tuple(found["interval"])
+def _band(found: Result) -> Band:
+    low, high = found["interval"]
+    return found["value"], (low, high)
 
 
 def _at_peak(symbol: Any, intervals: Any, word: Any = None, word_intervals: Any = None) -> Reading:
