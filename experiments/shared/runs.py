@@ -146,7 +146,7 @@ class Runs:
 
     def _made(self, run: Run) -> dict[str, dict[str, Any]]:
         if wanted := self._wanted(run):
-            work = self.folder / run.name
+            work = self.folder / f"{run.name}-{self.state[:16]}"  # checkpoints belong to the state, too
             if run.members:
                 for name, result in run.function(self.study, work, wanted, *run.arguments):
                     self._keep(name, result)

@@ -55,13 +55,21 @@ def test_a_failed_run_leaves_no_result_but_its_checkpoints(runs: Runs) -> None:
         (work / "checkpoint").touch()
         raise KeyboardInterrupt
 
+    def found(_: object, work: Path) -> dict[str, Any]:
+        return {"resumed": (work / "checkpoint").exists()}
+
     with runs, pytest.raises(KeyboardInterrupt):
         runs.once("a", fails)
-    assert (runs.folder / "a" / "checkpoint").exists()
+    work = runs.folder / f"a-{runs.state[:16]}"
+    assert (work / "checkpoint").exists()
     assert not (runs.folder / "a.json").exists()
+    params = PARAMS.model_copy(update={"dual_reward": PARAMS.dual_reward.model_copy(update={"steps": 99})})
+    with Runs("dual_reward", "m", params, build) as others:  # whose run is another
+        assert others.once("a", found) == {"resumed": False}
+    others.folder.joinpath("a.json").unlink()
     with runs:
-        assert runs.once("a", lambda _, work: {"resumed": (work / "checkpoint").exists()}) == {"resumed": True}
-    assert not (runs.folder / "a").exists()
+        assert runs.once("a", found) == {"resumed": True}
+    assert not work.exists()
 
 
 def test_members_that_were_measured_before_a_kill_are_not_measured_again(runs: Runs) -> None:
@@ -80,12 +88,13 @@ def test_members_that_were_measured_before_a_kill_are_not_measured_again(runs: R
 
     with runs, pytest.raises(KeyboardInterrupt):
         runs.all([run(2)])
-    assert (runs.folder / "group").exists()  # the checkpoints of all
+    work = runs.folder / f"group-{runs.state[:16]}"
+    assert work.exists()  # the checkpoints of all
     with runs:
         found = runs.all([run(3)])
         assert found == runs.all([run(3)]) == {name: {"study": "m", "name": name} for name in "abc"}
     assert asked == [["a", "b", "c"], ["c"]]
-    assert not (runs.folder / "group").exists()
+    assert not work.exists()
 
 
 def test_every_process_finds_the_runs_of_another(runs: Runs) -> None:
