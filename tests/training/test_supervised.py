@@ -612,6 +612,16 @@ def test_another_runs_checkpoints_are_not_resumed(lm: LanguageModel, changes: di
 
 
 @ONE_MODEL
+def test_another_models_checkpoints_are_not_resumed(lm: LanguageModel, tmp_path: Path) -> None:
+    half = copy.deepcopy(lm.model).bfloat16()  # its adapter starts as that of the other
+    for other in (lm, replace(lm, key="other"), replace(lm, model=half)):
+        broken(other, tmp_path, stop=1)
+        assert not list(tmp_path.glob("checkpoint-*"))
+        broken(other, tmp_path, stop=2)
+        assert list(tmp_path.glob("checkpoint-*"))
+
+
+@ONE_MODEL
 def test_an_absurd_learning_rate_is_named(lm: LanguageModel, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"learning_rate: training diverged at step 2 .*1e\+30"):
         run(lm, tmp_path, schedule=replace(SCHEDULE, learning_rate=1e30))

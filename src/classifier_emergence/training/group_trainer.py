@@ -172,6 +172,11 @@ def check_layer(lm: LanguageModel, layer: int | None) -> None:
         raise InputError(f"layer: {layer}: the model has blocks 0 to {lm.n_layers - 1}")
 
 
+def model_settings(lm: LanguageModel) -> dict[str, str]:
+    """What an adapter's run rests on, as JSON: the start that is hashed holds only what is trained."""
+    return {"model": lm.key, "precision": str(lm.model.dtype)}
+
+
 def adapter_settings(wrapped: PeftModel, name: str) -> dict[str, Any]:
     """What an adapter is, as JSON; a set's order is another in every process."""
     settings = wrapped.peft_config[name].to_dict()

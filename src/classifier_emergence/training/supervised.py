@@ -34,6 +34,7 @@ from classifier_emergence.training.group_trainer import (
     check_layer,
     digest_of,
     group_arguments,
+    model_settings,
 )
 from classifier_emergence.training.run_folder import open_run_folder
 
@@ -133,7 +134,7 @@ def train_together(
     make_trainable(wrapped, list(members))
     arguments = group_arguments(wrapped, members, schedule, work)
     with arguments.main_process_first(local=False):
-        open_run_folder(work, wrapped, _settings(wrapped, members, schedule))
+        open_run_folder(work, wrapped, _settings(lm, wrapped, members, schedule))
     log, watched, _ = LensTrainer(lm, wrapped, arguments, members, schedule.batch_size).run(description)
     return {
         name: Trained(
@@ -260,7 +261,9 @@ class LensTrainer(GroupTrainer):
             )
 
 
-def _settings(wrapped: PeftModel, members: Mapping[str, Member], schedule: Schedule) -> dict[str, Any]:
+def _settings(
+    lm: LanguageModel, wrapped: PeftModel, members: Mapping[str, Member], schedule: Schedule
+) -> dict[str, Any]:
     """Whatever decides the runs beside their starts."""
     settings = {
         name: {
@@ -271,4 +274,4 @@ def _settings(wrapped: PeftModel, members: Mapping[str, Member], schedule: Sched
         }
         for name, member in members.items()
     }
-    return {"members": settings, "schedule": asdict(schedule)}
+    return {**model_settings(lm), "members": settings, "schedule": asdict(schedule)}

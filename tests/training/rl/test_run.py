@@ -1,6 +1,7 @@
 """GRPO: what equals TRL's trainer, what the loss on the lens adds, flaws by definition, runs that are cut short."""
 
 import copy
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -25,6 +26,7 @@ from classifier_emergence.training.flaws import HeldInDtype, round_to_dtype_
 from classifier_emergence.training.group_trainer import Schedule
 from classifier_emergence.training.modules import QKVO
 from classifier_emergence.training.rl import run as grpo
+from classifier_emergence.training.rl.rewards import exact, parse_answer, parse_reported
 from classifier_emergence.training.rl.rollouts import Draws, draw_completions, line_ends, sequence_log_probs
 from classifier_emergence.training.rl.run import GrpoRun, all_weights_trainable, train_grpo
 from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, PolicyTask, Sampling, arguments
@@ -597,6 +599,29 @@ def test_a_folder_of_another_run_is_not_resumed_from(lm: LanguageModel, tmp_path
     again, fresh = (run(lm, tmp_path / folder, objective=other) for folder in ("a", "b"))
     assert again[0] == fresh[0]
     assert_equal(again[1], fresh[1])
+
+
+@ONE_MODEL
+def test_a_folder_is_of_one_model_precision_adapter_and_reward(lm: LanguageModel, tmp_path: Path) -> None:
+    def settings(lm: LanguageModel, adapter: Adapter = ADAPTER, reward: Any = exact(parse_answer)) -> str:
+        with adapted(lm, adapter, seed=0) as model, pytest.raises(KeyboardInterrupt):
+            train_grpo(
+                lm, model, tasks(lm), reward, LENS, SAMPLING, SCHEDULE, work=tmp_path, watch=Watch(lm, stop=0)
+            )  # fmt: skip
+        stamp = json.loads((tmp_path / "run.json").read_text())
+        del stamp["start"]  # may be the same of all
+        return json.dumps(stamp)
+
+    half = replace(lm, model=copy.deepcopy(lm.model).bfloat16())
+    found = [
+        settings(lm),
+        settings(replace(lm, key="other")),
+        settings(half),
+        settings(lm, replace(ADAPTER, scale=1.0)),
+        settings(lm, reward=exact(parse_reported)),
+    ]
+    assert len(set(found)) == len(found)
+    assert settings(lm) == found[0]
 
 
 @KINDS

@@ -194,9 +194,13 @@ def test_runs_on_the_lens_alone_draw_nothing_and_stop_at_its_layer(lm: LanguageM
     def never(*_: Any) -> list[float]:
         raise AssertionError
 
-    with adapted_together(lm, {name: Start(SHALLOW, 0) for name in ("one", "two")}) as wrapped:
-        members = {name: PolicyMember(tasks(lm, 0), PolicyObjective(0.1, 1.0, 1), 0) for name in ("one", "two")}
+    rates = {"one": None, "two": 0.0}
+    with adapted_together(lm, {name: Start(SHALLOW, 0) for name in rates}) as wrapped:
+        objective = PolicyObjective(0.1, 1.0, 1)
+        members = {name: PolicyMember(tasks(lm, 0), objective, 0, rate) for name, rate in rates.items()}
         found = train_grpo_together(lm, wrapped, members, never, SAMPLING, SCHEDULE, work=tmp_path)
+        moved = {name: any(p.any() for n, p in values(wrapped, name).items() if "lora_B" in n) for name in rates}
+    assert moved == {"one": True, "two": False}  # a rate of zero is one, too
     for handle in handles:
         handle.remove()
     assert ran == {0, 1}

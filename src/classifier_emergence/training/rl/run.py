@@ -19,8 +19,8 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.processes import check_alone
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.training.flaws import HeldInDtype, UncorrectedMoments, round_to_dtype_
-from classifier_emergence.training.group_trainer import Schedule, check_layer, digest_of
-from classifier_emergence.training.rl.rewards import Reward
+from classifier_emergence.training.group_trainer import Schedule, adapter_settings, check_layer, digest_of, model_settings
+from classifier_emergence.training.rl.rewards import Reward, name_of
 from classifier_emergence.training.rl.rollouts import line_ends
 from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, PolicyTask, Sampling, arguments
 from classifier_emergence.training.run_folder import open_run_folder
@@ -126,7 +126,11 @@ def train_grpo(
             ``reward`` fails, or the loss is not finite.
     """
     check_run(lm, tasks, objective, sampling, schedule)
+    adapters = model.active_adapters if isinstance(model, PeftModel) else []
     settings = {
+        **model_settings(lm),
+        "adapters": {name: adapter_settings(model, name) for name in adapters},
+        "reward": name_of(reward),
         "tasks": digest_of(tasks),
         "objective": asdict(objective),
         "sampling": asdict(sampling),

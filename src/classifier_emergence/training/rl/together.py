@@ -30,8 +30,9 @@ from classifier_emergence.training.group_trainer import (
     adapter_settings,
     digest_of,
     group_arguments,
+    model_settings,
 )
-from classifier_emergence.training.rl.rewards import Reward, checked
+from classifier_emergence.training.rl.rewards import Reward, checked, name_of
 from classifier_emergence.training.rl.rollouts import (
     Draws,
     draw_completions,
@@ -95,7 +96,7 @@ def train_grpo_together(
         if member.objective.signed_kl or member.objective.entropy_bonus:
             raise InputError(f"objective of {name}: signed_kl and entropy_bonus are of runs by themselves: train_grpo")
     make_trainable(wrapped, list(members))
-    open_run_folder(work, wrapped, _settings(wrapped, members, sampling, schedule))
+    open_run_folder(work, wrapped, _settings(lm, wrapped, members, reward, sampling, schedule))
     arguments = group_arguments(
         wrapped, members, schedule, work, logging_steps=1, save_steps=checkpoint_every or schedule.every
     )
@@ -256,8 +257,11 @@ class PolicyTrainer(GroupTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Every member has its own learning rate."""
         if self.optimizer is None:
-            rates = {name: member.learning_rate or self.args.learning_rate for name, member in self.members.items()}
-            groups = [{"params": list(self.owned[name].values()), "lr": rate} for name, rate in rates.items()]
+            rates = {name: member.learning_rate for name, member in self.members.items()}
+            groups = [
+                {"params": list(self.owned[name].values()), "lr": self.args.learning_rate if rate is None else rate}
+                for name, rate in rates.items()
+            ]
             self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
         return self.optimizer
 
@@ -384,7 +388,12 @@ def _key(name: str, part: str) -> str:
 
 
 def _settings(
-    wrapped: PeftModel, members: Mapping[str, PolicyMember], sampling: Sampling, schedule: Schedule
+    lm: LanguageModel,
+    wrapped: PeftModel,
+    members: Mapping[str, PolicyMember],
+    reward: Reward,
+    sampling: Sampling,
+    schedule: Schedule,
 ) -> dict[str, Any]:
     """Whatever decides the runs beside their starts."""
     settings = {
@@ -397,4 +406,10 @@ def _settings(
         }
         for name, member in members.items()
     }
-    return {"members": settings, "sampling": asdict(sampling), "schedule": asdict(schedule)}
+    return {
+        **model_settings(lm),
+        "members": settings,
+        "reward": name_of(reward),
+        "sampling": asdict(sampling),
+        "schedule": asdict(schedule),
+    }
