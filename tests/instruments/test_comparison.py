@@ -76,15 +76,25 @@ def test_a_long_text_is_compared_in_panels_below_one_another(lm: LanguageModel) 
     assert parts > 1
     figure = compare(seen, seen).plot()
     assert len([axis for axis in figure.axes if axis.texts]) == 3 * parts
-    with pytest.raises(InputError, match="other tokens, positions or targets"):
+    with pytest.raises(InputError, match="differ in tokens, positions; "):
         compare(seen, lens_map(lm, "7 * 8 =", layers=["L1"]))
 
 
 def test_readings_that_are_not_alike_are_refused(lm: LanguageModel) -> None:
     one, other = (lens(lm, PROMPTS[:1], [word], null_words=0) for word in ("add", "multiply"))
-    with pytest.raises(InputError, match="the same prompts, and at least one target"):
+    with pytest.raises(InputError, match="differ in targets; "):
         compare(one, other)
-    with pytest.raises(InputError, match="layers read; take models of one depth"):
-        compare(one, lens(lm, PROMPTS[:1], ["add"], layers=["L1"]))
+    with pytest.raises(InputError, match="at least one target"):
+        compare(*[lens(lm, PROMPTS[:1])] * 2)
+    with pytest.raises(InputError, match=r"differ in layers read \(5 and 1\); .*of one depth"):
+        compare(one, lens(lm, PROMPTS[:1], ["add"], null_words=0, layers=["L1"]))
+    probed = probe(lm, PROMPTS, [1] * 4 + [0] * 4, shuffles=1)
     with pytest.raises(InputError, match="two readings of lens, of lens_map or of probe"):
-        compare(one, probe(lm, PROMPTS, [1] * 4 + [0] * 4, shuffles=1))
+        compare(one, probed)
+    seen = lens_map(lm, PROMPTS[0])
+    for reading in (one, probed, seen):
+        with pytest.raises(InputError, match="differ in site; "):
+            compare(reading, replace(reading, site="attn_out"))
+    others = replace(probed, prompts=PROMPTS[::-1], n_by_class=(3, 5), C=2.0, folds=3)
+    with pytest.raises(InputError, match="differ in prompts, class sizes, C, folds; "):
+        compare(probed, others)

@@ -65,6 +65,7 @@ def test_blocks_whose_parts_run_side_by_side_have_nothing_between(lm: LanguageMo
 
 def test_instruments_read_inside_of_blocks(lm: LanguageModel) -> None:
     reading = lens(lm, PROMPTS, ["add"], null_words=0, site="attn_out")
+    assert reading.site == "attn_out"
     assert reading.layers == ("L0", "L1", "L2", "L3")
     assert reading.alignment.shape == (1, 4, 2)
     prompts = ["7 * 8 =", "12 * 5 =", "7 + 8 =", "12 + 5 ="]

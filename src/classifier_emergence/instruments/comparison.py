@@ -25,6 +25,8 @@ class Comparison(Reading):
 
     other: str
     """Key of the model after."""
+    site: str
+    """Where in a block, see ``sites.SITES``."""
     what: tuple[str, ...]
     """What is compared: ``accuracy``, or the mean probability of each target."""
     n: int
@@ -123,14 +125,12 @@ def compare(before: Reading, after: Reading) -> Comparison | MapComparison:
     the Wilson intervals of the two accuracies (Newcombe).
 
     Raises:
-        InputError: They are not of one kind, or differ in prompts, targets, classes or layers.
+        InputError: They are not of one kind, or differ in anything but the model; names it.
 
     Example:
         >>> compare(lens(lm, prompts, ["multiply"]), lens(tuned, prompts, ["multiply"])).difference.shape
         (1, 31)
     """
-    if before.layers != after.layers:
-        raise InputError(f"compare: {len(before.layers)} and {len(after.layers)} layers read; take models of one depth")
     if isinstance(before, LensReading) and isinstance(after, LensReading):
         return _lenses(before, after)
     if isinstance(before, ProbeReading) and isinstance(after, ProbeReading):
@@ -140,9 +140,19 @@ def compare(before: Reading, after: Reading) -> Comparison | MapComparison:
     raise InputError("compare: takes two readings of lens, of lens_map or of probe")
 
 
+def _check_alike(before: Reading, after: Reading, **what: str) -> None:
+    """Refuse readings that differ in any of these fields, given with their names in words, or in layers."""
+    differing = [name for field, name in what.items() if getattr(before, field) != getattr(after, field)]
+    if before.layers != after.layers:
+        differing.append(f"layers read ({len(before.layers)} and {len(after.layers)})")
+    if differing:
+        raise InputError(f"compare: the readings differ in {', '.join(differing)}; take both alike, of one depth")
+
+
 def _lenses(before: LensReading, after: LensReading) -> Comparison:
-    if (before.prompts, before.targets) != (after.prompts, after.targets) or not before.targets:
-        raise InputError("compare: give both readings the same prompts, and at least one target")
+    _check_alike(before, after, site="site", prompts="prompts", targets="targets")
+    if not before.targets:
+        raise InputError("compare: give both readings at least one target")
     n = len(before.prompts)
     paired = after.alignment - before.alignment
     interval = None
@@ -151,18 +161,18 @@ def _lenses(before: LensReading, after: LensReading) -> Comparison:
         interval = np.stack(ends, -1).reshape(*paired.shape[:2], 2)
     what = tuple(f"probability of {target}" for target in before.targets)
     means = before.alignment.mean(-1), after.alignment.mean(-1)
-    return Comparison(before.model, before.layers, after.model, what, n, *means, paired.mean(-1), interval)
+    return Comparison(before.model, before.layers, after.model, before.site, what, n, *means, paired.mean(-1), interval)
 
 
 def _maps(before: LensMap, after: LensMap) -> MapComparison:
-    if (before.tokens, before.read, before.targets) != (after.tokens, after.read, after.targets):
-        raise InputError("compare: the two maps are of other tokens, positions or targets; give both the same text")
+    _check_alike(before, after, site="site", tokens="tokens", read="positions", targets="targets")
     return MapComparison(before.model, before.layers, after.model, before, after)
 
 
 def _probes(before: ProbeReading, after: ProbeReading) -> Comparison:
-    if (before.classes, before.n) != (after.classes, after.n):
-        raise InputError("compare: give both readings the same examples")
+    _check_alike(
+        before, after, site="site", prompts="prompts", classes="classes", n_by_class="class sizes", C="C", folds="folds"
+    )
     ends = [
         newcombe_difference(a, a_ends, b, b_ends)
         for a, a_ends, b, b_ends in zip(after.accuracy, after.interval, before.accuracy, before.interval, strict=True)
@@ -170,5 +180,6 @@ def _probes(before: ProbeReading, after: ProbeReading) -> Comparison:
     one, other = before.accuracy[None], after.accuracy[None]
     interval = np.array(ends)[None]
     return Comparison(
-        before.model, before.layers, after.model, ("accuracy",), before.n, one, other, other - one, interval
-    )
+        before.model, before.layers, after.model, before.site, ("accuracy",), before.n, one, other, other - one,
+        interval,
+    )  # fmt: skip

@@ -40,6 +40,8 @@ PIECES = ("refuse", "first", "chain")
 class LensReading(Reading):
     """What the vocabulary says of prompts at every layer."""
 
+    site: str
+    """Where in a block, see ``sites.SITES``."""
     prompts: tuple[str, ...]
     fed: tuple[Fed, ...]
     """What the model was fed for each, and where it was read."""
@@ -182,6 +184,7 @@ def lens(
     return LensReading(
         model=lm.key,
         layers=labels,
+        site=site,
         prompts=tuple(prompts),
         fed=tuple(fed),
         top_token=tuple(tuple(tokens[i] for i in row) for row in scores.top_id.tolist()),

@@ -27,6 +27,8 @@ PROBABILITY, ENTROPY = "probability", "entropy"
 class LensMap(Reading):
     """What the vocabulary says of one text at every layer and token."""
 
+    site: str
+    """Where in a block, see ``sites.SITES``."""
     prompt: str
     tokens: tuple[str, ...]
     """All that the model was fed, special tokens by their names; what it wrote is at the end."""
@@ -224,6 +226,7 @@ def lens_map(
     return LensMap(
         model=lm.key,
         layers=tuple(lm.layers[row] for row in picked),
+        site=site,
         prompt=prompt,
         tokens=fed.tokens,
         written=len(fed.read) if generate else 0,

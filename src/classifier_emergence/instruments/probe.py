@@ -67,6 +67,9 @@ class Prediction:
 class ProbeReading(Reading):
     """Cross-validated accuracy of linear probes at every layer."""
 
+    site: str
+    """Where in a block, see ``sites.SITES``."""
+    prompts: tuple[str, ...]
     classes: tuple[str, ...]
     n: int
     n_by_class: tuple[int, ...]
@@ -200,6 +203,8 @@ def probe(
     reading = ProbeReading(
         model=lm.key,
         layers=row_labels,
+        site=site,
+        prompts=tuple(prompts),
         classes=classes,
         n=len(y),
         n_by_class=tuple(torch.bincount(y).tolist()),
