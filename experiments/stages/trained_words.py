@@ -65,7 +65,7 @@ class TrainedWordsStudy:
 
 def run(params: Params, key: str) -> None:
     """Train in every way, read before and after and write one result."""
-    sections = ("lenses", "dual_reward", "cot_alignment", "grpo", "collapse")
+    sections = ("lenses", "dual_reward", "cot_alignment", "grpo", "collapse", "bank")
     with Runs("trained_words", key, params, TrainedWordsStudy, *sections) as runs:
         study = runs.study
         lenses = {"logit": study.words.logit, "jacobian": fit(runs)}

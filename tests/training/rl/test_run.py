@@ -603,11 +603,10 @@ def test_a_folder_of_another_run_is_not_resumed_from(lm: LanguageModel, tmp_path
 
 @ONE_MODEL
 def test_a_folder_is_of_one_model_precision_adapter_and_reward(lm: LanguageModel, tmp_path: Path) -> None:
-    def settings(lm: LanguageModel, adapter: Adapter = ADAPTER, reward: Any = exact(parse_answer)) -> str:
+    def settings(lm: LanguageModel, adapter: Adapter = ADAPTER, parse: Any = parse_answer) -> str:
+        watch = Watch(lm, stop=0)
         with adapted(lm, adapter, seed=0) as model, pytest.raises(KeyboardInterrupt):
-            train_grpo(
-                lm, model, tasks(lm), reward, LENS, SAMPLING, SCHEDULE, work=tmp_path, watch=Watch(lm, stop=0)
-            )  # fmt: skip
+            train_grpo(lm, model, tasks(lm), exact(parse), LENS, SAMPLING, SCHEDULE, work=tmp_path, watch=watch)
         stamp = json.loads((tmp_path / "run.json").read_text())
         del stamp["start"]  # may be the same of all
         return json.dumps(stamp)
@@ -618,7 +617,7 @@ def test_a_folder_is_of_one_model_precision_adapter_and_reward(lm: LanguageModel
         settings(replace(lm, key="other")),
         settings(half),
         settings(lm, replace(ADAPTER, scale=1.0)),
-        settings(lm, reward=exact(parse_reported)),
+        settings(lm, parse=parse_reported),
     ]
     assert len(set(found)) == len(found)
     assert settings(lm) == found[0]

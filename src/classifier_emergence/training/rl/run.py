@@ -19,7 +19,13 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.processes import check_alone
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.training.flaws import HeldInDtype, UncorrectedMoments, round_to_dtype_
-from classifier_emergence.training.group_trainer import Schedule, adapter_settings, check_layer, digest_of, model_settings
+from classifier_emergence.training.group_trainer import (
+    Schedule,
+    adapter_settings,
+    check_layer,
+    digest_of,
+    model_settings,
+)
 from classifier_emergence.training.rl.rewards import Reward, name_of
 from classifier_emergence.training.rl.rollouts import line_ends
 from classifier_emergence.training.rl.trainer import GrpoWithLens, PolicyObjective, PolicyTask, Sampling, arguments
