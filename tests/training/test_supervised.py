@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Trainer, TrainingArguments
@@ -208,6 +209,16 @@ def test_a_saved_adapter_loads_with_peft(lm: LanguageModel, tmp_path: Path) -> N
         torch.testing.assert_close(logits(lm), changed)
     finally:
         loaded.unload()
+
+
+@pytest.mark.parametrize(("scale", "alpha"), [(2.0, 6), (1.1, 3.3000000000000003), (1 / 3, 1)])
+def test_an_adapters_scale_is_exact(lm: LanguageModel, scale: float, alpha: float, tmp_path: Path) -> None:
+    with adapted(lm, Adapter(VO, 3, scale, (1,)), seed=0) as wrapped:
+        scaling = {m.scaling[ALONE] for m in wrapped.modules() if isinstance(m, LoraLayer)}
+        wrapped.save_pretrained(tmp_path)
+    assert scaling == {scale}
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())["lora_alpha"]
+    assert (saved, type(saved)) == (alpha, type(alpha))
 
 
 @pytest.mark.parametrize(

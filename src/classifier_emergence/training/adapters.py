@@ -4,6 +4,7 @@ The base product of a linear map is the same for every adapter, so it is one pro
 updates are made adapter by adapter.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,9 +193,12 @@ def _forward_by_row(layer: Any, rows: Mapping[str, list[int]], x: Tensor) -> Ten
 
 
 def _config(adapter: Adapter, maps: Targets) -> LoraConfig:
+    # A whole number where it is one but for rounding; peft declares no other, but only divides it by the rank.
+    alpha = adapter.scale * adapter.rank
+    whole = math.isclose(alpha, round(alpha))
     return LoraConfig(
         r=adapter.rank,
-        lora_alpha=round(adapter.scale * adapter.rank),
+        lora_alpha=round(alpha) if whole else alpha,  # type: ignore[arg-type]
         target_modules=list(maps.names),
         fan_in_fan_out=maps.transposed,
         layers_to_transform=list(adapter.layers),
