@@ -12,8 +12,8 @@ import typer
 
 from classifier_emergence.errors import InputError, first_line, one_line
 from classifier_emergence.interrupts import raised
-from classifier_emergence.manifest import file_damage, sha256
-from classifier_emergence.models.registry import ModelSource, PathSource, local_path, source_of
+from classifier_emergence.manifest import file_damage
+from classifier_emergence.models.registry import ModelSource, PathSource, source_of, weight_hashes
 from classifier_emergence.processes import check_alone
 from classifier_emergence.progress import notice
 from classifier_emergence.results import read_result
@@ -123,7 +123,7 @@ def _run(run: Callable[[Params, str], None], model: str, file: Path) -> None:
 
 
 def check_weights(model: str, source: ModelSource) -> None:
-    """Refuse a local folder whose weights are others than stage fetch has seen; pins see to those from elsewhere.
+    """Refuse local weights that are others than stage fetch has seen; pins see to those from elsewhere.
 
     Raises:
         InputError: They are; or the result of stage fetch cannot be read.
@@ -132,8 +132,7 @@ def check_weights(model: str, source: ModelSource) -> None:
     if not isinstance(source, PathSource) or not fetched.exists():
         return
     seen = read_result(fetched).get("source", {}).get("sha256")
-    files = local_path(source.path).glob("*.safetensors")
-    if seen is not None and seen != {file.name: sha256(file) for file in files}:
+    if seen is not None and seen != weight_hashes(source):
         raise InputError(
             f"registry.{model}: the weights in {source.path} are not those of {fetched}; {again('fetch', model)}"
         )

@@ -573,3 +573,5 @@ def test_provenance_identifies_the_weights(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model")
     weights = (folder / "model.safetensors").read_bytes()
     assert provenance(at(folder))["sha256"] == {"model.safetensors": sha256(weights).hexdigest()}
+    (folder / "model.gguf").write_bytes(weights)
+    assert provenance(at(folder / "model.gguf"))["sha256"] == {"model.gguf": sha256(weights).hexdigest()}

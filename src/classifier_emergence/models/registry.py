@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from classifier_emergence.errors import InputError, did_you_mean
+from classifier_emergence.manifest import sha256
 
 Schema = TypeVar("Schema", bound=BaseModel)
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -63,6 +64,13 @@ def local_path(path: str | Path) -> Path:
         PosixPath('~nobody-of-this-name/model')
     """
     return Path(os.path.expanduser(path))  # noqa: PTH111  # pathlib's own raises RuntimeError where there is none
+
+
+def weight_hashes(source: PathSource) -> dict[str, str]:
+    """The sha256 of every file of weights: of a folder its safetensors, else the GGUF file."""
+    path = local_path(source.path)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return {file.name: sha256(file) for file in files}
 
 
 def source_of(key: str, registry: dict[str, ModelSource], *, parameter: str = "model") -> ModelSource:

@@ -30,7 +30,14 @@ from classifier_emergence.extras import missing_extras_named
 from classifier_emergence.manifest import damage, seal, sha256
 from classifier_emergence.models import wheels
 from classifier_emergence.models.checkpoint import Checkpoint
-from classifier_emergence.models.registry import HubSource, ModelSource, PathSource, WheelSource, local_path
+from classifier_emergence.models.registry import (
+    HubSource,
+    ModelSource,
+    PathSource,
+    WheelSource,
+    local_path,
+    weight_hashes,
+)
 from classifier_emergence.progress import progress
 
 _CACHE_VARIABLE = "CLASSIFIER_EMERGENCE_CACHE"
@@ -97,7 +104,7 @@ def checkpoint_of(key: str, source: ModelSource) -> Checkpoint:
 
 
 def provenance(source: ModelSource) -> dict[str, Any]:
-    """What identifies a model's weights: kind of source, pins, licence; file hashes for a local folder.
+    """What identifies a model's weights: kind of source, pins, licence; hashes of local files.
 
     Example:
         >>> provenance(HubSource(source="hub", repo="some/model", revision="0" * 40, licence="MIT"))["repo"]
@@ -107,8 +114,7 @@ def provenance(source: ModelSource) -> dict[str, Any]:
     if isinstance(source, WheelSource):
         facts["packages"] = wheels.requirements(source.packages)
     elif isinstance(source, PathSource):
-        files = sorted(local_path(source.path).glob("*.safetensors"))
-        facts["sha256"] = {file.name: sha256(file) for file in files}
+        facts["sha256"] = weight_hashes(source)
     return facts
 
 
