@@ -17,6 +17,7 @@ from classifier_emergence.errors import InputError
 from classifier_emergence.models.registry import HubSource, read_parameters, source_of
 from classifier_emergence.models.sources import commit_of
 from classifier_emergence.progress import notice
+from classifier_emergence.results import write_text_atomic
 from experiments.params import load_params
 from experiments.report.ledger import judge_present
 from experiments.shared.stage import RESULTS, STAGES, residuals_path, result_path
@@ -118,6 +119,5 @@ def _pinned(profile: Profile, key: str) -> Path:
         notice(f"{key}: {entry.repo} at commit {commit}, the newest that the hub has; later runs keep to it")
         known[key] = HubSource(source="hub", repo=entry.repo, revision=commit, licence=entry.licence)
     raw["registry"] |= {name: known[name].model_dump() for name in profile.unpinned if name in known}
-    PINNED.parent.mkdir(parents=True, exist_ok=True)
-    PINNED.write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+    write_text_atomic(PINNED, yaml.safe_dump(raw, sort_keys=False))
     return PINNED

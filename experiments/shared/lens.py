@@ -32,7 +32,7 @@ def null_words(
     lm: LanguageModel, targets: Sequence[WordTokens], n: int, exclude: Collection[str], fewest: int | None = None
 ) -> list[list[WordTokens]]:
     """For each target other words that match it in spelling forms and unembedding norm; see ``matched_words``."""
-    norms = row_norms(lm.readout.weight, lm.readout.gain)
+    norms = row_norms(lm.readout)
     return [matched_words(target, norms, lm.tokenizer, n, exclude=exclude, fewest=fewest) for target in targets]
 
 

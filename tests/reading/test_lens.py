@@ -1,5 +1,6 @@
 import pytest
 import torch
+from architectures import language_model
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.directions import project
@@ -75,4 +76,7 @@ def test_the_gain_is_what_the_norm_multiplies_by(lm: LanguageModel, seeded) -> N
     state = seeded(1, readout.weight.shape[1])
     rms = state.pow(2).mean().sqrt()
     torch.testing.assert_close(readout.norm(state), state / rms * readout.gain, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(row_norms(readout.weight, readout.gain), (readout.weight * readout.gain).norm(dim=-1))
+    torch.testing.assert_close(row_norms(readout), (readout.weight * readout.gain).norm(dim=-1))
+    projected = language_model("opt-projected").readout
+    assert projected.projection is not None
+    torch.testing.assert_close(row_norms(projected), (projected.weight @ projected.projection).norm(dim=-1))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from architectures import language_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.model import LanguageModel
+from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.residuals import residual_stream
 from classifier_emergence.reading.vocabulary import WordTokens, word_tokens
 from classifier_emergence.tasks.arithmetic import OPERATIONS
@@ -21,6 +23,7 @@ from classifier_emergence.training.evaluation import (
     alignment,
     answers,
     divergence,
+    generate,
     random_basis,
     subspace_removed,
     word_basis,
@@ -217,11 +220,16 @@ def after_block(lm: LanguageModel, layer: int) -> Tensor:
     return kept[0]
 
 
+def directions(readout: Readout, ids: list[int]) -> Tensor:
+    rows = readout.weight[ids]
+    return rows * readout.gain if readout.projection is None else rows @ readout.projection
+
+
 def test_the_word_basis_is_orthonormal_and_holds_the_words_directions(lm: LanguageModel) -> None:
     readout = lm.readout
     basis = word_basis(words(lm), readout)
     torch.testing.assert_close(basis @ basis.T, torch.eye(len(basis)), atol=1e-5, rtol=0)
-    rows = readout.weight[[i for word in words(lm) for i in word.ids]] * readout.gain
+    rows = directions(readout, [i for word in words(lm) for i in word.ids])
     torch.testing.assert_close(rows @ basis.T @ basis, rows, atol=1e-5, rtol=1e-4)
 
 
@@ -256,7 +264,7 @@ def test_a_control_takes_out_as_much_in_other_directions(lm: LanguageModel) -> N
 def test_interchanged_words_are_read_in_each_others_place(lm: LanguageModel) -> None:
     readout = lm.readout
     pair = [words(lm)[0].ids[0], words(lm)[1].ids[0]]
-    rows = readout.weight[pair] * readout.gain
+    rows = directions(readout, pair)
     before = after_block(lm, 1)
     with words_interchanged(lm, 1, pair):
         states = after_block(lm, 1)
@@ -289,3 +297,18 @@ def test_nothing_stays_removed(lm: LanguageModel) -> None:
         break_off()
     assert torch.equal(logits(lm, PROMPTS[0]), before)
     assert len(lm.blocks[1]._forward_hooks) == hooks
+
+
+def test_words_are_acted_on_through_a_projection() -> None:
+    lm = language_model("opt-projected")  # whose states are wider than its unembedding
+    test_the_word_basis_is_orthonormal_and_holds_the_words_directions(lm)
+    test_interchanged_words_are_read_in_each_others_place(lm)
+
+
+# --- Generation ---
+
+
+def test_prompts_of_a_batch_are_gone_on_with_as_each_alone(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = [text for prompt in PROMPTS for text in generate(lm, [prompt], new_tokens=4)]
+    monkeypatch.setattr(lm.tokenizer, "padding_side", "right")  # as many tokenizers have it
+    assert generate(lm, PROMPTS, new_tokens=4) == alone

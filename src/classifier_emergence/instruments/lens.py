@@ -151,7 +151,7 @@ def lens(
     found = [target_tokens(target, lm, pieces) for target in dict.fromkeys(targets)]
     words = [word for word, _ in found]
     readout = readout_of(lm)
-    norms = row_norms(readout.weight, readout.gain) if words else torch.empty(0)
+    norms = row_norms(readout) if words else torch.empty(0)
     others = [word.word for word in words]
     # A piece is no word: no other words are its like.
     nulls = [_null_of(w, norms, lm, null_words, exclude=others) if w.word in targets else [] for w in words]

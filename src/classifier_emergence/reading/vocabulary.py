@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from classifier_emergence.errors import InputError
+from classifier_emergence.reading.readout import Readout
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     return str(name) if name else f"<{token_id}>"  # padded vocabularies have ids that the tokenizer does not know
 
 
-def row_norms(weight: Tensor, gain: Tensor) -> Tensor:
-    """(vocabulary,) norms of the rows that act on the normalised state: ``|gain * W_U[t]|``."""
-    return torch.cat([torch.linalg.vector_norm(rows * gain, dim=-1) for rows in weight.split(16384)])
+def row_norms(readout: Readout) -> Tensor:
+    """(vocabulary,) norms of the tokens' directions, which act on the normalised state: ``|gain * W_U[t]|``."""
+    parts = [slice(start, start + 16384) for start in range(0, len(readout.weight), 16384)]
+    return torch.cat([torch.linalg.vector_norm(readout.directions(part), dim=-1) for part in parts])

@@ -148,8 +148,8 @@ def divergence(lm: LanguageModel, wrapped: PeftModel, texts: Sequence[str]) -> T
 
 
 def word_basis(words: Sequence[WordTokens], readout: Readout) -> Tensor:
-    """(k, d) orthonormal basis of the directions that raise the words' tokens: ``gain * W_U[t]``."""
-    rows = readout.weight[[i for word in words for i in word.ids]] * readout.gain
+    """(k, d) orthonormal basis of the directions that raise the words' tokens; see ``Readout.directions``."""
+    rows = readout.directions(torch.tensor([i for word in words for i in word.ids]))
     basis: Tensor = torch.linalg.qr(rows.T).Q.T
     return basis
 
@@ -180,9 +180,9 @@ def subspace_removed(lm: LanguageModel, layer: int, basis: Tensor, along: Tensor
 def words_interchanged(lm: LanguageModel, layer: int, pair: Sequence[int], seed: int | None = None) -> Iterator[None]:
     """Interchange what the lens reads of two tokens after a block, at every position, and leave the rest of the state.
 
-    With v_i = ``gain * W_U[t_i]`` the lens's logits of the two are proportional to ``h . v_i``. The state becomes
-    ``h + (h . (v_2 - v_1)) w``, where w, in the span of the two, has ``w . v_1 = 1`` and ``w . v_2 = -1``: afterwards
-    ``h . v_1`` is what ``h . v_2`` was and the other way round.
+    With v_i the direction of t_i (``Readout.directions``) the lens's logits of the two are proportional to ``h . v_i``.
+    The state becomes ``h + (h . (v_2 - v_1)) w``, where w, in the span of the two, has ``w . v_1 = 1`` and
+    ``w . v_2 = -1``: afterwards ``h . v_1`` is what ``h . v_2`` was and the other way round.
 
     Args:
         lm: To act on.
@@ -190,7 +190,7 @@ def words_interchanged(lm: LanguageModel, layer: int, pair: Sequence[int], seed:
         pair: The two token ids.
         seed: Of a random direction of w's length that takes its place: the null.
     """
-    rows = lm.readout.weight[list(pair)] * lm.readout.gain
+    rows = lm.readout.directions(torch.tensor(pair))
     along = torch.linalg.solve(rows @ rows.T, torch.tensor([1.0, -1.0], dtype=rows.dtype, device=rows.device)) @ rows
     if seed is not None:
         along = random_basis(along[None].cpu(), seed=seed)[0].to(along) * along.norm()
@@ -222,7 +222,7 @@ def generate(lm: LanguageModel, prompts: Sequence[str], *, new_tokens: int) -> l
 
 def generated_ids(lm: LanguageModel, prompts: Sequence[str], new_tokens: int, **sampling: Any) -> tuple[Tensor, int]:
     """Prompts and their continuations as one batch of token ids, and where in it the continuations begin."""
-    batch = lm.tokenizer(list(prompts), return_tensors="pt", padding=True)
+    batch = lm.tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
     inputs = {name: batch[name].to(lm.model.device) for name in ("input_ids", "attention_mask")}
     generator: Any = lm.model
     ids = generator.generate(**inputs, max_new_tokens=new_tokens, pad_token_id=lm.tokenizer.pad_token_id, **sampling)
