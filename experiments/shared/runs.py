@@ -24,7 +24,7 @@ from classifier_emergence.manifest import MANIFEST, damage, seal
 from classifier_emergence.progress import notice, progress
 from classifier_emergence.results import digest, plain, read_result, write_result
 from experiments.params import Params
-from experiments.shared.stage import again, result_path
+from experiments.shared.stage import again, residuals_path, result_path
 
 RUNS = Path("data/runs")
 ADAPTERS = Path("data/adapters")
@@ -54,8 +54,9 @@ class Runs:
     """Runs of one stage on one model: a killed stage goes on with the run that it was in.
 
     What is kept belongs to one state of the parameters (the section named as the stage, and ``sections``), the imported
-    modules and the weights (of a wheel or a hub they are pinned by the parameters; of a folder stage ``fetch`` has the
-    hash); another starts afresh. Within ``with``, no other process may run the stage on the model.
+    modules, the weights (of a wheel or a hub they are pinned by the parameters; of a folder stage ``fetch`` has the
+    hash), the residual streams and the adapters that the stages of ``sections`` left; another starts afresh. Within
+    ``with``, no other process may run the stage on the model.
 
     Args:
         stage: Its name.
@@ -252,6 +253,10 @@ def _state(stage: str, key: str, params: Params, sections: Sequence[str]) -> str
     code = {Path(spec.origin) for spec in specs if spec and spec.name.startswith(ours) and spec.origin}
     fetched = result_path("fetch", key)
     state = hashlib.sha256(fetched.read_bytes() if fetched.exists() else b"")
+    # Some runs read what other stages left.
+    left = [Path(f"{residuals_path(key)}.sha256"), *(ADAPTERS / section / key / MANIFEST for section in sections)]
+    for file in left:
+        state.update(file.read_bytes() if file.is_file() else b"")
     for path in sorted(code):  # by the whole path: two modules of one name would come in another order every time
         state.update(path.read_bytes())
     settings = params.model_dump(mode="json", include={stage, "logit_lens", "registry", "confidence", *sections})

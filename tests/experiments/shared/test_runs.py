@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.results import read_result, write_result
+from classifier_emergence.results import read_result, write_result, write_text_atomic
 from experiments.params import Params, load_params
 from experiments.shared.runs import Run, Runs
 from experiments.shared.summaries import over_seeds, share_of
@@ -116,15 +116,18 @@ print(Runs("dual_reward", "m", load_params(PARAMS), print).state)
     assert len(states) == 1
 
 
-@pytest.mark.parametrize("changed", ["weights", "parameters"])
-def test_runs_of_other_weights_or_parameters_are_done_again(runs: Runs, changed: str) -> None:
-    runs.once("a", gives({"x": 1}))
+@pytest.mark.parametrize("changed", ["weights", "parameters", "residuals", "adapters"])
+def test_runs_of_another_state_are_done_again(runs: Runs, changed: str) -> None:
+    Runs("dual_reward", "m", PARAMS, build, "lora_sft").once("a", gives({"x": 1}))
     params = PARAMS
-    if changed == "weights":
+    if changed in ("residuals", "adapters"):
+        file = {"residuals": "residuals/m.safetensors.sha256", "adapters": "adapters/lora_sft/m/manifest.json"}[changed]
+        write_text_atomic(Path("data", file), "other")
+    elif changed == "weights":
         write_result("results/fetch/m.json", {"sha256": "b"})
     else:
         params = PARAMS.model_copy(update={"dual_reward": PARAMS.dual_reward.model_copy(update={"steps": 99})})
-    assert Runs("dual_reward", "m", params, build).once("a", gives({"x": 2})) == {"x": 2}
+    assert Runs("dual_reward", "m", params, build, "lora_sft").once("a", gives({"x": 2})) == {"x": 2}
 
 
 def test_finishing_writes_the_result_and_keeps_only_the_adapters(runs: Runs) -> None:
