@@ -16,7 +16,6 @@ from torch import Tensor
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments import direction as instrument_direction
 from classifier_emergence.instruments import probe as instrument_probe
-from classifier_emergence.instruments.base import readout_of
 from classifier_emergence.instruments.direction import direction
 from classifier_emergence.instruments.drawing import check_ending
 from classifier_emergence.instruments.lens import lens
@@ -212,7 +211,7 @@ def test_a_model_in_half_precision_in_memory_reads_nearly_the_same(tiny_models: 
 def test_a_planted_word_is_the_direction_and_random_states_have_none(
     llama: LanguageModel, seeded: Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    readout = readout_of(llama)
+    readout = llama.readout
     token = word_tokens("multiply", llama.tokenizer).forms[" multiply"]
     noise = seeded(5, 40, 48)
     word = readout.weight[token] * readout.gain

@@ -1,6 +1,5 @@
-"""What every instrument shares: checked prompts, a readout to compute with, named layers, and results that export."""
+"""What every instrument shares: checked prompts, named layers, and results that export."""
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from classifier_emergence.errors import InputError
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.positions import Fed, Position, feed
-from classifier_emergence.reading.readout import Readout
 from classifier_emergence.reading.sites import check_site
 from classifier_emergence.reading.tree import check_tokens
 from classifier_emergence.reading.vocabulary import WordTokens, word_tokens
@@ -192,19 +190,6 @@ def known_word(word: str, lm: LanguageModel) -> WordTokens:
     check_tokens([*tokens.ids, tokens.strict_id], lm.model)
     unknown = lm.tokenizer.unk_token_id
     return replace(tokens, forms={form: i for form, i in tokens.forms.items() if i != unknown})
-
-
-def readout_of(lm: LanguageModel) -> Readout:
-    """The readout in float32 on the CPU, where residual streams arrive; shares memory where the model is so already."""
-    readout = lm.readout
-    if readout.weight.device.type == "cpu" and readout.weight.element_size() == 4:
-        return readout
-    return replace(
-        readout,
-        norm=copy.deepcopy(readout.norm).float().cpu(),
-        weight=readout.weight.float().cpu(),
-        bias=None if readout.bias is None else readout.bias.float().cpu(),
-    )
 
 
 def pick_rows(lm: LanguageModel, layers: Sequence[str | int] | None, site: str = "resid") -> list[int]:

@@ -14,7 +14,6 @@ from classifier_emergence.instruments.base import (
     known_word,
     one_position,
     pick_rows,
-    readout_of,
 )
 from classifier_emergence.instruments.probe import SHUFFLES, encode_labels, fit, folds_of
 from classifier_emergence.progress import progress
@@ -137,7 +136,7 @@ def direction(
     row_labels = lm.layers
     ids = [known_word(word, lm).ids for word in words or classes]
     known = [c for c, forms in enumerate(ids) if forms]
-    readout = readout_of(lm)
+    readout = lm.readout
     states = read_states(lm, fed, rows=picked, description=f"{lm.key}: residual streams")
     sets = torch.cat([y[None], shuffled_labels(y, shuffles, seed=seed)])
     directions: list[ClassDirection] = []

@@ -18,7 +18,6 @@ from classifier_emergence.instruments.base import (
     known_word,
     one_position,
     pick_rows,
-    readout_of,
 )
 from classifier_emergence.reading.layers import layer_of
 from classifier_emergence.reading.lens import LensScores, lens_scores
@@ -150,7 +149,7 @@ def lens(
     picked = pick_rows(lm, layers, site)
     found = [target_tokens(target, lm, pieces) for target in dict.fromkeys(targets)]
     words = [word for word, _ in found]
-    readout = readout_of(lm)
+    readout = lm.readout
     norms = row_norms(readout) if words else torch.empty(0)
     others = [word.word for word in words]
     # A piece is no word: no other words are its like.
@@ -260,7 +259,7 @@ def chained(
         fed: Prompts that are read at one token each.
         chains: Token ids of each form.
         rows: Of the residual stream.
-        readout: Of the model, float32 on the CPU.
+        readout: Of the model.
         site: Where in a block.
     """
     texts = [
@@ -271,7 +270,7 @@ def chained(
     total = np.zeros((len(rows), len(fed)))
     parts = states.split([len(text.read) for text in texts], 1)
     for i, (part, chain) in enumerate(zip(parts, [*chains] * len(fed), strict=True)):
-        log_p = torch.stack([readout.logits(row).double().log_softmax(-1) for row in part])
+        log_p = torch.stack([readout.logits(row).double().log_softmax(-1).cpu() for row in part])
         of_pieces = log_p.gather(2, torch.tensor(chain).expand(len(rows), -1)[..., None])
         total[:, i // len(chains)] += of_pieces.sum((1, 2)).exp().numpy()
     return total

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.instruments.base import Reading, check_list, feed_prompts, pick_rows, readout_of
+from classifier_emergence.instruments.base import Reading, check_list, feed_prompts, pick_rows
 from classifier_emergence.instruments.lens import chained, target_tokens
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.positions import Fed, Position, continued, read_states
@@ -216,7 +216,7 @@ def lens_map(
     found = [target_tokens(target, lm, pieces) for target in dict.fromkeys(targets)]
     words = [word for word, _ in found]
     states = read_states(lm, [fed], rows=picked, site=site, description=f"{lm.key}: residual streams")
-    readout = readout_of(lm)
+    readout = lm.readout
     seen = top_tokens(states, readout, [word.ids for word in words], top, description=f"{lm.key}: lens")
     alignment = np.moveaxis(seen.alignment.double().numpy(), -1, 0)
     for t, (_, chains) in enumerate(found):

@@ -38,7 +38,7 @@ def top_tokens(
 
     Args:
         states: (layers, positions, d) pre-norm residual streams.
-        readout: Of the same model, float32 on the CPU.
+        readout: Of the same model.
         words: Token ids of each word, possibly none.
         k: Tokens to keep; at most the vocabulary.
         description: Shown with the progress bar.
@@ -64,4 +64,4 @@ def top_tokens(
                           torch.stack(rank, -1).long() if rank else empty.long()))  # fmt: skip
             advance(len(part))
     shape = states.shape[:2]
-    return TopTokens(*(torch.cat(field).unflatten(0, shape) for field in zip(*parts, strict=True)))
+    return TopTokens(*(torch.cat(field).cpu().unflatten(0, shape) for field in zip(*parts, strict=True)))

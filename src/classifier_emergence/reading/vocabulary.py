@@ -143,4 +143,4 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
 def row_norms(readout: Readout) -> Tensor:
     """(vocabulary,) norms of the tokens' directions, which act on the normalised state: ``|gain * W_U[t]|``."""
     parts = [slice(start, start + 16384) for start in range(0, len(readout.weight), 16384)]
-    return torch.cat([torch.linalg.vector_norm(readout.directions(part), dim=-1) for part in parts])
+    return torch.cat([torch.linalg.vector_norm(readout.directions(part), dim=-1) for part in parts]).cpu()
