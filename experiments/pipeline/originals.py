@@ -22,7 +22,6 @@ from experiments.params import load_params
 from experiments.report.ledger import judge_present
 from experiments.shared.stage import RESULTS, STAGES, residuals_path, result_path
 
-PROFILE = Path("params.originals.yaml")
 PINNED = Path("data/originals.yaml")
 """The base parameters with the commits that the hub gave for what the profile does not pin."""
 CLAIMS = RESULTS / "claims.originals.json"

@@ -12,7 +12,14 @@ from classifier_emergence.mixtures.nulls import (
     token_pool,
 )
 from classifier_emergence.mixtures.paths import path_features, told_bits
-from classifier_emergence.mixtures.routing import Routing, context_dependence, information, trace, usage
+from classifier_emergence.mixtures.routing import (
+    REREAD_BATCH_TOKENS,
+    Routing,
+    context_dependence,
+    information,
+    trace,
+    usage,
+)
 from classifier_emergence.mixtures.writing import written
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
@@ -25,7 +32,6 @@ from experiments.shared.study import ProblemStudy
 from experiments.shared.summaries import accuracy_curve
 
 DOMAINS = (*OPERATIONS, "text")
-REREAD_BATCH_TOKENS = 256  # tokens a batch when texts are read again: other batches, other rounding
 READ = ("symbol", "word")
 """Styles in which lens and probes read the operation."""
 

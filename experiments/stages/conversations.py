@@ -7,10 +7,10 @@ time, and short.
 from pathlib import Path
 from typing import Any
 
-from classifier_emergence.models.loading import load
 from classifier_emergence.reading.model import LanguageModel
 from experiments.params import Params
 from experiments.shared.conversations import Request, replies, requests
+from experiments.shared.model import build
 from experiments.shared.runs import Runs
 from experiments.shared.stage import main
 from experiments.shared.summaries import share_of
@@ -24,11 +24,6 @@ def run(params: Params, key: str) -> None:
             for part, held_out in (("train", False), ("test", True))
         }
         runs.finish({"model": key, **parts})
-
-
-def build(params: Params, key: str) -> LanguageModel:
-    """The model."""
-    return load(key, params.registry)
 
 
 def ask(lm: LanguageModel, _: Path, asked: list[Request], params: Params) -> dict[str, Any]:

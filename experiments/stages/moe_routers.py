@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from classifier_emergence.mixtures.routers import has_routers, load_routers
 from classifier_emergence.mixtures.upcycling import (
@@ -32,7 +31,7 @@ from classifier_emergence.mixtures.upcycling import (
 )
 from classifier_emergence.models.loading import load
 from classifier_emergence.models.registry import HubSource
-from classifier_emergence.models.sources import checkpoint_of
+from classifier_emergence.models.sources import checkpoint_of, tokenizer_of
 from classifier_emergence.reading.layers import peak_row
 from classifier_emergence.reading.lens import lens_scores
 from classifier_emergence.reading.model import LanguageModel
@@ -49,6 +48,7 @@ from experiments.params import Params
 from experiments.shared.expert_words import projection
 from experiments.shared.lens import own_class
 from experiments.shared.mixtures import DOMAINS, READ, MixtureStudy, in_use, writing
+from experiments.shared.model import build
 from experiments.shared.probing import TOLERANCE
 from experiments.shared.runs import ADAPTERS, Run, Runs
 from experiments.shared.stage import main, result_path
@@ -65,8 +65,7 @@ def run(params: Params, key: str) -> None:
     if not has_routers(checkpoint):
         upcycle(params, key)
         return
-    name, revision = (source.repo, source.revision) if isinstance(source, HubSource) else (checkpoint.root, "main")
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    tokenizer = tokenizer_of(checkpoint, source)
     weights = load_routers(checkpoint)
     result: dict[str, Any] = {"model": key, "kind": "mixture", "on_hub": isinstance(source, HubSource)}
     experts: Tensor | None = None
@@ -87,11 +86,6 @@ def run(params: Params, key: str) -> None:
 
 
 # --- Upcycling ---
-
-
-def build(params: Params, key: str) -> LanguageModel:
-    """The dense model."""
-    return load(key, params.registry)
 
 
 def upcycle(params: Params, key: str) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from classifier_emergence.models.loading import load
 from classifier_emergence.reading.layers import row_at
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.reading.probes import fit_probes
@@ -32,6 +31,7 @@ from classifier_emergence.training.supervised import Member, train_together
 from experiments.params import Params
 from experiments.shared.conversations import replies, requests
 from experiments.shared.dual_reward import DualRewardArm, DualRewardStudy, measure_arm
+from experiments.shared.model import build
 from experiments.shared.probing import TOLERANCE
 from experiments.shared.runs import Run, Runs
 from experiments.shared.stage import main, result_path
@@ -75,11 +75,6 @@ def run(params: Params, key: str) -> None:
             "tuned_minus_control": contrasts(lm, models["tuned"], models["control"], params),
         }
         runs.finish(result)
-
-
-def build(params: Params, key: str) -> LanguageModel:
-    """The base model."""
-    return load(key, params.registry)
 
 
 def tune(

@@ -6,21 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from classifier_emergence.models.loading import load
 from classifier_emergence.reading.lens_maps import LensMaps
-from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.tasks.arithmetic import OPERATIONS, STYLES, prompt_bank
 from experiments.params import Params
 from experiments.shared.lens_fits import FITS, kept_maps, selected
+from experiments.shared.model import build
 from experiments.shared.runs import Runs
 from experiments.shared.stage import main, read_residuals
 from experiments.shared.summaries import accuracy_curve, mean_of, over, share_of
 from experiments.shared.word_lens import WordLens
-
-
-def build(params: Params, key: str) -> LanguageModel:
-    """The model."""
-    return load(key, params.registry)
 
 
 def run(params: Params, key: str) -> None:

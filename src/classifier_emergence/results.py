@@ -117,6 +117,11 @@ def lookup(result: Any, dotted: str) -> Any:
     return node
 
 
+def script_json(tree: Any) -> str:
+    """JSON that may stand in a script element."""
+    return json.dumps(tree, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
 def write_text_atomic(path: str | Path, text: str) -> None:
     """Write text as UTF-8 with the line ends that it has; see ``write_bytes_atomic``."""
     write_bytes_atomic(path, text.encode("utf-8"))

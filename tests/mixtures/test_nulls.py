@@ -1,5 +1,6 @@
 """What experts say, against chance: planted words are found, random rows are not, tokens are classed by rule."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from mixtures.test_routers import E, openai, write
 from scipy.stats import hypergeom, kstest
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.mixtures.nulls import (
@@ -33,11 +35,11 @@ from classifier_emergence.mixtures.projection import (
     random_routers,
     random_rows,
     token_directions,
-    unit,
 )
 from classifier_emergence.mixtures.routers import RouterWeights, load_routers
 
 WIDTH, VOCABULARY = 96, 3000
+unit = partial(normalize, dim=-1)
 
 
 def maxima(*shape: int, seed: int) -> np.ndarray:

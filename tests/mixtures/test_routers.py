@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.mixtures.projection import (
@@ -22,7 +23,6 @@ from classifier_emergence.mixtures.projection import (
     project_routers,
     random_routers,
     reported,
-    unit,
 )
 from classifier_emergence.mixtures.routers import RouterWeights, load_routers
 from classifier_emergence.statistics import expected_max_cosine
@@ -319,7 +319,7 @@ def test_rows_of_top_tokens_and_of_those_asked_for_are_kept(block_rows: int, tmp
     full = unembedding_of(weights)
     torch.testing.assert_close(kept.mean, full.mean(0))
     ids = torch.tensor([[38, 4], [9, 0]])
-    expected = unit((full - full.mean(0)) * weights.final_gain)[ids]
+    expected = normalize((full - full.mean(0)) * weights.final_gain, dim=-1)[ids]
     torch.testing.assert_close(kept.of(ids), expected)
     lost = next(i for i in range(V) if i not in kept.ids.tolist())
     with pytest.raises(InputError, match=f"ids: {lost} was not kept"):

@@ -3,7 +3,6 @@
 The same results give the same bytes. The page holds its library and data, and asks no server for anything.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -14,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from classifier_emergence.numbers import ends_text, number
-from classifier_emergence.results import write_text_atomic
+from classifier_emergence.results import script_json, write_text_atomic
 from classifier_emergence.trace import judged, origins
 from experiments.params import load_params
 from experiments.report.names import NAMES, model_name
@@ -23,7 +22,6 @@ from experiments.report.page.explorers import EXPLORERS, prompts
 from experiments.shared.stage import STAGES, exit_on_bad_input, results_of
 
 HERE = Path(__file__).parent
-TEMPLATES = ("page.html", "page.css", "page.js", "reproducing.md")
 PAGE, GUIDE = Path("paper/index.html"), Path("docs/REPRODUCING.md")
 TITLE = "Does training make a vocabulary-aligned classifier emerge?"
 READ = ("probing", "other_tasks", "logit_lens", "dual_reward_long", "lora_sft", "cot_alignment", "grpo", "collapse",
@@ -67,7 +65,7 @@ def build() -> str:
             style=_raw("page.css"),
             script=_raw("page.js"),
             library=Markup(plot.library()),
-            data=Markup(_json(drawn)),
+            data=Markup(script_json(drawn)),
         )
     )
 
@@ -136,11 +134,6 @@ def _groups(claims: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _raw(name: str) -> Markup:
     return Markup((HERE / name).read_text(encoding="utf-8").rstrip("\n"))
-
-
-def _json(tree: Any) -> str:
-    """JSON that may stand in a script element."""
-    return json.dumps(tree, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 if __name__ == "__main__":

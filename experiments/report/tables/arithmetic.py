@@ -3,7 +3,7 @@
 from classifier_emergence.numbers import number, percent, small_share
 from classifier_emergence.reading.layers import layer_row
 from classifier_emergence.tasks.arithmetic import OPERATIONS, STYLES
-from experiments.report.names import NAMES
+from experiments.report.names import short_name
 from experiments.report.tables.cells import NOTHING, at_layer, cells
 from experiments.report.tables.table import FOLDER, Result, Results, Rows, table
 from experiments.report.typeset import write_table
@@ -16,7 +16,7 @@ def claims(claim: Result) -> Rows:
     """The claims of the sources and our verdicts."""
     by_state: dict[str, list[str]] = {}
     for model, state in claim["primary"].items():
-        by_state.setdefault(state, []).append(NAMES["models"].get(model, [model])[-1])
+        by_state.setdefault(state, []).append(short_name(model))
     named = "; ".join(f"{state} in {' and '.join(models)}" for state, models in sorted(by_state.items()))
     headline = claim["headline"] + (f": {named}" if claim["headline"] == "mixed by model" else "")
     judged = len(claim["primary"]) if claim["headline"] != "untested" else NOTHING

@@ -82,22 +82,17 @@ class Reading(ABC):
             return None
 
 
-def check_prompts(lm: LanguageModel, prompts: Sequence[str], *, what: str = "prompt") -> None:
-    """Refuse prompts that the model cannot read.
+def check_prompts(prompts: Sequence[str], *, what: str = "prompt") -> None:
+    """Refuse prompts that no model can read.
 
     Raises:
-        InputError: There are none, or one is empty, is not valid Unicode, or is longer than the model's context.
+        InputError: There are none, or one is empty or is not valid Unicode.
     """
     check_list(prompts, f"{what}s")
     if not prompts:
         raise InputError(f"{what}s: none given; pass at least one")
-    config: Any = lm.model.config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None)
     for i, prompt in enumerate(prompts, start=1):
         check_text(prompt, f"{what} {i}")
-        # A token holds several characters, so short texts need no count.
-        if context and len(prompt) > context // 2 and (n := len(lm.tokenizer(prompt)["input_ids"])) > context:
-            raise InputError(f"{what} {i}: {n} tokens, but {lm.key} reads at most {context}; shorten it")
 
 
 def feed_prompts(
@@ -112,10 +107,10 @@ def feed_prompts(
     """``positions.feed`` for prompts that the model can read.
 
     Raises:
-        InputError: See ``check_prompts`` and ``positions.feed``; or a prompt is too long in the chat's template, or
-            holds a token that the model does not have.
+        InputError: See ``check_prompts`` and ``positions.feed``; or a prompt, in the chat's template if
+            any, is longer than the model's context or holds a token that the model does not have.
     """
-    check_prompts(lm, prompts, what=what)
+    check_prompts(prompts, what=what)
     fed = feed(lm.tokenizer, prompts, position=position, chat=chat, system=system)
     check_tokens([max(one.ids) for one in fed], lm.model)
     config: Any = lm.model.config.get_text_config()

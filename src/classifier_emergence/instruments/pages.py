@@ -1,6 +1,5 @@
 """Readings as HTML files that need nothing else: no network, no server."""
 
-import json
 import re
 from collections.abc import Sequence
 from html import escape
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from classifier_emergence.extras import missing_extras_named
 from classifier_emergence.instruments.drawing import FLOOR, rendered
+from classifier_emergence.results import script_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,16 +61,11 @@ def map_page(data: dict[str, Any]) -> str:
     parts = {
         "TITLE": escape(f"{data['maps'][0]['model']}: the logit lens"),
         "LIBRARY": Resources(mode="inline", components=["bokeh"]).render_js(),
-        "DATA": _script(data),
-        "FIGURE": _script(_curves(data["layers"], data["targets"])),
+        "DATA": script_json(data),
+        "FIGURE": script_json(_curves(data["layers"], data["targets"])),
     }
     # In one pass: what is put in may hold such marks itself.
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], page)
-
-
-def _script(tree: Any) -> str:
-    """JSON that may stand in a script element."""
-    return json.dumps(tree, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def short_numbers(values: Any) -> Any:

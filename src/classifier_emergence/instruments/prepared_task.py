@@ -65,7 +65,7 @@ def prepare(
         raise InputError(f"{lm.key}: an adapter is on it, which training would overwrite; merge it (merge_and_unload)")
     if lm.tokenizer.eos_token_id is None:
         raise InputError(f"{lm.key}: the tokenizer has no end token, which ends every answer; set one")
-    check_prompts(lm, [item.prompt for item in task.items])
+    check_prompts([item.prompt for item in task.items])
     words = [_target_word(word, lm) for word in task.words]
     train, test = held_out(task)
     shown = shots_of(train, shots)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments.base import Reading, class_names, feed_prompts
 from classifier_emergence.mixtures.routing import (
+    REREAD_BATCH_TOKENS,
     ContextDependence,
     Information,
     Routing,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 PAIRS = 50
 """Pairs of contexts of one token that are compared, at most."""
 CONFIDENCE, RESAMPLES = 0.95, 1000
-REREAD_BATCH_TOKENS = 256  # tokens a batch when texts are read again: other batches, other rounding
 
 
 @dataclass(frozen=True, eq=False)

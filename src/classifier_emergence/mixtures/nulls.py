@@ -22,9 +22,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import false_discovery_control, gumbel_r
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from classifier_emergence.errors import InputError
-from classifier_emergence.mixtures.projection import Directions, RouterProjection, TokenRows, unit
+from classifier_emergence.mixtures.projection import Directions, RouterProjection, TokenRows
 from classifier_emergence.statistics import Floats, permutation_p
 
 Booleans = NDArray[np.bool_]
@@ -220,7 +221,7 @@ def judge_words(
     rank = projection.rank.double().numpy()
     p = word_p(projection, words, vocabulary)
     numbers = torch.tensor(pool)
-    scores = unit(directions.rows.float()) @ tokens.of(numbers).T  # (layers, experts, pool)
+    scores = normalize(directions.rows.float(), dim=-1) @ tokens.of(numbers).T  # (layers, experts, pool)
     matched = []
     for w, ids in enumerate(words):
         at = equal_frequency(torch.tensor(ids), numbers, draws, seed=seed + w)

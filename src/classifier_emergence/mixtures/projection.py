@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.mixtures.routers import RouterWeights
@@ -85,7 +86,7 @@ def random_rows(rows: Tensor, n: int, *, seed: int) -> Tensor:
         raise InputError(f"experts: {min(n, experts)}: a null needs at least 2 rows a layer")
     generator = torch.Generator().manual_seed(seed)
     null: Tensor = torch.randn(layers, n, width, generator=generator) / width**0.5
-    seen = unit(rows.float() - rows.float().mean(1, keepdim=True))
+    seen = normalize(rows.float() - rows.float().mean(1, keepdim=True), dim=-1)
     for layer in range(layers if layers > 1 else 0):
         others = torch.cat([seen[:layer], seen[layer + 1 :]]).flatten(0, 1)
         shrunk = float(ledoit_wolf_shrinkage(others.double().numpy(), assume_centered=True))
@@ -107,8 +108,8 @@ def planted(rows: Tensor, tokens: Tensor, cosines: Sequence[float]) -> Direction
         tokens: Of ``token_directions``, one for each.
         cosines: Within -1..1.
     """
-    along = unit(tokens)
-    across = unit(rows - (rows * along).sum(-1, keepdim=True) * along)
+    along = normalize(tokens, dim=-1)
+    across = normalize(rows - (rows * along).sum(-1, keepdim=True) * along, dim=-1)
     weight = torch.tensor(cosines)[:, None, None]
     return Directions(weight * along + (1 - weight.square()).sqrt() * across, gains=True)
 
@@ -158,7 +159,7 @@ class TokenRows:
         at = torch.searchsorted(self.ids, ids).clamp(max=len(self.ids) - 1)
         if not torch.equal(self.ids[at], ids):
             raise InputError(f"ids: {int(ids[self.ids[at] != ids][0])} was not kept; name it in keep")
-        return unit((self.rows[at].float() - self.mean) * self.final_gain.float())
+        return normalize((self.rows[at].float() - self.mean) * self.final_gain.float(), dim=-1)
 
 
 @torch.no_grad()
@@ -213,9 +214,9 @@ def project_routers(
             finite &= bool(block.isfinite().all())
             tokens: dict[bool, Tensor] = {}
             if any(not each.gains for each in sets):
-                tokens[False] = unit(block)
+                tokens[False] = normalize(block, dim=-1)
             if any(each.gains for each in sets):
-                tokens[True] = unit((block - mean) * gain)
+                tokens[True] = normalize((block - mean) * gain, dim=-1)
             for each, sweep in zip(sets, sweeps, strict=True):
                 sweep.add(tokens[each.gains], start)
             tops = [sweep.top_ids.flatten() for each, sweep in zip(sets, sweeps, strict=True) if each.gains]
@@ -261,9 +262,9 @@ class _Sweep:
     def __init__(
         self, directions: Directions, wanted: Tensor, ids: list[int], words: Sequence[Sequence[int]], top: int
     ) -> None:
-        self.rows = unit(directions.rows.float()).flatten(0, -2)
+        self.rows = normalize(directions.rows.float(), dim=-1).flatten(0, -2)
         self.ids = torch.tensor(ids, dtype=torch.int64)
-        self.exact = self.rows @ unit(wanted).T  # (n, wanted)
+        self.exact = self.rows @ normalize(wanted, dim=-1).T  # (n, wanted)
         columns = {i: column for column, i in enumerate(ids)}
         n = len(self.rows)
         best = [self.exact[:, [columns[i] for i in word]].amax(-1) for word in words]
@@ -302,9 +303,3 @@ class _Sweep:
         std = (self.squares / vocabulary - mean.square()).clamp(min=0).sqrt()
         parts = (self.top_ids, self.top_scores, mean, std, self.best, 1 + self.higher)
         return RouterProjection(*(part.unflatten(0, shape) for part in parts))
-
-
-def unit(rows: Tensor) -> Tensor:
-    """Rows (..., d) of length 1; a row of zeros stays one."""
-    scaled: Tensor = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-12)
-    return scaled

@@ -23,6 +23,7 @@ from classifier_emergence.statistics import Floats, bootstrap_mean, permutation_
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 BATCH_TOKENS = 512  # more gains nothing on two cores
+REREAD_BATCH_TOKENS = 256  # when texts are read again: other batches, other rounding
 ROUNDING = 1e-5  # relative: many times the rounding error of a softmax in 32 bits
 
 

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from classifier_emergence.errors import InputError
 from classifier_emergence.mixtures.projection import controlled, project_routers, random_routers, reported
 from classifier_emergence.mixtures.routers import load_routers
-from classifier_emergence.models.registry import HubSource, ModelSource
-from classifier_emergence.models.sources import checkpoint_of
+from classifier_emergence.models.registry import ModelSource
+from classifier_emergence.models.sources import checkpoint_of, tokenizer_of
 from classifier_emergence.reading.vocabulary import token_text, word_tokens
 
 
@@ -43,13 +41,7 @@ def project_checkpoint(
         InputError: See ``routers.load_routers``; or there is no tokenizer, or a word is no single token of it.
     """
     weights = load_routers(checkpoint_of(key, source))
-    root = weights.checkpoint.root
-    name, revision = (source.repo, source.revision) if isinstance(source, HubSource) else (root, "main")
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except Exception as error:  # a damaged file makes transformers stumble in any way
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{name}: no tokenizer can be read ({reason}); put it beside the weights") from error
+    tokenizer = tokenizer_of(weights.checkpoint, source)
     ids = []
     for word in words:
         if not (forms := word_tokens(word, tokenizer).ids):

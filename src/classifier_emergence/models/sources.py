@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from rich.console import Console
 from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from classifier_emergence.errors import InputError, first_line
 from classifier_emergence.extras import missing_extras_named
@@ -101,6 +102,22 @@ def checkpoint_of(key: str, source: ModelSource) -> Checkpoint:
     with suppress(LocalEntryNotFoundError, InputError):
         return Checkpoint(snapshot_download(source.repo, revision=source.revision, local_files_only=True))
     return Checkpoint(source)
+
+
+def tokenizer_of(checkpoint: Checkpoint, source: ModelSource) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, from the hub if that is its source.
+
+    Raises:
+        InputError: There is none, or it cannot be read.
+    """
+    name, revision = (source.repo, source.revision) if isinstance(source, HubSource) else (checkpoint.root, "main")
+    load: Any = AutoTokenizer.from_pretrained
+    try:
+        tokenizer: PreTrainedTokenizerBase = load(name, revision=revision, trust_remote_code=False)
+    except Exception as error:  # a damaged file makes transformers stumble in any way
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{name}: no tokenizer can be read ({reason}); put it beside the weights") from error
+    return tokenizer
 
 
 def provenance(source: ModelSource) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from classifier_emergence.reading.readout import Readout
 
@@ -44,11 +45,11 @@ def project(
     """
     directions = directions.float().to(readout.weight.device)
     if cosine:
-        directions = _unit(directions)
+        directions = normalize(directions, dim=-1)
     scores = torch.empty(len(directions), len(readout.weight), device=directions.device)
     for start in range(0, len(readout.weight), CHUNK_ROWS):
         part = slice(start, start + CHUNK_ROWS)
-        rows = _unit(readout.directions(part)) if cosine else readout.rows(part)
+        rows = normalize(readout.directions(part), dim=-1) if cosine else readout.rows(part)
         scores[:, start : start + CHUNK_ROWS] = directions @ rows.T
     best = torch.stack([scores[:, list(ids)].amax(-1) for ids in words], dim=-1)
     ordered = scores.sort(dim=-1).values
@@ -64,14 +65,9 @@ def largest_cosines(directions: Tensor, readout: Readout) -> Tensor:
 
     Holds one block of cosines at a time, so that directions may be many, as those of a null are.
     """
-    unit = _unit(directions.float().to(readout.weight.device))
+    unit = normalize(directions.float().to(readout.weight.device), dim=-1)
     largest = unit.new_full((len(unit),), -1.0)
     for start in range(0, len(readout.weight), CHUNK_ROWS):
-        cosines = unit @ _unit(readout.directions(slice(start, start + CHUNK_ROWS))).T
+        cosines = unit @ normalize(readout.directions(slice(start, start + CHUNK_ROWS)), dim=-1).T
         largest = torch.maximum(largest, cosines.amax(-1))
     return largest.cpu()
-
-
-def _unit(rows: Tensor) -> Tensor:
-    unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-12)
-    return unit

@@ -17,10 +17,11 @@ from local_hub import COMMIT, as_cache, served
 from classifier_emergence.errors import InputError
 from classifier_emergence.results import read_result, write_result
 from experiments.params import load_params
-from experiments.pipeline.originals import CLAIMS, PINNED, PROFILE, left, load_profile
+from experiments.pipeline.originals import CLAIMS, PINNED, left, load_profile
 from experiments.report.claims import LEDGER, load_claims
 from experiments.report.ledger import judge_all
 
+PROFILE = Path("params.originals.yaml")
 ROOT = Path(__file__).resolve().parents[3]
 READ = ["fetch", "residuals", "probing", "logit_lens"]
 TRAIN, ROUTE = ["fetch", "dual_reward", "dual_reward_long"], ["fetch", "moe_routers"]

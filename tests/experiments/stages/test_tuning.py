@@ -14,6 +14,7 @@ from classifier_emergence.tasks.arithmetic import OPERATIONS, prompt_bank
 from experiments.params import Params
 from experiments.shared import conversations as shared
 from experiments.shared.conversations import MEMBERS, Request, replies, requests
+from experiments.shared.model import build
 from experiments.shared.probing import held_out_probes
 from experiments.stages import conversations, tuning
 from experiments.stages.tuning import PROBED, contrasts, examples, merged, probed, reward, tune
@@ -44,7 +45,7 @@ def test_no_thing_of_the_tests_is_in_any_conversation() -> None:
 
 
 def test_the_control_sees_the_same_words_in_another_order(params: Params) -> None:
-    lm = tuning.build(params, KEY)
+    lm = build(params, KEY)
     written = [{"request": "Is it so or is it not so", "reply": "it is so and it is not"}]
     (told,), (control,) = (examples(lm, written, params, seed) for seed in (None, 1))
     texts = [lm.tokenizer.decode(one.ids, skip_special_tokens=True) for one in (told, control)]
@@ -54,7 +55,7 @@ def test_the_control_sees_the_same_words_in_another_order(params: Params) -> Non
 
 
 def test_a_merged_model_is_the_adapted_one_and_the_base_stays(params: Params, tmp_path: Path) -> None:
-    lm = tuning.build(params, KEY)
+    lm = build(params, KEY)
     before = residual_stream(lm, ["7 * 8 ="])
     written = [{"request": "Is it so", "reply": "it is"}] * 4
     members = {"tuned-0": ("tuned", 0), "control-0": ("control", 0)}
@@ -66,7 +67,7 @@ def test_a_merged_model_is_the_adapted_one_and_the_base_stays(params: Params, tm
 
 
 def test_the_base_model_with_all_seeds_is_each_seed_alone(params: Params, tmp_path: Path) -> None:
-    lm = tuning.build(params, KEY)
+    lm = build(params, KEY)
     together = reward(lm, tmp_path / "both", [0, 1], params)
     alone = reward(lm, tmp_path / "one", [1], params)
     assert alone[0]["symbol"]["alignment"]["mean"] == pytest.approx(
@@ -76,7 +77,7 @@ def test_the_base_model_with_all_seeds_is_each_seed_alone(params: Params, tmp_pa
 
 
 def test_probes_are_those_of_the_stage_on_probing(params: Params) -> None:
-    lm = tuning.build(params, KEY)
+    lm = build(params, KEY)
     found = probed(lm, params)
     for style, by in PROBED.items():
         bank = prompt_bank(style, params.bank)
@@ -89,7 +90,7 @@ def test_probes_are_those_of_the_stage_on_probing(params: Params) -> None:
 
 
 def test_a_model_minus_itself_is_nothing(params: Params, tmp_path: Path) -> None:
-    lm = tuning.build(params, KEY)
+    lm = build(params, KEY)
     one = [{"probes": probed(lm, params), "rewards": reward(lm, tmp_path / "work", [0], params)}]
     found = contrasts(lm, one, one, params)
     assert [found["probes"][style]["value"] for style in PROBED] == [0, 0]
@@ -109,7 +110,7 @@ def test_the_stages_run_and_their_result_compares_all_models(params: Params) -> 
 
 
 def test_a_reply_ends_at_the_end_of_text(params: Params) -> None:
-    lm = tuning.build(params, KEY)
+    lm = build(params, KEY)
     texts, ended = replies(lm, ["7 * 8 =", "what is"], new_tokens=3)
     assert len(texts) == len(ended) == 2
     lm.model.generation_config.eos_token_id = int(np.argmax(np.bincount(lm.tokenizer(texts[0])["input_ids"])))
@@ -124,4 +125,4 @@ def test_replies_stand_in_the_order_of_their_prompts(params: Params, monkeypatch
     monkeypatch.setattr(shared, "generated_ids", echo)
     monkeypatch.setattr(shared, "GENERATED_TOGETHER", 2)
     prompts = ["what is 7 times 8", "7 * 8 =", "what is"]
-    assert replies(tuning.build(params, KEY), prompts, new_tokens=3)[0] == prompts
+    assert replies(build(params, KEY), prompts, new_tokens=3)[0] == prompts
