@@ -132,10 +132,11 @@ def train_grpo(
             ``reward`` fails, or the loss is not finite.
     """
     check_run(lm, tasks, objective, sampling, schedule)
-    adapters = model.active_adapters if isinstance(model, PeftModel) else []
     settings = {
         **model_settings(lm),
-        "adapters": {name: adapter_settings(model, name) for name in adapters},
+        "adapters": {name: adapter_settings(model, name) for name in model.peft_config}
+        if isinstance(model, PeftModel)
+        else {},
         "reward": name_of(reward),
         "tasks": digest_of(tasks),
         "objective": asdict(objective),
