@@ -118,7 +118,7 @@ def submit_stages(
     done, failed = submit(picks or [], cluster, at_once, {name: yaml.safe_load(value) for name, _, value in pairs})
     say(f"{len(done)} of {len(done) + len(failed)} stages done" if done or failed else "nothing is stale")
     if failed:
-        say(f"failed, or waiting for what failed: {', '.join(failed)}; mend it and run the same command again")
+        say(f"failed, or waiting for what failed: {', '.join(failed)}; fix it and run the same command again")
     _answer(not failed)
 
 
@@ -149,7 +149,7 @@ def originals(
     named = {key: claim for key, claim in found.items() if claim["needs"]}
     table(["claim", "verdict", "what it says"], [[key, c["headline"], c["claim"]] for key, c in named.items()])
     if failed:
-        say(f"failed, with its message above: {', '.join(failed)}; mend it and run the same command again")
+        say(f"failed, with its message above: {', '.join(failed)}; fix it and run the same command again")
     _answer(not failed)
 
 

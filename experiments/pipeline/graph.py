@@ -122,4 +122,4 @@ def _repository() -> Iterator[Repo]:
         with Repo() as repo:
             yield repo
     except DvcException as error:
-        raise InputError(f"dvc.yaml: DVC cannot use it ({' '.join(str(error).split())}); mend it") from error
+        raise InputError(f"dvc.yaml: DVC cannot use it ({' '.join(str(error).split())}); fix it") from error

@@ -57,7 +57,7 @@ def pace(elapsed: float, planned: float) -> float:
 def dvc_repro(*arguments: str, what: str = "dvc repro") -> None:
     """Run ``dvc repro`` on this terminal; an ``InputError`` says that ``what`` failed."""
     if code := subprocess.run([sys.executable, "-m", "dvc", "repro", *arguments], check=False).returncode:
-        raise InputError(f"{what} failed (exit code {code}, its message is above); mend it and run again")
+        raise InputError(f"{what} failed (exit code {code}, its message is above); fix it and run again")
 
 
 def results_in_git() -> Path:

@@ -74,7 +74,8 @@ def over_seeds_and_clusters(
 
     Two half-widths are added in quadrature: Student's over the seeds' means, and that of ``paired`` over clusters of
     the examples' means. Their squares estimate two parts of the mean's variance; what a seed makes of an example is in
-    both, so the interval is rather too wide. Other than a union of the seeds' intervals, it gets narrower with seeds.
+    both, so the interval is rather too wide. Unlike a union of the seeds' intervals, it narrows
+    with more seeds.
 
     Args:
         changes: (seeds, n), at least two seeds.

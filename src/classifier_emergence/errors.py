@@ -35,7 +35,7 @@ def one_line(error: Exception) -> str:
     if (isinstance(error, OSError) and error.strerror) or "(os error " in str(error):  # the latter of what is in Rust
         file = getattr(error, "filename", None)
         what = getattr(error, "strerror", None) or first_line(error)
-        return f"{f'{file}: ' if file else ''}{what}; see to the file, its folder or the space there, and run again"
+        return f"{f'{file}: ' if file else ''}{what}; check the file, its folder and the free space, then run again"
     if isinstance(error, MemoryError):
         return "out of memory; run where there is more, or take a smaller model or batch"
-    return f"{type(error).__name__}: {first_line(error)} (not foreseen: --debug shows where)"
+    return f"{type(error).__name__}: {first_line(error)} (unexpected error; --debug shows the traceback)"

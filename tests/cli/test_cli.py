@@ -521,8 +521,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(
 @pytest.mark.parametrize(
     ("failure", "told"),
     [
-        (RuntimeError("odd\nthing"), "RuntimeError: odd (not foreseen: --debug shows where)"),
-        (OSError(5, "Input/output error", "disk"), "disk: Input/output error; see to the file"),
+        (RuntimeError("odd\nthing"), "RuntimeError: odd (unexpected error; --debug shows the traceback)"),
+        (OSError(5, "Input/output error", "disk"), "disk: Input/output error; check the file"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "I/O error: No space left"),
         (MemoryError(), "out of memory"),
     ],

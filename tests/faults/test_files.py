@@ -456,7 +456,7 @@ def after(go_on: Callable[[], Any], whole: Any) -> str:
         found = go_on()
     except Exception as error:
         line = one_line(error)
-        return TOLD if "not foreseen" not in line and len(line.splitlines()) == 1 else repr(error)
+        return TOLD if "unexpected error" not in line and len(line.splitlines()) == 1 else repr(error)
     return HEALS if same(found, whole) else "goes on"
 
 

@@ -42,7 +42,7 @@ def test_a_map_is_the_lens_at_every_token(lm: LanguageModel) -> None:
     assert seen.probability[-1] == pytest.approx(log_p.exp().topk(10).values.numpy(), rel=1e-3)
 
 
-def test_what_the_model_writes_is_read_where_it_was_foretold(lm: LanguageModel) -> None:
+def test_what_the_model_writes_is_read_where_it_was_predicted(lm: LanguageModel) -> None:
     seen = lens_map(lm, "7 * 8 =", ["add"], generate=3)
     assert seen.written == 3
     assert [seen.tokens[i + 1] for i in seen.read] == [cell[0] for cell in seen.top_tokens[-1]]

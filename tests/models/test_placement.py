@@ -48,8 +48,8 @@ def test_too_little_memory_is_said_before_loading_with_what_would_do(monkeypatch
     monkeypatch.setattr(placement, "free_memory", lambda device: rooms[device])
     check_fits("llama", 5_000_000_000, 0, CPU)
     message = (
-        r"^llama: its weights need 32.0 GB in float32, and cpu has 20.0 GB free, 12.0 GB too little "
-        r"\(--dtype bfloat16 needs 16.0 GB; --device balanced has 900.0 GB, the disk among it\)$"
+        r"^llama: its weights need 32.0 GB in float32, and cpu has 20.0 GB free, short by 12.0 GB "
+        r"\(--dtype bfloat16 needs 16.0 GB; --device balanced has 900.0 GB, including disk\)$"
     )
     with pytest.raises(InputError, match=message):
         check_fits("llama", 8_000_000_000, 0, CPU)

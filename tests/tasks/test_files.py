@@ -212,7 +212,7 @@ def test_columns_of_other_names_are_named(tmp_path: Path) -> None:
     assert (task.classes, [item.prompt for item in task.items]) == (("one", "two"), ["x", "y"])
     for columns, message in (
         ({"prompt": "nowhere"}, ":1: no column 'nowhere', given for prompt; there are 'question', 'kind', 'label'"),
-        ({"promt": "question"}, "columns: 'promt' is none of ours"),
+        ({"promt": "question"}, "columns: 'promt' is not a column we know"),
     ):
         with pytest.raises(InputError, match=message):
             load_task(tmp_path / "a.csv", columns)

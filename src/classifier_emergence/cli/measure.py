@@ -278,7 +278,7 @@ def _compare(before: "Reading", after: "Reading", json: Path | None, plot: Path 
         title=f"{printable(both.other)} compared with {printable(both.model)}, n = {both.n}",
     )  # fmt: skip
     if both.interval is None:
-        say("no interval: one prompt says nothing of others; give more")
+        say("no interval: one prompt says nothing about others; give more")
     write_outputs(both, json, plot)
 
 
@@ -382,7 +382,7 @@ def _report_map(reading: "LensMap", colour: str) -> None:
                    for values, i in zip(reading.alignment, best, strict=True))]
                 for k, position in enumerate(reading.read)
             ],
-            title="where each token was foretold: the largest probability over layers",
+            title="where each token was predicted: the largest probability over layers",
         )  # fmt: skip
     if reading.written:
         say(f"the model wrote: {printable(''.join(reading.tokens[len(reading.tokens) - reading.written :]))}")

@@ -160,7 +160,7 @@ def usage(
         change = share_text(context.overall, context.overall_interval)
         say(f"another context changes {change} of a token's experts, mean over layers, {context.tokens:,} tokens")
     else:
-        say("no token occurs in two contexts, so nothing is said of contexts; give texts that share words")
+        say("no token occurs in two contexts, so contexts cannot be compared; give texts that share words")
     write_outputs(reading, json, plot)
 
 

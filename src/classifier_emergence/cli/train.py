@@ -66,7 +66,7 @@ def dual_reward(
     """Train the lens to name the class (LoRA on V, O).
 
     Answers are trained along, so that they stay right. Without prompts on arithmetic.
-    Measured on items that are held out. A run that is stopped goes on when the same command is given again.
+    Measured on items that are held out. A stopped run resumes when you repeat the same command.
     """
     _train("dual_reward", **locals())
 
@@ -97,7 +97,7 @@ def sft(
     """Train on answers alone (LoRA everywhere).
 
     Does the lens name the class then? Without prompts on arithmetic.
-    Measured on items that are held out. A run that is stopped goes on when the same command is given again.
+    Measured on items that are held out. A stopped run resumes when you repeat the same command.
     """
     _train("sft", **locals())
 
@@ -137,7 +137,7 @@ def grpo(
     """Train by reward for right answers (GRPO, LoRA everywhere).
 
     Does the lens name the class then? Without prompts on arithmetic. A completion that begins with the answer is right.
-    Measured on items that are held out. A run that is stopped goes on when the same command is given again.
+    Measured on items that are held out. A stopped run resumes when you repeat the same command.
     """
     _train("grpo", **locals())
 

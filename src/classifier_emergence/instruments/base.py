@@ -168,7 +168,7 @@ def check_text(text: str, what: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(f"{what}: not valid Unicode; mend its encoding") from error
+        raise InputError(f"{what}: not valid Unicode; fix its encoding") from error
     if not text.strip():
         raise InputError(f"{what}: empty; give it some text")
 

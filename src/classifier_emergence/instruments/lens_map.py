@@ -182,7 +182,7 @@ def lens_map(
     """What does the readout say at every layer and token?
 
     At a token the lens reads what would come next. With ``generate`` the model writes (greedily) and the lens is read
-    where each token was foretold, from the prompt's last token on.
+    where each token was predicted, from the prompt's last token on.
 
     Args:
         lm: Any causal language model.

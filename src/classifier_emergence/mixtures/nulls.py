@@ -157,7 +157,8 @@ def token_pool(vocabulary: int, n: int = POOL) -> list[int]:
 def equal_frequency(ids: Tensor, pool: Tensor, draws: int, *, seed: int) -> Tensor:
     """(draws, ...) positions in ``pool`` of random tokens, each about as frequent as the token (...) that it replaces.
 
-    Uniform among the ``NEAREST`` of the pool on both sides of the token's number, itself left out if it is there.
+    Uniform among the ``NEAREST`` of the pool around the token's number, half of them on each side and itself left out;
+    of a small pool among half of it.
 
     Args:
         ids: (...) token numbers.
@@ -166,7 +167,7 @@ def equal_frequency(ids: Tensor, pool: Tensor, draws: int, *, seed: int) -> Tens
         seed: Of the choice.
 
     Raises:
-        InputError: The pool is smaller than twice ``NEAREST``.
+        InputError: The pool has fewer than four tokens.
     """
     window = min(NEAREST, len(pool) // 2)
     if window < 2:

@@ -74,7 +74,7 @@ class Checkpoint:
         """How many numbers are held in whatever precision one loads with, and the bytes of what is not.
 
         Weights in four or eight bits with a scale (MXFP4, FP8) count as the numbers that they stand for, as they are
-        taken apart; whole numbers of other methods stay as they are.
+        dequantised; whole numbers of other methods stay as they are.
         """
         values = fixed = 0
         for name, (_, _, info) in self._tensors.items():

@@ -1,4 +1,4 @@
-"""GGUF files, as llama.cpp writes them: read by transformers, with the weights of their blocks taken apart."""
+"""GGUF files, as llama.cpp writes them: read by transformers, with the weights of their blocks dequantised."""
 
 import math
 from pathlib import Path

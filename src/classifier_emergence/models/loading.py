@@ -73,7 +73,7 @@ def load(
 
     The model is in evaluation mode, without gradients, with SDPA attention where its family has it, else eager (a
     notice says so). The tokenizer pads on the left and has a padding token. Code from a model repository is never run.
-    Weights in MXFP4 or FP8 and those of GGUF files are taken apart; other quantised ones stay so, where the library
+    Weights in MXFP4 or FP8 and those of GGUF files are dequantised; other quantised ones stay so, where the library
     that reads them is installed.
 
     Args:

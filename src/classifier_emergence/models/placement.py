@@ -83,11 +83,11 @@ def check_fits(key: str, values: int, fixed: int, placement: Placement) -> None:
         f"--device {device} has {_size(room)}" for device in others if (room := free_memory(device) or 0) > needed
     ]
     if placement.device != "balanced" and (room := free_memory("balanced") or 0) > needed:
-        options.append(f"--device balanced has {_size(room)}, the disk among it")
+        options.append(f"--device balanced has {_size(room)}, including disk")
     advice = "; ".join(options) or "no option would do; choose a smaller model"
     raise InputError(
         f"{key}: its weights need {_size(needed)} in {str(placement.dtype).removeprefix('torch.')}, and "
-        f"{placement.device} has {_size(free)} free, {_size(needed - free)} too little ({advice})"
+        f"{placement.device} has {_size(free)} free, short by {_size(needed - free)} ({advice})"
     )
 
 

@@ -143,7 +143,7 @@ def _reduce_words(values: Tensor, owner: Tensor, n_words: int, reduce: str) -> T
 def check_lens(lm: LanguageModel) -> float:
     """Largest absolute gap between lens log-probabilities at the last layer and the model's own, in nats.
 
-    As ``readout_gap``, but the state is taken where prompts pass together, so that a gap may also mean that they see
+    As ``check_readout``, but the state is taken where prompts pass together, so that a gap may also mean that they see
     one another.
 
     Raises:

@@ -158,7 +158,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, text: str, system: str | None)
 
 
 def continued(fed: Fed, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Fed:
-    """A prompt with tokens that follow it, read where each of them was foretold: from its last token on."""
+    """A prompt with tokens that follow it, read where each of them was predicted: from its last token on."""
     n = len(fed.ids)
     tokens = (*fed.tokens, *(token_text(tokenizer, int(i)) for i in ids))
     return replace(fed, ids=(*fed.ids, *map(int, ids)), tokens=tokens, read=tuple(range(n - 1, n - 1 + len(ids))))

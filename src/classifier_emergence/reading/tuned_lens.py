@@ -3,10 +3,10 @@
 ``KL(softmax(W_U norm(h_L)) || softmax(W_U norm(A_l h_l + b_l)))`` is minimised over positions of a corpus.
 
 Source: Belrose et al. (2023), Eliciting Latent Predictions from Transformers with the Tuned Lens, arXiv:2303.08112.
-Two things are other than there, as text and time are short. A map starts not at the identity but at the best, on
-validation text, of the identity and ridge regressions on the last state (Din et al., 2023, Jump to Conclusions,
-arXiv:2303.09435). And a step's softmax runs over the tokens that the model finds most probable at its positions and a
-fresh sample of all others, weighted to stand for them.
+Two things differ from the original, because text and time are limited. A map starts not at the identity but at the
+best, on validation text, of the identity and ridge regressions on the last state (Din et al., 2023, Jump to
+Conclusions, arXiv:2303.09435). And a step's softmax runs over the tokens that the model finds most probable at its
+positions and a fresh sample of all others, weighted to stand for them.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ CHUNK_POSITIONS = 32
 
 @dataclass(frozen=True)
 class Tuning:
-    """How maps are trained: by Adam at a rate that falls to nought along a half cosine, all layers at once."""
+    """How maps are trained: by Adam at a rate that decays to zero along a half cosine, all layers at once."""
 
     steps: int
     positions: int

@@ -41,7 +41,9 @@ def load_task(path: str | Path, columns: Mapping[str, str] | None = None) -> Tas
     """
     path, columns = Path(path), columns or {}
     if unknown := set(columns) - set(_COLUMNS):
-        raise InputError(f"columns: {_shown(min(unknown))} is none of ours; known: {', '.join(_COLUMNS)}")
+        raise InputError(
+            f"columns: {_shown(min(unknown))} is not a column we know; known columns: {', '.join(_COLUMNS)}"
+        )
     words: dict[str, str] = {}
     labels, groups, templates = _Numbers(), _Numbers(), _Numbers()
     first: dict[str, tuple[str, Item]] = {}

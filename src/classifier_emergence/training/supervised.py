@@ -203,7 +203,7 @@ class LensLoss(nn.Module):
 
 
 class LensTrainer(GroupTrainer):
-    """Trains on what the lens and the text say: ``member_losses``."""
+    """Trains on what the lens and the text say: ``LensLoss``."""
 
     shown: ClassVar[dict[str, str]] = {"loss": "loss", "class_loss": "class", "answer_loss": "answer"}
 

@@ -59,7 +59,7 @@ def test_jobs_run_in_the_order_of_the_graph_and_the_same_command_goes_on(
     pipeline(tmp_path, stages, monkeypatch)
     assert submit("--cluster", "local", "--at-once", "1") == 1
     shown = capsys.readouterr()
-    assert "failed, or waiting for what failed: middle, last; mend it" in shown.out
+    assert "failed, or waiting for what failed: middle, last; fix it" in shown.out
     said = [line.partition(": ") for line in shown.err.splitlines()]
     assert [(name, what.split()[0]) for name, _, what in said] == [
         ("first", "job"), ("first", "done"), ("middle", "job"), ("middle", "failed;"),

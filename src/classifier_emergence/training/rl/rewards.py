@@ -103,7 +103,7 @@ def checked(reward: Reward) -> Reward:
         except Exception as error:
             where = _culprit(reward, prompts, completions, answers)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(f"reward: raised for {where} ({reason}); mend the function") from error
+            raise InputError(f"reward: raised for {where} ({reason}); fix the function") from error
         if len(rewards) != len(completions):
             where = f"prompt {prompts[0]!r} and those drawn with it"
             raise InputError(

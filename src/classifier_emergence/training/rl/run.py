@@ -132,11 +132,12 @@ def train_grpo(
             ``reward`` fails, or the loss is not finite.
     """
     check_run(lm, tasks, objective, sampling, schedule)
+    adapters = {}
+    if isinstance(model, PeftModel):
+        adapters = {name: adapter_settings(model, name) for name in model.active_adapters}
     settings = {
         **model_settings(lm),
-        "adapters": {name: adapter_settings(model, name) for name in model.peft_config}
-        if isinstance(model, PeftModel)
-        else {},
+        "adapters": adapters,
         "reward": name_of(reward),
         "tasks": digest_of(tasks),
         "objective": asdict(objective),

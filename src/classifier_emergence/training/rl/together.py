@@ -262,7 +262,10 @@ class PolicyTrainer(GroupTrainer):
                 {"params": list(self.owned[name].values()), "lr": self.args.learning_rate if rate is None else rate}
                 for name, rate in rates.items()
             ]
-            self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+            betas = (self.args.adam_beta1, self.args.adam_beta2)
+            self.optimizer = torch.optim.AdamW(
+                groups, betas=betas, eps=self.args.adam_epsilon, weight_decay=0.0, fused=True
+            )
         return self.optimizer
 
     def compute_loss(
