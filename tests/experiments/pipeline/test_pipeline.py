@@ -69,6 +69,10 @@ def test_a_stage_that_runs_at_several_sizes_depends_on_its_own_entry_alone() -> 
     sized = {name for name in STAGES if STAGES[name].get("foreach") in ("${sized}", "${replicated}")}
     assert sized == set(AT_SIZE)
     assert all("${item}" in body(name)["params"] for name in sized)
+    for name in set(STAGES) - sized:  # what reads their sections is of models whose keys have no dot
+        if set(AT_SIZE) & set(body(name).get("params", [])):
+            assert "at_size.${item}" in body(name)["params"], name
+            assert not any("." in key for key in models_of(name)), name
 
 
 def test_the_table_of_stages_says_which_train() -> None:
