@@ -20,7 +20,6 @@ from classifier_emergence.cli.options import labelled_prompts
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments import finetune
 from classifier_emergence.instruments import lens as instrument_lens
-from classifier_emergence.mixtures import words as router_words
 from classifier_emergence.results import lookup, read_result, write_result
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -242,9 +241,7 @@ def test_routers_of_the_hub_are_read_without_the_rest(
     hub_server.folder, revision = mixture, hub_server.REVISION
     tokenizer = AutoTokenizer.from_pretrained(mixture)
     asked = []
-    monkeypatch.setattr(
-        router_words.AutoTokenizer, "from_pretrained", lambda *a, **k: asked.append((a, k)) or tokenizer
-    )
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: asked.append((a, k)) or tokenizer)
     code, _, err = ce("routers", "project", "-m", f"org/moe@{revision}", "--json", "hub.json")
     assert code == 0, err
     assert asked == [(("org/moe",), {"revision": revision, "trust_remote_code": False})]
