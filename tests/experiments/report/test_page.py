@@ -300,9 +300,15 @@ def test_it_is_light_dark_and_either_by_choice(page: str, tmp_path: Path) -> Non
 
 
 def test_it_prints_with_everything_open(page: str, tmp_path: Path) -> None:
-    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    # Hundreds of sheets are alike: a claim and a table, and a few rows of each, stand for all.
+    script = f"""{WAIT}
+        for (const more of all("#claims > .claim:not(#C09), #predictions .claim, .table:not(#table-claims), tbody tr:nth-child(n + 9)")) more.remove();
+    """  # noqa: E501
+    (tmp_path / "page.html").write_text(with_script(page, script), encoding="utf-8")
     browse(tmp_path / "page.html", tmp_path, f"--print-to-pdf={tmp_path / 'page.pdf'}", "--no-pdf-header-footer")
-    text = "".join("".join(sheet.extract_text() for sheet in PdfReader(tmp_path / "page.pdf").pages).split())
+    sheets = PdfReader(tmp_path / "page.pdf").pages
+    assert len(sheets) < 30
+    text = "".join("".join(sheet.extract_text() for sheet in sheets).split())
     assert "main.symbol.top.value" in text
     assert "Downloadwhatisdrawn" not in text
 
