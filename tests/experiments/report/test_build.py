@@ -2,10 +2,12 @@ import ast
 import json
 import re
 import shutil
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from pypdf import PdfReader
+from pypdf import PageObject, PdfReader
 
 from classifier_emergence.errors import InputError
 from classifier_emergence.numbers import percent
@@ -401,6 +403,28 @@ def paper() -> PdfReader:
     return PdfReader(PAPER / "paper.pdf")
 
 
+class Sheet(NamedTuple):
+    text: str
+    small: list[str]
+    """What is smaller than seven points and no formula."""
+
+
+@pytest.fixture(scope="module")
+def sheets(paper: PdfReader) -> list[Sheet]:
+    """What stands on every page."""
+
+    def read(page: PageObject) -> Sheet:
+        small: list[str] = []
+
+        def look(text: str, _: object, tm: list[float], font: dict[str, str] | None, size: float) -> None:
+            if text.strip() and font and "Math" not in font.get("/BaseFont", "") and abs(tm[3]) * size < 6.99:
+                small.append(text)
+
+        return Sheet(page.extract_text(visitor_text=look), small)
+
+    return [read(page) for page in paper.pages]
+
+
 def test_the_committed_paper_is_what_the_sources_give(tmp_path: Path) -> None:
     build(PAPER / "main.typ", tmp_path / "paper.pdf", root=ROOT)
     assert (tmp_path / "paper.pdf").read_bytes() == (PAPER / "paper.pdf").read_bytes()
@@ -415,8 +439,8 @@ def test_the_committed_paper_says_who_and_what_but_not_when(paper: PdfReader) ->
     assert paper.trailer["/Root"]["/Lang"] == "en-GB"
 
 
-def test_the_abstract_is_short_and_page_one_has_every_claim_that_is_named(paper: PdfReader) -> None:
-    text = " ".join(paper.pages[0].extract_text().split())
+def test_the_abstract_is_short_and_page_one_has_every_claim_that_is_named(sheets: list[Sheet]) -> None:
+    text = " ".join(sheets[0].text.split())
     abstract = text.partition("Abstract.")[2].partition("Figure 1")[0]
     claims = json.loads((ROOT / "results" / "claims.json").read_text(encoding="utf-8"))
     assert f"their {len(claims)} claims" in text
@@ -440,12 +464,12 @@ def test_every_number_of_a_result_leads_to_its_line(paper: PdfReader) -> None:
     assert all(isinstance(end, list) or str(end) in names for end in ends)
 
 
-def test_every_number_leads_to_the_function_that_names_it(paper: PdfReader) -> None:
+def test_every_number_leads_to_the_function_that_names_it(sheets: list[Sheet]) -> None:
     makers = read_makers(ROOT)
     judged = [json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8")) for name in LEDGERS]
     asked = [piece["result"] for items in judged for item in items.values() for piece in item["evidence"]]
     led = {(made_by(makers, Path(place["file"]).parent.name, place["key"]), place["key"]) for place in asked}
-    indexed = by_function(paper)
+    indexed = by_function(sheets)
     assert len(indexed) > 400
     loose = 0
     for where, key in {*indexed, *led}:
@@ -459,12 +483,12 @@ def test_every_number_leads_to_the_function_that_names_it(paper: PdfReader) -> N
     assert loose < 0.1 * len(indexed)
 
 
-def by_function(paper: PdfReader) -> list[tuple[str, str]]:
+def by_function(sheets: list[Sheet]) -> list[tuple[str, str]]:
     """Function and key of every line of the index, whose groups say their file and function at least every eight lines.
 
     Lines break after a dot, an underscore or a slash.
     """
-    text = "\n".join(page.extract_text() for page in paper.pages[-15:]).partition("Index of numbers\nMeasured")[2]
+    text = "\n".join(sheet.text for sheet in sheets[-15:]).partition("Index of numbers\nMeasured")[2]
     text = re.sub(r"\.py:\s+", ".py: ", re.sub(r"(?<=[._/])\n", "", text.partition("What every figure")[0]))
     found, where, since = [], "", 0
     for line in text.splitlines():
@@ -477,21 +501,19 @@ def by_function(paper: PdfReader) -> list[tuple[str, str]]:
     return found
 
 
-def function_source(file: str, name: str) -> str:
+@cache
+def module_of(file: str) -> tuple[str, ast.AST]:
     text = (ROOT / file).read_text(encoding="utf-8")
-    node: ast.AST = ast.parse(text)
+    return text, ast.parse(text)
+
+
+@cache
+def function_source(file: str, name: str) -> str:
+    text, node = module_of(file)
     for step in name.split("."):
         node = next(part for part in ast.iter_child_nodes(node) if getattr(part, "name", None) == step)
     return ast.get_source_segment(text, node) or ""
 
 
-def test_no_type_is_smaller_than_seven_points_but_in_formulas(paper: PdfReader) -> None:
-    small: list[str] = []
-
-    def look(text: str, _: object, tm: list[float], font: dict[str, str] | None, size: float) -> None:
-        if text.strip() and font and "Math" not in font.get("/BaseFont", "") and abs(tm[3]) * size < 6.99:
-            small.append(text)
-
-    for page in paper.pages:
-        page.extract_text(visitor_text=look)
-    assert small == []
+def test_no_type_is_smaller_than_seven_points_but_in_formulas(sheets: list[Sheet]) -> None:
+    assert [text for sheet in sheets for text in sheet.small] == []
