@@ -38,7 +38,7 @@ def results_of(figure: PaperFigure) -> list[dict[str, dict[str, Any]]]:
 def test_the_committed_figures_are_what_the_results_give_with_readable_text(
     figure: PaperFigure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Warnings are errors: a missing glyph fails here, too. Pixels are drawn of one figure: they have the same parts."""
+    """Warnings are errors: a missing glyph fails here, too. Pixels are drawn of one: all have the same parts."""
     drawn: list[Figure] = []
     save = Figure.savefig
 
