@@ -1,12 +1,13 @@
 """The pipeline as declared: complete dependencies, one stage for every generated file, staleness that is noticed."""
 
 import json
-import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import dpath
 import pytest
 import tiny
 import yaml
+from dvc.repo import Repo
 
 from classifier_emergence.cli.app import run
 from classifier_emergence.errors import InputError
@@ -222,17 +224,30 @@ def test_every_kind_of_change_has_its_words() -> None:
     ]  # fmt: skip
 
 
-def test_reproduce_picks_what_is_needed_and_ends_in_the_paper() -> None:
+@pytest.fixture(scope="module")
+def read() -> Iterator[Repo]:
+    """The paper's pipeline, which takes seconds to read."""
+    with Repo(str(ROOT)) as repo:
+        yield repo
+
+
+@pytest.fixture
+def ours(read: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages are picked of the paper's pipeline, which is read once."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("experiments.pipeline.graph._repository", lambda: nullcontext(read))
+
+
+@pytest.mark.usefixtures("ours")
+def test_reproduce_picks_what_is_needed_and_ends_in_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
     key = "smollm2-135m-instruct"
-    line = [sys.executable, "-m", "experiments.pipeline", "reproduce", "--list", f"probing@{key}"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert command("reproduce", "--list", f"probing@{key}") == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert names == [f"fetch@{key}", f"residuals@{key}", f"probing@{key}", *stage.ENDING]
 
 
-def test_stages_and_models_together_are_these_stages_of_these_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+@pytest.mark.usefixtures("ours")
+def test_stages_and_models_together_are_these_stages_of_these_models() -> None:
     small, base = "smollm2-135m-instruct", "gemma-3-270m"
     both = [name for name in select([small, "probing", "logit_lens"]) if name not in stage.ENDING]
     assert both == [f"{kind}@{small}" for kind in ("fetch", "residuals", "probing", "logit_lens")]
@@ -255,8 +270,8 @@ def test_routers_of_a_model_too_large_to_load_need_no_other_stage(
     assert list(select(["gpt-oss-20b"])) == ["moe_routers@gpt-oss-20b", *stage.ENDING]
 
 
-def test_the_nearest_stage_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+@pytest.mark.usefixtures("ours")
+def test_the_nearest_stage_is_named() -> None:
     with pytest.raises(InputError, match=r"^'probng': no such stage or model; did you mean 'probing'\?$"):
         select(["probng"])
 
