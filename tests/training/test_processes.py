@@ -2,20 +2,22 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from accelerate.utils import launch as launcher
 from safetensors.torch import load_file, save_file
 
 from classifier_emergence.cli.app import run as program
 from classifier_emergence.errors import InputError
 from classifier_emergence.instruments.finetune import sft
-from classifier_emergence.models.loading import load
 from classifier_emergence.processes import rank
 from classifier_emergence.reading.model import LanguageModel
 from classifier_emergence.tasks.classification import get_task
@@ -43,10 +45,37 @@ def launch(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*launcher, *command], cwd=cwd, env=env, capture_output=True, text=True, check=False)
 
 
+def in_two(lm: LanguageModel, folder: Path) -> None:
+    """``run`` by two copies of this process, which has imported everything, with what the launcher tells its own."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    copies = []
+    for i in range(2):
+        if process := os.fork():
+            copies.append(process)
+            continue
+        code = 1
+        try:
+            os.environ |= {"RANK": f"{i}", "LOCAL_RANK": f"{i}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+            AcceleratorState._reset_state(reset_partial_state=True)  # of what was trained here before
+            found, trained = run(lm, folder / "work")
+            assert rank() == i
+            save_file(trained, folder / f"{i}.safetensors")
+            (folder / f"{i}.json").write_text(json.dumps(found))
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    assert [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in copies] == [0, 0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the copies are forks")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
-def test_two_processes_train_what_one_does(lm: LanguageModel, tiny_models: Path, tmp_path: Path) -> None:
-    done = launch("-m", "tests.training.test_processes", str(tiny_models / "tiny-llama"), str(tmp_path), cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+def test_two_processes_train_what_one_does(lm: LanguageModel, tmp_path: Path) -> None:
+    in_two(lm, tmp_path)
     first, second = (load_file(tmp_path / f"{i}.safetensors") for i in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first | second)
     losses, weights = run(lm, tmp_path / "alone")
@@ -104,10 +133,3 @@ def test_shards_are_refused_before_anything_is_trained(
 def test_the_variables_are_those_that_the_launcher_sets() -> None:
     text = Path(launcher.__file__).read_text()
     assert all(f'current_env["{variable}"] = "true"' in text for variable in _SHARDING)
-
-
-if __name__ == "__main__":
-    folder = Path(sys.argv[2])
-    found, trained = run(load(sys.argv[1], {}), folder / "work")
-    save_file(trained, folder / f"{rank()}.safetensors")
-    (folder / f"{rank()}.json").write_text(json.dumps(found))
