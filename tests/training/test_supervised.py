@@ -468,7 +468,7 @@ def test_dual_reward_makes_the_lens_say_the_word(outspoken: LanguageModel, tmp_p
 
     assert (at_layer() < 0.1).all()
     with adapted(lm, Adapter(VO, rank=16, scale=2.0, layers=(0, 1, 2)), seed=0) as wrapped:
-        schedule = Schedule(steps=240, batch_size=4, learning_rate=1e-2, seed=0, every=240)
+        schedule = Schedule(steps=100, batch_size=4, learning_rate=1e-2, seed=0, every=100)
         train(lm, wrapped, [examples(lm)[i] for i in ONE_OF_EACH], DUAL, schedule, work=tmp_path)
         assert at_layer().mean() > 0.2
     assert (at_layer() < 0.1).all()
@@ -652,26 +652,22 @@ def test_a_loss_far_above_a_guess_is_called_divergence(
 # some matrix products round: so they agree within rounding. ---
 
 
-@pytest.fixture
-def elsewhere(tiny_models: Path) -> Callable[[Path], Trained]:
-    """``run`` with its defaults in a new process."""
-
-    def start(work: Path) -> Trained:
-        command = [sys.executable, "-m", "tests.training.test_supervised", str(tiny_models / "tiny-llama"), str(work)]
-        env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-        return Trained(**json.loads(done.stdout))
-
-    return start
-
-
-@ONE_MODEL
-def test_a_new_process_repeats_a_run(lm: LanguageModel, elsewhere: Callable[[Path], Trained], tmp_path: Path) -> None:
-    assert_near(elsewhere(tmp_path / "there"), run(lm, tmp_path / "here")[0])
+def elsewhere(tiny_models: Path, *works: Path) -> list[Trained]:
+    """``run`` with its defaults in every folder, by a new process."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.training.test_supervised",
+        str(tiny_models / "tiny-llama"),
+        *map(str, works),
+    ]
+    env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    return [Trained(**found) for found in json.loads(done.stdout)]
 
 
 @ONE_MODEL
-def test_a_new_process_resumes_a_run(lm: LanguageModel, elsewhere: Callable[[Path], Trained], tmp_path: Path) -> None:
+def test_a_new_process_repeats_a_run_and_resumes_one(lm: LanguageModel, tiny_models: Path, tmp_path: Path) -> None:
     whole = run(lm, tmp_path / "whole")[0]
     broken(lm, tmp_path / "broken", stop=3)
     # A mark on what was logged before the break shows that it was read, not run again.
@@ -680,11 +676,12 @@ def test_a_new_process_resumes_a_run(lm: LanguageModel, elsewhere: Callable[[Pat
     marked["log_history"][0][f"{ALONE}/loss"] = -1.0
     state.write_text(json.dumps(marked))
     seal(state.parent)
-    resumed = elsewhere(tmp_path / "broken")
+    repeated, resumed = elsewhere(tiny_models, tmp_path / "there", tmp_path / "broken")
+    assert_near(repeated, whole)
     assert resumed.losses[0]["loss"] == -1.0
     assert_near(replace(resumed, losses=resumed.losses[1:]), replace(whole, losses=whole.losses[1:]))
 
 
 if __name__ == "__main__":
-    found = run(load(sys.argv[1], {}), Path(sys.argv[2]))[0]
-    sys.stdout.write(json.dumps(vars(found)))
+    model = load(sys.argv[1], {})
+    sys.stdout.write(json.dumps([vars(run(model, Path(work))[0]) for work in sys.argv[2:]]))
