@@ -12,7 +12,7 @@ import pytest
 from tests.faults.damage import SEED, WHOLE, tried
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARE = 0.04 if WHOLE else 0.01
+SHARE = 0.04
 """Of a program's imports, of which there are a thousand to some thousands."""
 ALL = [
     ("classifier-emergence", "lens", "-m", "none", "x"),
@@ -22,13 +22,15 @@ ALL = [
     ("experiments.report.figures",),
     ("experiments.stages.dual_reward", "--model", "none"),
 ]
-PROGRAMS = ALL if WHOLE else [ALL[0], ALL[3]]
+PROGRAMS = [(SHARE, each) for each in ALL] if WHOLE else [(0.004, ALL[0]), (0.01, ALL[3])]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the copies are forks")
-@pytest.mark.parametrize("program", PROGRAMS, ids=" ".join)
-def test_a_program_that_is_ended_while_it_imports_says_so_in_one_line(program: tuple[str, ...], tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.faults.importing", str(SEED), str(SHARE), *program]
+@pytest.mark.parametrize(("share", "program"), PROGRAMS, ids=[" ".join(program) for _, program in PROGRAMS])
+def test_a_program_that_is_ended_while_it_imports_says_so_in_one_line(
+    share: float, program: tuple[str, ...], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.faults.importing", str(SEED), str(share), *program]
     path = os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT / "src"), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -19,7 +19,7 @@ from tests.faults.damage import SEED, WHOLE, files_of, tried
 from tests.models.test_sources import pinned, tiny_gguf, wheel
 
 ROOT = Path(__file__).resolve().parents[2]
-MOMENTS = 8 if WHOLE else 2
+MOMENTS = 8 if WHOLE else 1
 OUTPUT = "adapter"
 TRAINED = ["--file", "prompts.csv", "--output", OUTPUT, "--json", "a.json"]
 ROWS = [f"{a} * 3 =,multiply, {a * 3}\n{a} + 3 =,add, {a + 3}" for a in range(2, 6)]
