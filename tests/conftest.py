@@ -1,10 +1,7 @@
 import gc
-import importlib.util
 import json
-import os
 import re
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from network import network, pytest_configure  # noqa: F401
 from number_snapshots import NumbersExtension, TinyNumbersExtension
 from syrupy.assertion import SnapshotAssertion
 from transformers import MixtralConfig, MixtralForCausalLM
@@ -22,30 +20,6 @@ from classifier_emergence.models.loading import load
 from classifier_emergence.reading.model import LanguageModel
 
 ROOT = Path(__file__).resolve().parents[1]
-GUARD = Path(__file__).parent / "guard" / "sitecustomize.py"
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Guard the network, before anything is imported that could use it."""
-    descriptor, notes = tempfile.mkstemp(prefix="network-")
-    os.close(descriptor)
-    config.add_cleanup(Path(notes).unlink)
-    os.environ["CLASSIFIER_EMERGENCE_TESTS_NETWORK"] = notes
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(GUARD.parent), os.environ.get("PYTHONPATH")]))
-    spec = importlib.util.spec_from_file_location("network_guard", GUARD)
-    assert spec is not None
-    assert spec.loader is not None
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
-
-
-@pytest.fixture(autouse=True)
-def network() -> Iterator[Path]:
-    """Fails a test that asked something of another machine; the file of what was asked, for a test of this."""
-    notes = Path(os.environ["CLASSIFIER_EMERGENCE_TESTS_NETWORK"])
-    yield notes
-    asked = notes.read_text()
-    notes.write_text("")
-    assert not asked, f"not on this machine: {asked}"
 
 
 @pytest.fixture(autouse=True, scope="module")

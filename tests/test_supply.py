@@ -47,10 +47,9 @@ def test_a_test_that_asks_another_machine_fails_with_its_address(tmp_path: Path)
     (tmp_path / "test_asking.py").write_text(
         f"from contextlib import suppress\n\ndef test():\n    with suppress(OSError):\n        {CONNECT}\n"
     )
-    own = ROOT / "tests" / "conftest.py"
     (tmp_path / "conftest.py").write_text(
-        f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(own.parent)!r}]\n"
-        "from tests.conftest import network, pytest_configure  # noqa\n"
+        f"import sys\nsys.path[:0] = [{str(ROOT / 'tests')!r}]\n"
+        "from network import network, pytest_configure  # noqa\n"  # as ours does
     )
     command = [sys.executable, "-m", "pytest", "-vv", "--rootdir", str(tmp_path), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
