@@ -225,9 +225,42 @@ if __name__ == "__main__":
 '''
 
 
+LIBRARIES = {
+    "torch": """
+import os
+from types import SimpleNamespace
+
+_threads = int(os.environ["OMP_NUM_THREADS"])
+cuda = SimpleNamespace(is_available=lambda: False)
+
+
+def get_num_threads():
+    return _threads
+
+
+def set_num_threads(count):
+    global _threads
+    _threads = count
+
+
+def manual_seed(seed):
+    pass
+""",
+    "transformers": """
+from types import SimpleNamespace
+
+utils = SimpleNamespace(logging=SimpleNamespace(disable_progress_bar=lambda: None))
+""",
+}
+"""What a stage asks of libraries before its runs: where only the ends of processes matter, these stand for them."""
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts a stage in an own folder, in which ``experiments`` has it beside its other stages."""
+    (tmp_path / "light").mkdir()
+    for name, text in LIBRARIES.items():
+        (tmp_path / "light" / f"{name}.py").write_text(text)
     folder = tmp_path / "experiments"
     folder.mkdir()
     (folder / "__init__.py").write_text(f"__path__.append({str(ROOT / 'experiments')!r})\n")
@@ -235,11 +268,12 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     write_result(tmp_path / "results/fetch/tiny-gemma.json", {"sha256": "a"})
     command = [sys.executable, "-m", "experiments.nine", "--model", "tiny-gemma"]
 
-    def started(case: str = "") -> subprocess.Popen[str]:
+    def started(case: str = "", *, threads: int = 2, light: bool = True) -> subprocess.Popen[str]:
+        places = [*([str(tmp_path / "light")] if light else []), str(tmp_path), PATH]
         environment = {
             **os.environ,
-            "PYTHONPATH": f"{tmp_path}{os.pathsep}{PATH}",
-            "OMP_NUM_THREADS": "2",
+            "PYTHONPATH": os.pathsep.join(places),
+            "OMP_NUM_THREADS": f"{threads}",
             "CASE": case,
         }
         # A background job ignores interrupts, and so would its children, unless one of them was told otherwise.
@@ -276,7 +310,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 def test_two_workers_make_runs_on_half_of_the_threads_and_show_no_bars(start: Start, tmp_path: Path) -> None:
-    stage = start()
+    stage = start(light=False)
     output, errors = stage.communicate()
     assert (stage.returncode, output, errors) == (
         0,
@@ -320,7 +354,7 @@ def test_what_ends_a_worker_is_told_in_one_line_and_finished_runs_are_kept(
     if case == "raises":  # what goes on is the same
         return
     (tmp_path / "notes").unlink()
-    again = start()
+    again = start(threads=1)  # as the line says
     again.communicate()
     assert again.returncode == 0
     made = {line.split()[0] for line in (tmp_path / "notes").read_text().splitlines()} - {"built"}
