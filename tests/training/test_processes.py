@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from classifier_emergence.training.sharding import _SHARDING
 from classifier_emergence.training.supervised import Member, train_together
 from tests.training.test_supervised import ADAPTER, DUAL, HEADED, SCHEDULE, examples
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 MEMBERS = {"dual": DUAL, "head": HEADED}
 
 
@@ -39,16 +40,15 @@ def run(lm: LanguageModel, work: Path) -> tuple[dict[str, object], dict[str, tor
     return {name: asdict(one) for name, one in trained.items()}, weights
 
 
-def launch(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*launcher, *command], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+def told(i: int) -> dict[str, str]:
+    """What the launcher tells a process of two, but for where they meet."""
+    return {"RANK": f"{i}", "LOCAL_RANK": f"{i}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
 
 
-def in_two(lm: LanguageModel, folder: Path) -> None:
-    """``run`` by two copies of this process, which has imported everything, with what the launcher tells its own."""
+def in_two(work: Callable[[int], object], folder: Path) -> str:
+    """Let two copies of this process, which has imported everything, work in a folder; their standard output."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+        met = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{server.getsockname()[1]}"}
     copies = []
     for i in range(2):
         if process := os.fork():
@@ -56,26 +56,48 @@ def in_two(lm: LanguageModel, folder: Path) -> None:
             continue
         code = 1
         try:
-            os.environ |= {"RANK": f"{i}", "LOCAL_RANK": f"{i}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+            os.chdir(folder)
+            for number, name in ((1, "out"), (2, "err")):
+                os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # not those that pytest captures
+            os.environ |= told(i) | met
             AcceleratorState._reset_state(reset_partial_state=True)  # of what was trained here before
-            found, trained = run(lm, folder / "work")
-            assert rank() == i
-            save_file(trained, folder / f"{i}.safetensors")
-            (folder / f"{i}.json").write_text(json.dumps(found))
-            code = 0
+            code = int(bool(work(i)))
         except BaseException:
             traceback.print_exc()
         finally:
+            sys.stdout.flush(), sys.stderr.flush()
             os._exit(code)
-    assert [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in copies] == [0, 0]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in copies]
+    assert codes == [0, 0], (folder / "err").read_text()
+    return (folder / "out").read_text()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the copies are forks")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_the_launcher_tells_processes_what_their_copies_are_told(tmp_path: Path) -> None:
+    (tmp_path / "tell.py").write_text(
+        "import json, os, pathlib\npathlib.Path(os.environ['RANK']).write_text(json.dumps({**os.environ}))\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "tell.py"]
+    subprocess.run(launcher, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=True)
+    for i in range(2):
+        found = json.loads((tmp_path / f"{i}").read_text())
+        assert told(i).items() <= found.items()
+        assert {"MASTER_ADDR", "MASTER_PORT"} <= found.keys()
+
+
+forked = pytest.mark.skipif(not hasattr(os, "fork"), reason="the copies are forks")
+
+
+@forked
 @pytest.mark.parametrize("lm", ["tiny-llama"], indirect=True)
 def test_two_processes_train_what_one_does(lm: LanguageModel, tmp_path: Path) -> None:
-    in_two(lm, tmp_path)
+    def work(i: int) -> None:
+        found, trained = run(lm, tmp_path / "work")
+        assert rank() == i
+        save_file(trained, tmp_path / f"{i}.safetensors")
+        (tmp_path / f"{i}.json").write_text(json.dumps(found))
+
+    in_two(work, tmp_path)
     first, second = (load_file(tmp_path / f"{i}.safetensors") for i in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first | second)
     losses, weights = run(lm, tmp_path / "alone")
@@ -88,19 +110,11 @@ def test_two_processes_train_what_one_does(lm: LanguageModel, tmp_path: Path) ->
     assert not list((tmp_path / "work").glob("*.tmp"))
 
 
+@forked
 def test_dual_reward_on_the_command_line_is_shared_and_reported_once(tiny_models: Path, tmp_path: Path) -> None:
-    command = [
-        "-m",
-        "classifier_emergence",
-        "dual-reward",
-        "-m",
-        str(tiny_models / "tiny-llama"),
-        "--steps",
-        "2",
-    ]
-    done = launch(*command, "--output", "adapter", "--json", "found.json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("adapter: adapter") == 1
+    words = ["dual-reward", "-m", str(tiny_models / "tiny-llama"), "--steps", "2"]
+    out = in_two(lambda _: program([*words, "--output", "adapter", "--json", "found.json"]), tmp_path)
+    assert out.count("adapter: adapter") == 1
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
     assert json.loads((tmp_path / "found.json").read_text())["method"] == "dual reward"
 
