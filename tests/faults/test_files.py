@@ -49,7 +49,7 @@ from experiments.stages import residuals
 from tests.faults.damage import SEED, WHOLE, cells, files_of, tried, unprivileged
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEDULE = Schedule(steps=4, batch_size=2, learning_rate=1e-2, seed=3, every=1)
+SCHEDULE = Schedule(steps=3, batch_size=2, learning_rate=1e-2, seed=3, every=1)
 TEXTS = [("7 * 8 =", " 56"), ("17 + 38 =", " 55"), ("48 / 6 =", " 8")]
 HEALS, TOLD = "heals", "one line"
 
@@ -92,11 +92,11 @@ def supervised(lm: LanguageModel) -> Life:
             done = train(lm, wrapped, examples, Objective(0.4, 2), SCHEDULE, work=work, watch=watch)
             return done, [p.tolist() for p in wrapped.parameters() if p.requires_grad]
 
-    return Life(HEALS, lambda work: until_cut(lambda: run(work, cut_at(4))), lambda work: run(work, dict))
+    return Life(HEALS, lambda work: until_cut(lambda: run(work, cut_at(3))), lambda work: run(work, dict))
 
 
 def reinforcement(lm: LanguageModel) -> Life:
-    tasks = [PolicyTask(TEXTS[i % 3][0], "1", 7) for i in range(8)]
+    tasks = [PolicyTask(TEXTS[i % 3][0], "1", 7) for i in range(SCHEDULE.steps * SCHEDULE.batch_size)]
 
     def run(work: Path, watch: Any) -> Any:
         with adapted(lm, Adapter(QKVO, 2, 2.0, (1, 2)), seed=0) as wrapped:
@@ -106,7 +106,7 @@ def reinforcement(lm: LanguageModel) -> Life:
             )  # fmt: skip
             return done, [p.tolist() for p in wrapped.parameters() if p.requires_grad]
 
-    return Life(HEALS, lambda work: until_cut(lambda: run(work, cut_at(4))), lambda work: run(work, dict))
+    return Life(HEALS, lambda work: until_cut(lambda: run(work, cut_at(3))), lambda work: run(work, dict))
 
 
 def until_cut(run: Callable[[], Any]) -> None:
