@@ -94,9 +94,12 @@ def test_readings_export_and_draw_hostile_texts(moe: LanguageModel, tmp_path: Pa
 
 
 def test_a_long_trace_still_fits_a_page(moe: LanguageModel, tmp_path: Path) -> None:
-    reading = trace_texts(moe, ["7 * 8 = 56, " * 40] * 12)
+    reading = trace_texts(moe, [*["7 * 8 ="] * 7, "7 * 8 = 56, " * 40, *["7 * 8 ="] * 4])
     reading.save(tmp_path / "long.png")
     assert (tmp_path / "long.png").stat().st_size
+    shown = [len(axis.get_yticks()) for axis in reading.plot().axes]
+    assert len(shown) == 8
+    assert max(shown) == shown[-1] == 64 < len(reading.texts[7].tokens)
 
 
 @pytest.mark.parametrize(
