@@ -116,6 +116,7 @@ def run_together(
         return {name: (found[name], values(wrapped, name)) for name in names}
 
 
+@ONE_MODEL
 def test_runs_that_train_together_are_those_that_train_alone(lm: LanguageModel, tmp_path: Path) -> None:
     found = run_together(lm, tmp_path / "together")
     for i, (name, (place, objective, rate, before)) in enumerate(TOGETHER.items()):
