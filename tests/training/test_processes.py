@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -56,6 +57,7 @@ def in_two(work: Callable[[int], object], folder: Path) -> str:
             continue
         code = 1
         try:
+            signal.alarm(300)  # ends it, should the two wait for one another
             os.chdir(folder)
             for number, name in ((1, "out"), (2, "err")):
                 os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
